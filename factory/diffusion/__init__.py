@@ -1,0 +1,1 @@
+"""Parts the diffusion systems share: networks, conditioning, schedules, losses."""

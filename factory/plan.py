@@ -1,0 +1,104 @@
+"""The plan: every shard of a dataset, as a pure function of its recipe. No input, no output.
+
+A shard covers a range of identities times a range of slots. Its name states both, so that growing
+a dataset, by identities or by images each, only adds shards.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from factory.recipe import GenerateRecipe
+
+TAR_MEMBER_BYTES = 3 * 512  # three tar headers a sample
+SIDECAR_BYTES = 2 * 512  # label and JSON sidecar, padded to tar blocks
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """One unit of work, retry and commit: identities [start, stop) x slots [start, stop)."""
+
+    identity_start: int
+    identity_stop: int
+    slot_start: int
+    slot_stop: int
+
+    @property
+    def name(self) -> str:
+        """Return the fixed name of the shard, the stem of its files."""
+        identities = f"i{self.identity_start:07d}-{self.identity_stop:07d}"
+        return f"{identities}-s{self.slot_start:04d}-{self.slot_stop:04d}"
+
+    @property
+    def samples(self) -> int:
+        """Return how many slots the shard has."""
+        return (self.identity_stop - self.identity_start) * (self.slot_stop - self.slot_start)
+
+    @property
+    def slots(self) -> Iterator[tuple[int, int]]:
+        """Yield (identity, slot) in key order."""
+        for identity in range(self.identity_start, self.identity_stop):
+            for slot in range(self.slot_start, self.slot_stop):
+                yield identity, slot
+
+
+def sample_key(identity: int, slot: int) -> str:
+    """Return the key of a sample, unique in its dataset; matches [A-Za-z0-9_-]+."""
+    return f"{identity:07d}_{slot:04d}"
+
+
+Extent = tuple[int, int]
+
+
+def shards(recipe: GenerateRecipe, grown: tuple[Extent, ...] = ()) -> Iterator[Shard]:
+    """Yield every shard of the dataset.
+
+    Args:
+        recipe: what to make.
+        grown: the extents (identities, images each) the dataset had before it was extended, in
+            order; each extension only adds the rectangles the one before did not cover.
+    """
+    covered: Extent = (0, 0)
+    slots = recipe.shard.slots or (grown[0][1] if grown else recipe.identities.images_each)
+    for extent in (*grown, (recipe.identities.count, recipe.identities.images_each)):
+        count, images = extent
+        yield from _tiles(0, covered[0], covered[1], images, recipe.shard.identities, slots)
+        yield from _tiles(covered[0], count, 0, images, recipe.shard.identities, slots)
+        covered = extent
+
+
+def _tiles(
+    first: int, stop: int, slot: int, slot_stop: int, identities: int, slots: int
+) -> Iterator[Shard]:
+    for start in range(first, stop, identities):
+        for slot_start in range(slot, slot_stop, slots):
+            yield Shard(
+                start, min(start + identities, stop), slot_start, min(slot_start + slots, slot_stop)
+            )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a dataset will amount to."""
+
+    shards: int
+    identities: int
+    images: int
+    bytes: int
+    actor_hours: tuple[float, float]
+    source: str
+
+
+def totals(recipe: GenerateRecipe) -> Totals:
+    """Return counts, bytes and actor-hours (low, high) of the planned dataset."""
+    count, images_each = recipe.identities.count, recipe.identities.images_each
+    slots = recipe.shard.slots or images_each
+    images = count * images_each
+    low, high = recipe.cost.seconds_per_image
+    return Totals(
+        shards=-(-count // recipe.shard.identities) * -(-images_each // slots),
+        identities=count,
+        images=images,
+        bytes=images * (recipe.cost.bytes_per_image + TAR_MEMBER_BYTES + SIDECAR_BYTES),
+        actor_hours=(images * low / 3600, images * high / 3600),
+        source=recipe.cost.source,
+    )

@@ -1,0 +1,457 @@
+"""Recipes: frozen, validated descriptions of one run.
+
+Three kinds exist: `generate` makes a dataset, `train` makes an autoencoder or a diffusion model,
+`fr` makes a recognizer. A recipe is a YAML file; `load` reads it, applies `--set` overrides and
+answers every mistake with one message that names the field, the value and what would be accepted.
+"""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave; every job answers it with its message and exit code 2."""
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe that refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Weights(Part):
+    """A file of weights, named by where it lies and what it holds."""
+
+    location: str = Field(description="Path, URL or package:PATH inside the factory package.")
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    licence: str = "unknown"
+
+    def path(self) -> Path:
+        """Return the local path; `package:` names a file shipped inside the package."""
+        return local_path(self.location)
+
+
+def local_path(location: str) -> Path:
+    """Resolve a location on local disk; `package:` is relative to the installed factory package."""
+    if location.startswith("package:"):
+        return Path(str(resources.files("factory"))) / location.removeprefix("package:")
+    return Path(location)
+
+
+class Image(Part):
+    """What an image of the dataset is."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = Field(description="Height and width in pixels.")
+    format: Literal["jpg", "png"] = "jpg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class Identities(Part):
+    """How many identities and images, and where the identities come from."""
+
+    count: Positive
+    images_each: Positive
+    source: str = Field(description="How the system draws identities; each system names its own.")
+    max_cosine: Cosine = Field(
+        default=1.0, description="Two contexts of the bank are never closer than this."
+    )
+
+
+class ShardShape(Part):
+    """How many identities and slots one shard holds."""
+
+    identities: Positive
+    slots: Positive | None = Field(default=None, description="Default: identities.images_each.")
+
+
+class Sampler(Part):
+    """How a diffusion model is sampled."""
+
+    name: Literal["ddpm", "ddim", "dpmsolver++", "unipc"]
+    steps: Positive
+    guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
+        default=1.0, description="diffusers' convention u + g (c - u); 1 is off."
+    )
+    eta: Fraction = 0.0
+    batch_size: Positive = 16
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class IdentityDrift(Part):
+    """Reject an image whose cosine to its context is further than `tolerance` from the target."""
+
+    tolerance: Annotated[float, Field(gt=0.0, le=2.0)]
+
+
+class NearDuplicate(Part):
+    """Reject an image closer than `max_cosine` to an earlier kept image of the same identity."""
+
+    max_cosine: Cosine
+
+
+class Screens(Part):
+    """Which images are rejected, and how often a rejected slot is tried again."""
+
+    identity_drift: IdentityDrift | None = None
+    near_duplicate: NearDuplicate | None = None
+    max_attempts: Positive = 3
+
+
+class Pool(Part):
+    """The actors that do the work, and what each of them reserves."""
+
+    size: Positive = Field(description="Actors in the pool that renders.")
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Positive = Field(default=1, description="CPU threads of one actor.")
+    fused: bool = Field(default=True, description="One actor does all stages of a shard.")
+    screen_size: Positive = Field(default=1, description="Actors that screen, when not fused.")
+    screen_num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    screen_num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class Cost(Part):
+    """What an image is expected to cost, and who says so."""
+
+    seconds_per_image: tuple[float, float] = Field(description="Low and high, one actor.")
+    source: str
+    bytes_per_image: Positive = 3000
+
+
+class GenerateRecipe(Part):
+    """A dataset of labelled synthetic faces."""
+
+    kind: Literal["generate"]
+    name: str
+    seed: int
+    system: str
+    licence: str
+    image: Image
+    identities: Identities
+    shard: ShardShape
+    pool: Pool
+    cost: Cost
+    weights: dict[str, Weights] = {}
+    sampler: Sampler | None = None
+    screens: Screens = Screens()
+    options: dict[str, Any] = Field(default={}, description="The system's own fields.")
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> "GenerateRecipe":
+        if self.shard.slots is not None and self.shard.slots > self.identities.images_each:
+            raise ValueError(
+                f"shard.slots is {self.shard.slots}, accepted is 1 to identities.images_each "
+                f"({self.identities.images_each})"
+            )
+        return self
+
+
+class Data(Part):
+    """Which datasets a training reads, and how much of them."""
+
+    train: str | tuple[str, ...] = Field(description="Folder or URL of a dataset, or several.")
+    identities: Positive | None = Field(default=None, description="Use the first N identities.")
+    images_each: Positive | None = Field(default=None, description="Use the first N images each.")
+    shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
+
+    def urls(self) -> tuple[str, ...]:
+        """Return the datasets as a tuple, in the order their labels are counted."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+
+class Optimizer(Part):
+    """The optimizer and its constants."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    momentum: Fraction = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0 is off.")
+
+
+class Schedule(Part):
+    """How long to train, and how the learning rate moves."""
+
+    name: Literal["constant", "cosine", "steps", "warm_restarts"] = "constant"
+    steps: Positive | None = Field(default=None, description="Optimizer steps in all.")
+    epochs: Positive | None = Field(default=None, description="Passes over the data.")
+    batch_size: Positive = Field(description="Images of one optimizer step, over all workers.")
+    warmup: Fraction = Field(default=0.0, description="Share of the training that warms up.")
+    milestones: tuple[float, ...] = Field(
+        default=(), description="For `steps`: epochs at which lr is divided by ten."
+    )
+    restart_steps: Positive = Field(default=10_000, description="For `warm_restarts`: T_0.")
+    final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Schedule":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"exactly one of schedule.steps ({self.steps}) and schedule.epochs ({self.epochs}) "
+                "is accepted"
+            )
+        return self
+
+
+class DeepSpeed(Part):
+    """DeepSpeed's part of an engine."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: bool = False
+    accumulation_steps: Positive = 1
+    activation_checkpointing: bool = False
+
+
+class Engine(Part):
+    """What runs the training: plain torch on one worker, or DeepSpeed on many."""
+
+    name: Literal["torch", "deepspeed"]
+    workers: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Positive = 1
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    max_failures: Natural = 2
+    deepspeed: DeepSpeed = DeepSpeed()
+
+    @model_validator(mode="after")
+    def _torch_is_alone(self) -> "Engine":
+        if self.name == "torch" and self.workers != 1:
+            raise ValueError(
+                f"engine.workers is {self.workers}, engine.name torch accepts 1; use deepspeed"
+            )
+        return self
+
+
+class Checkpoints(Part):
+    """When a training saves, and how many checkpoints it keeps."""
+
+    every_steps: Positive
+    keep: Positive = 2
+
+
+class TrainRecipe(Part):
+    """A training of an autoencoder or of a system's diffusion model."""
+
+    kind: Literal["train"]
+    name: str
+    seed: int
+    system: str = Field(description="`autoencoder`, or the system whose denoiser is trained.")
+    licence: str
+    image: Image
+    data: Data
+    model: dict[str, Any] = Field(description="Sizes of the network; the system checks them.")
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine
+    checkpoint: Checkpoints
+    weights: dict[str, Weights] = Field(
+        default={}, description="Frozen parts, and `start`: weights to continue from."
+    )
+    ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
+    options: dict[str, Any] = Field(default={}, description="The system's own fields: losses etc.")
+
+
+class Backbone(Part):
+    """The recognizer's network."""
+
+    name: Literal["r18", "r34", "r50", "r100", "iresnet", "mobilefacenet"]
+    embedding_size: Positive = 512
+    widths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four widths.")
+    depths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four depths.")
+    dropout: Fraction = 0.0
+
+
+class Head(Part):
+    """The margin loss over class centres."""
+
+    name: Literal["cosface", "arcface", "adaface"]
+    scale: Annotated[float, Field(gt=0.0)] = 64.0
+    margin: Annotated[float, Field(ge=0.0)] = 0.4
+    h: Annotated[float, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
+
+
+class FRRecipe(Part):
+    """A training of a face recognizer."""
+
+    kind: Literal["fr"]
+    name: str
+    seed: int
+    licence: str
+    image: Image
+    data: Data
+    backbone: Backbone
+    head: Head
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine
+    checkpoint: Checkpoints
+    augment: tuple[str, ...] = Field(default=("flip",), description="Augmentations, in order.")
+    benchmarks: str = Field(default="", description="Folder of .bin files, evaluated at the end.")
+
+
+Recipe = GenerateRecipe | TrainRecipe | FRRecipe
+KINDS: dict[str, type[GenerateRecipe] | type[TrainRecipe] | type[FRRecipe]] = {
+    "generate": GenerateRecipe,
+    "train": TrainRecipe,
+    "fr": FRRecipe,
+}
+
+
+def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: str = "") -> Recipe:
+    """Read a recipe file and apply `path=value` overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: strings such as `identities.count=20`; the value is read as YAML.
+        kind: when given, the only kind accepted.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a field is unknown, missing or wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"recipe: no file {path}; accepted is the path of a YAML recipe")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"recipe: {path} holds {type(raw).__name__}, accepted is a mapping")
+    for override in overrides:
+        _apply(raw, override)
+    if kind and raw.get("kind") != kind:
+        raise InputError(f"recipe field kind: {raw.get('kind')!r}; this job accepts {kind!r}")
+    return parse(raw)
+
+
+def parse(raw: dict[str, Any]) -> Recipe:
+    """Validate a mapping as a recipe of the kind it names; raises InputError."""
+    if raw.get("kind") not in KINDS:
+        raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
+    return checked(KINDS[raw["kind"]], raw, "recipe field")
+
+
+def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
+    """Validate `raw` as `model`; InputError names each faulty field.
+
+    Args:
+        model: the part to make.
+        raw: its fields.
+        what: words before each field's name, such as "recipe field".
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        faults = [_explain(model, fault, what) for fault in error.errors()]
+        raise InputError("; ".join(faults)) from None
+
+
+def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+    if fault["type"] == "extra_forbidden":
+        names = _accepted(model, fault["loc"][:-1])
+        return f"{what} {field}: unknown; accepted: {', '.join(names)}"
+    if fault["type"] == "missing":
+        return f"{what} {field}: missing"
+    if fault["type"] == "value_error":
+        return f"{what} {field}: {fault['ctx']['error']}"
+    return f"{what} {field}: {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the part at `loc` inside `model`."""
+    for name in loc:
+        if name not in model.model_fields:
+            break
+        annotation = model.model_fields[name].annotation
+        parts = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return sorted(model.model_fields)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override!r}: accepted is path=value, as identities.count=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {path}: {text!r} is not a YAML value") from error
+    *parents, leaf = path.split(".")
+    for name in parents:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"--set {path}: {name} is not a group of fields")
+    raw[leaf] = value
+
+
+def canonical(recipe: BaseModel) -> str:
+    """Return the recipe as JSON with sorted keys and no spaces: equal recipes, equal text."""
+    return json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """Return 16 hex digits naming a recipe or any JSON value by its content."""
+    if isinstance(value, BaseModel):
+        text = canonical(value)
+    else:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bank_digest(recipe: GenerateRecipe) -> str:
+    """Return the digest of what decides the identity bank.
+
+    Counts are left out: a bank packed greedily in key order is a prefix of any longer one.
+    """
+    identities = recipe.identities.model_dump(mode="json", exclude={"count", "images_each"})
+    return digest({"identities": identities, **_pixels(recipe)})
+
+
+def content_digest(recipe: GenerateRecipe, versions: dict[str, str]) -> str:
+    """Return the digest of only what changes pixels; it stands in every sidecar and names pools.
+
+    Args:
+        recipe: the recipe of the dataset.
+        versions: versions of the libraries that compute pixels, by name.
+    """
+    return digest(
+        {
+            **_pixels(recipe),
+            "bank": bank_digest(recipe),
+            "image": recipe.image.model_dump(mode="json"),
+            "screens": recipe.screens.model_dump(mode="json"),
+            "shard": recipe.shard.model_dump(mode="json"),
+            "versions": versions,
+        }
+    )
+
+
+def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
+    return {
+        "seed": recipe.seed,
+        "system": recipe.system,
+        "size": recipe.image.size,
+        "options": recipe.options,
+        "weights": {name: part.sha256 for name, part in recipe.weights.items()},
+        "sampler": recipe.sampler.model_dump(mode="json") if recipe.sampler else None,
+        "threads": recipe.pool.threads,
+    }

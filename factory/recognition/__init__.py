@@ -1,0 +1,1 @@
+"""Face recognizers: networks, margin heads, and others' weights."""

@@ -1,0 +1,1 @@
+"""Shards: bytes on disk and back."""

@@ -1,0 +1,1 @@
+"""What flows on Ray Data: one shard in, one shard out."""

@@ -1,0 +1,25 @@
+"""Systems: one way to make faces each, one file each."""
+
+import importlib
+import pkgutil
+
+from factory.recipe import GenerateRecipe, InputError
+from factory.systems.base import System
+
+
+def names() -> list[str]:
+    """Return the systems there are: one module in this package each."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+
+def system_class(name: str) -> type[System]:
+    """Return the class of a system; InputError names the systems there are."""
+    if name not in names():
+        raise InputError(f"recipe field system: {name!r}; accepted: {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module.SYSTEM
+
+
+def create(recipe: GenerateRecipe) -> System:
+    """Make the recipe's system and check the recipe's fields against it; loads no weights."""
+    return system_class(recipe.system)(recipe)

@@ -1,0 +1,89 @@
+"""What a system is: one way to make faces, with its identities, its variation and its sampler.
+
+A system is created once in each actor and then asked for one batch after another. Everything it
+draws is keyed by position (`factory.seeding`), so that any actor gives the same answer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from factory.recipe import GenerateRecipe, Part, checked
+from factory.seeding import seed64
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an image stands: its identity, slot and attempt in a dataset."""
+
+    identity: int
+    slot: int
+    attempt: int
+
+    def seed(self, root: int, stage: str) -> int:
+        """Return the 64-bit seed of this position for one stage."""
+        return seed64(root, stage, self.identity, self.slot, self.attempt)
+
+
+@dataclass
+class Conditions:
+    """What each image of a batch is made from.
+
+    Attributes:
+        context: float32 [B, D], the context of each image (unit length where it is an embedding).
+        target: float32 [B], the cosine the teacher should measure between image and context.
+        extras: further arrays [B, ...] of the system's own, such as a style or a requested m.
+    """
+
+    context: np.ndarray
+    target: np.ndarray
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Rendered:
+    """Images of one batch: uint8 [B, S, S, 3] RGB, and JSON-able facts known of each image."""
+
+    images: np.ndarray
+    truth: list[dict[str, Any]]
+
+
+class System(ABC):
+    """One way to make faces.
+
+    Subclasses set `name`, their `Options` (the recipe's `options`) and `sources` (what
+    `identities.source` may be), and draw, vary and sample.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Part]] = Part
+    sources: ClassVar[tuple[str, ...]]
+    weights: ClassVar[tuple[str, ...]] = ()  # names the recipe's `weights` must have
+    one_sided: ClassVar[bool] = True  # a cosine above the target is no identity drift
+
+    def __init__(self, recipe: GenerateRecipe) -> None:
+        """Check the recipe's fields against the system; loading weights is `load`'s work."""
+        self.recipe = recipe
+        self.options: Any = checked(self.Options, recipe.options, "recipe field options.")
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError where the recipe asks for what the system cannot do."""
+
+    def load(self) -> None:
+        """Load weights; called once in each actor, before the first batch."""
+
+    @abstractmethod
+    def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
+        """Return candidate contexts, float32 [n, D]; a pure function of each index."""
+
+    @abstractmethod
+    def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Draw the variation within an identity; contexts is float32 [B, D], one row an image."""
+
+    @abstractmethod
+    def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
+        """Make the images of one batch."""
