@@ -1,0 +1,217 @@
+"""What a run was and what came of it, kept in MLflow.
+
+The default is a sqlite file in the current folder, so that tracking needs no server. MLflow is
+imported when a run starts, never before: planning and verifying do not pay for it.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+from factory.recipe import InputError
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run reports to its own URI only
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minutes
+PARAM_CHARACTERS = 6000  # MLflow's limit on the value of a parameter
+BATCH_ENTRIES = 100  # MLflow's limit on parameters in one call
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
+_SECRET = re.compile(
+    r"(?i)([?&][\w.-]*(?:key|secret|token|password|signature|credential)[\w.-]*=)[^&\s\"']+"
+)
+
+
+def masked(text: str) -> str:
+    """Hide user names, passwords and keys in every URL of a text."""
+    return _SECRET.sub(r"\1***", _USERINFO.sub("***", text))
+
+
+def resolve(uri: str = "") -> str:
+    """Return the tracking URI to use: as given, else MLFLOW_TRACKING_URI, else a sqlite file.
+
+    A relative sqlite path becomes absolute, so that a worker in another folder, given the result,
+    finds the same file.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or DEFAULT_URI
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return "sqlite:///" + str(Path(uri.removeprefix("sqlite:///")).absolute())
+    return uri
+
+
+class Run:
+    """One run in MLflow, to be written to while it lasts.
+
+    Attributes:
+        uri: where it is kept; give it with `id` to `attach` to write from another process.
+        id: MLflow's name of the run.
+        experiment_id: MLflow's name of its experiment.
+    """
+
+    def __init__(self, client: Any, uri: str, run_id: str, experiment_id: str) -> None:
+        """Wrap an existing run; `run` and `attach` are the ways to get one."""
+        self._client = client
+        self.uri = uri
+        self.id = run_id
+        self.experiment_id = experiment_id
+
+    @property
+    def url(self) -> str:
+        """Return the page of the run on a server, or the command that shows a sqlite file."""
+        if self.uri.startswith(("http://", "https://")):
+            page = f"/#/experiments/{self.experiment_id}/runs/{self.id}"
+            return masked(self.uri.rstrip("/") + page)
+        return masked(f"mlflow ui --backend-store-uri {self.uri}")
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; nested mappings become dotted names. Each name is logged once a run."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, text) for name, text in flat(values).items()]
+        for start in range(0, len(entries), BATCH_ENTRIES):
+            self._client.log_batch(self.id, params=entries[start : start + BATCH_ENTRIES])
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers, at `step` (0 when not given); nested mappings become dotted names."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(v), now, step or 0) for name, v in _leaves(values)]
+        self._client.log_batch(self.id, metrics=entries)
+
+    def artifact(self, path: str | Path, folder: str = "") -> None:
+        """Keep a copy of a file, or of all files of a folder, under `folder`."""
+        if Path(path).is_dir():
+            self._client.log_artifacts(self.id, str(path), folder or None)
+        else:
+            self._client.log_artifact(self.id, str(path), folder or None)
+
+    def dataset(self, name: str, url: str, digest: str) -> None:
+        """Note a dataset the run reads or makes: its name, where it lies and its digest."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        source = json.dumps({"uri": masked(url)})
+        noted = Dataset(name=name, digest=digest[:36], source_type="uri", source=source)
+        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset=noted, tags=[])])
+
+    def tag(self, name: str, value: str) -> None:
+        """Put a tag on the run."""
+        self._client.set_tag(self.id, name, masked(value))
+
+
+@contextmanager
+def run(
+    uri: str,
+    experiment: str,
+    name: str,
+    recipe: BaseModel | Mapping[str, Any],
+    parent: str | None = None,
+) -> Iterator[Run]:
+    """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on Ctrl-C.
+
+    The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
+    canonical form. Call this in the driver before any worker attaches: the first call makes the
+    tables of a new sqlite file, and processes that race for that lose.
+
+    Args:
+        uri: tracking URI; see `resolve`.
+        experiment: name of the experiment, made when missing.
+        name: name of the run.
+        recipe: a recipe or another JSON-able mapping.
+        parent: id of the run this one is part of.
+
+    Raises:
+        InputError: the tracking server cannot be reached or used.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    uri = resolve(uri)
+    values = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else dict(recipe)
+    with _explained(uri):
+        client = _client(uri)
+        experiment_id = _experiment(client, uri, experiment)
+        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        made = client.create_run(experiment_id, tags=tags, run_name=name)
+        tracked = Run(client, uri, made.info.run_id, experiment_id)
+        tracked.params(values)
+        text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
+        client.log_text(tracked.id, text, "recipe.json")
+    try:
+        yield tracked
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        client.set_terminated(tracked.id, "KILLED" if interrupted else "FAILED")
+        raise
+    client.set_terminated(tracked.id, "FINISHED")
+
+
+def attach(uri: str, run_id: str) -> Run:
+    """Return a run started elsewhere, to write to it from a worker; its end stays the driver's."""
+    uri = resolve(uri)
+    with _explained(uri):
+        client = _client(uri)
+        return Run(client, uri, run_id, client.get_run(run_id).info.experiment_id)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested mappings to dotted names and texts that MLflow accepts as parameters."""
+    return {
+        name: masked(value if isinstance(value, str) else json.dumps(value))[:PARAM_CHARACTERS]
+        for name, value in _leaves(values, prefix)
+    }
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield re.sub(r"[^\w\-. :/]", "_", f"{prefix}{name}"), value
+
+
+def _client(uri: str) -> Any:
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SEC):
+            pass
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(client: Any, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    if uri.startswith("sqlite:"):  # keep the files beside the database, not in the current folder
+        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
+        return client.create_experiment(name, artifact_location=(folder / name).as_uri())
+    return client.create_experiment(name)
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--tracking-uri {masked(uri)}: cannot be used ({masked(reason)}); accepted is a "
+            "reachable MLflow server or a file such as sqlite:///mlflow.db"
+        ) from error

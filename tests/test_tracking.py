@@ -1,0 +1,115 @@
+"""Round trips through a real sqlite store, read back with MLflow's own client."""
+
+import json
+import socket
+
+import pytest
+
+from factory import tracking
+from factory.recipe import InputError
+
+RECIPE = {
+    "name": "toy",
+    "data": {"train": "s3://user:secret@bucket/faces?secret_key=abc&region=x"},
+    "sizes": [1, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
+
+
+def test_a_run_is_read_back(uri, tmp_path):
+    from mlflow import MlflowClient
+
+    file = tmp_path / "report.html"
+    file.write_text("<p>hello</p>")
+    with tracking.run(uri, "desk", "parent", RECIPE) as parent:
+        parent.metrics({"loss": 2.0, "bins": {"frontal": 0.5}}, step=0)
+        parent.metrics({"loss": 1.0}, step=7)
+        parent.artifact(file)
+        parent.dataset("faces", "s3://user:secret@bucket/faces", "0123456789abcdef")
+        with tracking.run(uri, "desk", "child", {}, parent=parent.id) as child:
+            tracking.attach(uri, child.id).metrics({"accuracy": 0.75})
+
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_run(parent.id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "parent"
+    assert found.data.params["sizes"] == "[1, 2]"
+    assert found.data.params["data.train"] == "s3://***@bucket/faces?secret_key=***&region=x"
+    assert [(m.step, m.value) for m in client.get_metric_history(parent.id, "loss")] == [
+        (0, 2.0),
+        (7, 1.0),
+    ]
+    assert found.data.metrics["bins.frontal"] == 0.5
+    dataset = found.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("faces", "0123456789abcdef")
+    assert "secret" not in dataset.source
+    assert {f.path for f in client.list_artifacts(parent.id)} == {"recipe.json", "report.html"}
+    client.download_artifacts(parent.id, "recipe.json", str(tmp_path))
+    text = (tmp_path / "recipe.json").read_text()
+    assert json.loads(text)["name"] == "toy"
+    assert "secret@" not in text
+    nested = client.get_run(child.id)
+    assert nested.data.tags["mlflow.parentRunId"] == parent.id
+    assert nested.data.metrics["accuracy"] == 0.75
+
+
+def test_an_exception_marks_the_run_failed(uri):
+    from mlflow import MlflowClient
+
+    with pytest.raises(ZeroDivisionError), tracking.run(uri, "desk", "broken", {}) as broken:
+        1 / 0  # noqa: B018
+    assert MlflowClient(tracking_uri=uri).get_run(broken.id).info.status == "FAILED"
+
+
+def test_artifacts_lie_beside_the_database(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tracking.run(uri, "desk", "elsewhere", {}):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_parameters_than_one_call_takes(uri):
+    from mlflow import MlflowClient
+
+    with tracking.run(uri, "desk", "many", {f"p{i}": i for i in range(250)}) as many:
+        pass
+    assert len(MlflowClient(tracking_uri=uri).get_run(many.id).data.params) == 250
+
+
+def test_an_unreachable_server_is_one_clear_error():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        pytest.raises(InputError, match=rf"http://\*\*\*@127.0.0.1:{port}.*accepted") as raised,
+        tracking.run(f"http://me:pw@127.0.0.1:{port}", "desk", "x", {}),
+    ):
+        pass
+    assert "pw" not in str(raised.value)
+
+
+def test_resolve_order(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.resolve() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking.resolve() == "http://host:5000"
+    assert tracking.resolve("sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("s3://k:s@bucket/key", "s3://***@bucket/key"),
+        ("x?AWS_SECRET_ACCESS_KEY=abc", "x?AWS_SECRET_ACCESS_KEY=***"),
+        ("a@b.org", "a@b.org"),
+        ("see http://u@h/ and s3://a:b@c", "see http://***@h/ and s3://***@c"),
+    ],
+)
+def test_masked(text, hidden):
+    assert tracking.masked(text) == hidden
