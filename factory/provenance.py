@@ -1,0 +1,115 @@
+"""Where a dataset comes from: the models and libraries that made its pixels, and their licences."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import factory
+from factory.recipe import InputError, Part, Weights
+
+DIGITAL_SOURCE_TYPE = "trainedAlgorithmicMedia"  # IPTC's term for an image made by a trained model
+
+LICENCES = (  # from the most permissive to the strictest
+    "CC0-1.0",
+    "MIT-0",
+    "MIT",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "Apache-2.0",
+    "CC-BY-4.0",
+    "MPL-2.0",
+    "LGPL-3.0",
+    "GPL-3.0",
+    "AGPL-3.0",
+    "CC-BY-SA-4.0",
+    "OpenRAIL",
+    "CC-BY-NC-4.0",
+    "CC-BY-NC-SA-4.0",
+    "CC-BY-NC-ND-4.0",
+    "non-commercial-research",
+    "proprietary",
+    "unknown",
+)
+PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
+
+
+class Model(Part):
+    """A model that touched a dataset."""
+
+    name: str
+    location: str
+    sha256: str
+    licence: str
+
+
+def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
+    """Return the models a recipe names, with the sha256 of the files as they lie on disk.
+
+    Raises:
+        InputError: a file is missing, or is not the one whose sha256 the recipe states.
+    """
+    return tuple(
+        Model(
+            name=name,
+            location=part.location,
+            sha256=checked_sha256(name, part),
+            licence=part.licence,
+        )
+        for name, part in sorted(weights.items())
+    )
+
+
+def checked_sha256(name: str, weights: Weights) -> str:
+    """Return the sha256 of a file of weights, 64 hex digits, having compared it with the recipe's.
+
+    Raises:
+        InputError: the file is missing, or its sha256 is not the one the recipe states.
+    """
+    path = weights.path()
+    if not path.is_file():
+        raise InputError(
+            f"recipe field weights.{name}.location: no file {path}; accepted is a file of weights"
+        )
+    found = sha256_file(path)
+    if weights.sha256 and weights.sha256 != found:
+        raise InputError(
+            f"recipe field weights.{name}.sha256: {weights.sha256}, but {path} has {found}; "
+            "accepted is the file the recipe was written for, or the new sha256"
+        )
+    return found
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the sha256 of a file as 64 lower-case hex digits, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def strictest(licences: Iterable[str]) -> str:
+    """Return the licence a dataset inherits: the strictest of those of its recipe and models.
+
+    A licence that is not in `LICENCES` is taken to be as strict as "unknown" and keeps its name,
+    since nobody has compared its terms; several such are joined by AND.
+    """
+    found = set(licences) or {"unknown"}
+    top = max(_rank(licence) for licence in found)
+    return " AND ".join(sorted(licence for licence in found if _rank(licence) == top))
+
+
+def _rank(licence: str) -> int:
+    return LICENCES.index(licence) if licence in LICENCES else len(LICENCES)
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that compute pixels, by name; no imports.
+
+    A library that is not installed computes no pixels and is left out.
+    """
+    found = {"factory": factory.__version__}
+    for name in PIXEL_LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
