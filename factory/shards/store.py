@@ -1,0 +1,412 @@
+"""A store: one folder of files, on local disk or behind a URL.
+
+Local files are written aside, flushed and moved, so that a name is either absent or complete. An
+object store publishes what it was given; there only a shard's manifest, written last, proves that
+the shard is complete. One writer at a time holds the store's lock.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+
+from factory.recipe import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+PART = ".part-"  # stands inside the name of a file that is still being written
+LOCK = "lock"
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for so long is dead
+SETTLE_SECONDS = 1.0  # between writing a lock and reading it back, where creation is not exclusive
+COPY_BYTES = 1 << 20
+
+
+class Store:
+    """The files of one dataset, by relative names with forward slashes.
+
+    Every method that takes a name raises ValueError when the name is absolute, has an empty, `.`
+    or `..` part, and FileNotFoundError when a file that is read does not exist.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        """Open a folder, which need not exist.
+
+        Args:
+            url: a local path, `file://`, `s3://` or `gs://` URL (pyarrow.fs, with its query
+                options such as `?endpoint_override=`), or any other URL that fsspec knows.
+
+        Raises:
+            InputError: the URL is of no known kind.
+        """
+        self._address = str(url)
+        self._root: Path | None = None
+        if not self._address:
+            raise InputError("store: '' is no address; accepted is a local path or a URL")
+        if "://" not in self._address:
+            self._root = Path(self._address)
+        elif self._address.startswith("file://"):
+            self._root = Path(self._address.removeprefix("file://"))
+        self._remote: FileSystem | None = None
+        self._base = ""
+        if self._root is None:
+            self._remote, self._base = _filesystem(self._address, self.url)
+
+    @property
+    def url(self) -> str:
+        """Return the address without credentials."""
+        return public(self._address)
+
+    @property
+    def root(self) -> Path | None:
+        """Return the local folder, or None when the store is remote."""
+        return self._root
+
+    def __repr__(self) -> str:
+        """Name the store without credentials."""
+        return f"Store({self.url!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to actors as the address; each opens its own connection."""
+        return Store, (self._address,)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file of this name."""
+        if self._root is not None:
+            return self._local(name).is_file()
+        return self._info(name) is not None
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        if self._root is not None:
+            return self._local(name).stat().st_size
+        info = self._info(name)
+        if info is None:
+            raise FileNotFoundError(f"{self.url}: no file {name}")
+        return info.size
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+        with self.open_input(name) as file:
+            return file.read()
+
+    def open_input(self, name: str) -> IO[bytes]:
+        """Open a file to be read in order, without loading it whole."""
+        if self._root is not None:
+            return self._local(name).open("rb")
+        return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of all files below a folder, in no order; "" is the whole store."""
+        if self._root is not None:
+            start = self._local(prefix) if prefix else self._root
+            for folder, _, names in os.walk(start):
+                inside = Path(folder).relative_to(self._root)
+                yield from ((inside / name).as_posix() for name in names)
+            return
+        from pyarrow import fs
+
+        start = self._key(prefix) if prefix else self._base
+        for info in self._fs.get_file_info(
+            fs.FileSelector(start, recursive=True, allow_not_found=True)
+        ):
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(self._base).lstrip("/")
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that does not exist is no error."""
+        if self._root is not None:
+            self._local(name).unlink(missing_ok=True)
+        elif self.exists(name):
+            self._fs.delete_file(self._key(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file in one piece; an older one of this name is replaced."""
+        if self._root is None:
+            with self._fs.open_output_stream(self._key(name)) as out:
+                out.write(data)
+            return
+        with _aside(self._local(name)) as part:
+            part.write(data)
+
+    def put(self, local: Path, name: str) -> None:
+        """Copy a local file to a name; the local file stays."""
+        with local.open("rb") as file:
+            if self._root is None:
+                with self._fs.open_output_stream(self._key(name)) as out:
+                    shutil.copyfileobj(file, out, COPY_BYTES)
+                return
+            with _aside(self._local(name)) as part:
+                shutil.copyfileobj(file, part, COPY_BYTES)
+
+    def fetch(self, name: str, local: Path) -> None:
+        """Copy a file to a local path, which is complete or absent at any moment."""
+        with self.open_input(name) as file, _aside(local) as part:
+            shutil.copyfileobj(file, part, COPY_BYTES)
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """Lend a local path of a file: itself, or a temporary copy of a remote one."""
+        if self._root is not None:
+            yield self._local(name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / PurePosixPath(name).name
+            self.fetch(name, path)
+            yield path
+
+    def sweep(self) -> tuple[str, ...]:
+        """Remove parts left by writers that died, and return their names."""
+        removed = []
+        for name in self.list() if self._root is not None else ():
+            if PART in name and _is_dead_part(self._local(name)):
+                self.delete(name)
+                removed.append(name)
+        return tuple(sorted(removed))
+
+    @contextmanager
+    def lock(self, owner: str) -> Iterator["Lock"]:
+        """Hold the store as its only writer for as long as the block runs.
+
+        Creation is exclusive on local disk. An object store has no portable exclusive creation:
+        there the lock is written and read back, which keeps out all but simultaneous starters.
+
+        Args:
+            owner: what holds the lock, shown to whoever is refused, such as "generate".
+
+        Raises:
+            InputError: another writer holds the lock; names its host, process and age.
+        """
+        lock = Lock(self, owner)
+        lock.take()
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+    def _local(self, name: str) -> Path:
+        assert self._root is not None
+        return self._root / _safe(name)
+
+    def _key(self, name: str) -> str:
+        return f"{self._base}/{_safe(name)}"
+
+    @property
+    def _fs(self) -> Any:
+        assert self._remote is not None
+        return self._remote
+
+    def _info(self, name: str) -> Any:
+        from pyarrow import fs
+
+        info = self._fs.get_file_info(self._key(name))
+        return info if info.type == fs.FileType.File else None
+
+
+class Lock:
+    """The lock of a store: a small JSON file renewed by a thread while it is held."""
+
+    def __init__(self, store: Store, owner: str) -> None:
+        """Prepare a lock; `take` takes it."""
+        self.store = store
+        self.owner = owner
+        self.token = secrets.token_hex(8)
+        self.lost = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="store-lock", daemon=True)
+
+    def take(self) -> None:
+        """Take the lock, over a dead holder's if need be, and start to renew it."""
+        root = self.store.root
+        if root is None or not _create(root / LOCK, self._content()):
+            holder = self._holder()
+            if holder is not None:
+                self._refuse_if_alive(holder)
+            self.store.write(LOCK, self._content())
+            time.sleep(SETTLE_SECONDS)
+            holder = self._holder()
+            if holder is None or holder.get("token") != self.token:
+                self._refuse(holder or {}, "it was faster")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise RuntimeError when another writer has taken the lock meanwhile."""
+        if self.lost:
+            raise RuntimeError(f"{self.store.url}: another writer took the lock of this output")
+
+    def release(self) -> None:
+        """Stop renewing, and remove the lock when it is still ours."""
+        self._stop.set()
+        self._thread.join()
+        holder = self._holder()
+        if holder is not None and holder.get("token") == self.token:
+            self.store.delete(LOCK)
+
+    def _content(self) -> bytes:
+        content = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": self.token,
+            "time": time.time(),
+        }
+        return json.dumps(content).encode()
+
+    def _holder(self) -> dict[str, Any] | None:
+        """Return who holds the lock: None for nobody, an empty dict when it is unreadable."""
+        try:
+            holder = json.loads(self.store.read(LOCK))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _renew(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                holder = self._holder()
+                if holder is None or holder.get("token") != self.token:
+                    self.lost = True
+                    return
+                self.store.write(LOCK, self._content())
+            except OSError as error:  # a store that is away for a moment; the next beat tries again
+                print(f"lock of {self.store.url} not renewed: {error}", flush=True)
+
+    def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
+        age = _age(holder)
+        here = holder.get("host") == socket.gethostname()
+        if here and not _is_alive(holder.get("pid")):
+            why = "its process is gone"
+        elif age > STALE_SECONDS:
+            why = f"it did not move for {age:.0f} s"
+        else:
+            self._refuse(holder, f"last seen {age:.0f} s ago")
+        print(f"taking over the lock of {self.store.url} from {_describe(holder)}: {why}")
+
+    def _refuse(self, holder: dict[str, Any], why: str) -> NoReturn:
+        raise InputError(
+            f"output {self.store.url} is being written by {_describe(holder)}, {why}; stop it, or, "
+            f"if it is dead, wait {STALE_SECONDS:.0f} s or delete {self.store.url}/{LOCK}"
+        )
+
+
+def public(url: str) -> str:
+    """Return an address without user, password or secret query values, fit to be shown."""
+    url = re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*", r"\1...", url)
+
+
+def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:
+    from pyarrow import ArrowInvalid, fs
+
+    scheme = address.partition("://")[0]
+    if scheme in ("s3", "gs", "gcs"):
+        try:
+            filesystem, base = fs.FileSystem.from_uri(address)
+        except (ArrowInvalid, OSError) as error:
+            reason = str(error).replace(address, shown)
+            raise InputError(f"store {shown}: {reason}") from None
+        return filesystem, base.rstrip("/")
+    import fsspec
+
+    try:
+        inner, base = fsspec.core.url_to_fs(address)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"store {shown}: {error}; accepted: a path, s3://, gs://, fsspec"
+        ) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(inner)), base.rstrip("/")
+
+
+def _safe(name: str) -> str:
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"file name {name!r} is not a relative name below the store")
+    return name
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[IO[bytes]]:
+    """Open a part beside `path`; move it there, flushed, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    part = path.with_name(f"{path.name}{PART}{token}")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """Create a file with its content at once; False when it exists already."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {path.parent} cannot be a folder: {error.strerror}") from None
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}{PART}") as file:
+        file.write(data)
+        file.flush()
+        try:
+            os.link(file.name, path)
+        except OSError:  # it exists, or the file system has no links: settled by reading back
+            return False
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system lets a folder be flushed
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _is_dead_part(path: Path) -> bool:
+    host, _, rest = path.name.rpartition(PART)[2].rpartition(".")[0].rpartition(".")
+    if host == socket.gethostname() and rest.isdigit():
+        return not _is_alive(int(rest))
+    try:
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _is_alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _age(holder: dict[str, Any]) -> float:
+    moment = holder.get("time")
+    return max(time.time() - moment, 0.0) if isinstance(moment, (int, float)) else float("inf")
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "an unknown writer"
+    return f"{holder.get('owner')} (host {holder.get('host')}, process {holder.get('pid')})"

@@ -1,0 +1,212 @@
+"""Tar files of samples: written byte for byte reproducibly, read and checked in one pass.
+
+A sample is a key and its members: `0000012_0003` with `cls`, `jpg` and `json` lies in the tar as
+three files `KEY.EXTENSION`. Format: POSIX.1-1988 ustar, regular files only. Members are sorted by
+name and carry mtime 0, uid and gid 0 and mode 0644, so that equal content gives equal bytes.
+"""
+
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+BLOCK = 512
+WINDOW = 1 << 20  # bytes read at a time
+LARGEST = 8**11 - 1  # eleven octal digits of the size field
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+EXTENSION = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+END = bytes(2 * BLOCK)
+ADLER_MODULUS = 65521
+
+Sample = tuple[str, dict[str, bytes]]
+
+
+class TarError(ValueError):
+    """A tar that is truncated, damaged or not one of ours; names the byte offset."""
+
+    def __init__(self, offset: int, detail: str) -> None:
+        """Keep the offset in bytes beside the message."""
+        super().__init__(f"{detail} at byte {offset}")
+        self.offset = offset
+
+
+class Member(NamedTuple):
+    """One file inside a tar."""
+
+    name: str
+    offset: int
+    data: bytes
+
+    @property
+    def key(self) -> str:
+        """Return the part of the name before the first dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        """Return the part of the name after the first dot."""
+        return self.name.partition(".")[2]
+
+
+def write_tar(path: Path, samples: Iterable[Sample]) -> tuple[str, int]:
+    """Write samples to a tar, one after another, and return its sha256 and size in bytes.
+
+    Args:
+        path: the file to write; an older one is replaced. Nothing is left there after an error.
+        samples: (key, {extension: bytes}); keys match [A-Za-z0-9_-]+ and strictly increase.
+
+    Raises:
+        ValueError: a key or extension is not accepted, keys do not increase, or a member is
+            larger than 8 GiB.
+    """
+    sha, size, last = hashlib.sha256(), 0, ""
+    path.unlink(missing_ok=True)  # a hard link elsewhere must not change with this file
+    try:
+        with path.open("wb") as file:
+            for key, members in samples:
+                if not KEY.fullmatch(key):
+                    raise ValueError(f"sample key {key!r}; accepted is [A-Za-z0-9_-]+")
+                if key <= last:
+                    raise ValueError(f"sample key {key!r} after {last!r}; keys must increase")
+                last = key
+                block = b"".join(
+                    _member(f"{key}.{extension}", extension, members[extension])
+                    for extension in sorted(members)
+                )
+                sha.update(block)
+                size += file.write(block)
+            sha.update(END)
+            size += file.write(END)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return sha.hexdigest(), size
+
+
+def _member(name: str, extension: str, data: bytes) -> bytes:
+    if not EXTENSION.fullmatch(extension):
+        raise ValueError(f"extension {extension!r} of {name!r}; accepted is letters, digits, _, .")
+    if len(name) > 100:
+        raise ValueError(f"member name {name!r} has {len(name)} characters, accepted are 100")
+    if len(data) > LARGEST:
+        raise ValueError(f"member {name!r} has {len(data)} bytes, accepted are {LARGEST}")
+    header = b"".join(
+        (
+            name.encode("ascii").ljust(100, b"\0"),
+            b"0000644\0",  # mode
+            b"0000000\0",  # uid
+            b"0000000\0",  # gid
+            b"%011o\0" % len(data),
+            b"00000000000\0",  # mtime
+            b" " * 8,  # the checksum counts its own field as spaces
+            b"0",  # a regular file
+            bytes(100),  # link name
+            b"ustar\00000",
+            bytes(64),  # user and group names
+            b"0000000\0",  # device major
+            b"0000000\0",  # device minor
+            bytes(167),  # prefix and padding
+        )
+    )
+    header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
+    return header + data + bytes(-len(data) % BLOCK)
+
+
+def members(file: IO[bytes], seen: Callable[[bytes], object] | None = None) -> Iterator[Member]:
+    """Yield the members of an open tar, holding no more than a window and one member in memory.
+
+    Args:
+        file: a binary stream standing at the start of the tar.
+        seen: called with every piece of the stream as it is read, such as a hash's `update`.
+
+    Raises:
+        TarError: truncated, a header's checksum is wrong, a member is not a regular file with a
+            name such as `key.ext`, or bytes other than zeros follow the end.
+    """
+    window, base, at = b"", 0, 0  # `at` counts inside the window, which starts at byte `base`
+
+    def read(need: int) -> bool:
+        nonlocal window, base, at
+        pieces, have = [window[at:]], len(window) - at
+        base, at = base + at, 0
+        while have < need:
+            piece = file.read(max(WINDOW, need - have))
+            if not piece:
+                break
+            if seen is not None:
+                seen(piece)
+            pieces.append(piece)
+            have += len(piece)
+        window = b"".join(pieces)
+        return have >= need
+
+    while True:
+        if at + BLOCK > len(window) and not read(BLOCK):
+            raise TarError(base + len(window), "truncated")
+        header = window[at : at + BLOCK]
+        if not header[0]:
+            break
+        name, size = _parse(header, base + at)
+        stop = BLOCK + size + -size % BLOCK
+        if at + stop > len(window) and not read(stop):
+            raise TarError(base + len(window), f"truncated inside {name}")
+        start = at + BLOCK
+        yield Member(name, base + start, window[start : start + size])
+        at += stop
+    if at + len(END) > len(window) and not read(len(END)):
+        raise TarError(base + len(window), "truncated before the end mark")
+    while True:
+        rest = window[at:]
+        if rest.count(0) != len(rest):
+            raise TarError(base + at, "no member header and no end mark")
+        at = len(window)
+        if not read(1):
+            return
+
+
+def _parse(header: bytes, offset: int) -> tuple[str, int]:
+    name, _, rest = header[:100].partition(b"\0")
+    try:
+        size = int(header[124:136].strip(b"\0 "), 8)
+        stated = int(header[148:156].strip(b"\0 "), 8)
+    except ValueError:
+        raise TarError(offset, "damaged member header") from None
+    # adler32's lower half is 1 + the sum of the bytes, at the speed of C
+    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
+    if (found - stated) % ADLER_MODULUS:
+        raise TarError(offset, "damaged member header (checksum)")
+    if header[156:157] not in (b"0", b"\0") or header[345:500].strip(b"\0") or rest.strip(b"\0"):
+        raise TarError(offset, "a member that is not a plain file with a short name")
+    if not MEMBER.fullmatch(name):
+        raise TarError(offset, f"member name {name!r}, accepted is KEY.EXTENSION")
+    return name.decode("ascii"), size
+
+
+def read_tar(source: bytes | Path) -> Iterator[Sample]:
+    """Yield (key, {extension: bytes}) of each sample; raises TarError like `members`.
+
+    Args:
+        source: the bytes of a tar, or the path of one.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        key, sample = "", {}
+        for member in members(file):
+            if sample and member.key != key:
+                yield key, sample
+                sample = {}
+            key = member.key
+            if member.extension in sample:
+                raise TarError(member.offset - BLOCK, f"{member.name} stands twice")
+            sample[member.extension] = member.data
+        if sample:
+            yield key, sample
+
+
+def index_tar(path: Path) -> list[tuple[str, str, int, int]]:
+    """Return (key, extension, offset, size) of each member, in bytes, to read them at random."""
+    with path.open("rb") as file:
+        return [(m.key, m.extension, m.offset, len(m.data)) for m in members(file)]
