@@ -343,7 +343,7 @@ def parse(raw: dict[str, Any]) -> Recipe:
     """Validate a mapping as a recipe of the kind it names; raises InputError."""
     if raw.get("kind") not in KINDS:
         raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
-    return checked(KINDS[raw["kind"]], raw, "recipe field")
+    return checked(KINDS[raw["kind"]], raw, "recipe field ")
 
 
 def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
@@ -352,7 +352,7 @@ def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
     Args:
         model: the part to make.
         raw: its fields.
-        what: words before each field's name, such as "recipe field".
+        what: words before each field's name, such as "recipe field ".
     """
     try:
         return model.model_validate(raw)
@@ -364,13 +364,13 @@ def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
 def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "(whole)"
     if fault["type"] == "extra_forbidden":
-        names = _accepted(model, fault["loc"][:-1])
-        return f"{what} {field}: unknown; accepted: {', '.join(names)}"
+        names = _accepted(model, fault["loc"][:-1]) or ["no field"]
+        return f"{what}{field}: unknown; accepted: {', '.join(names)}"
     if fault["type"] == "missing":
-        return f"{what} {field}: missing"
+        return f"{what}{field}: missing"
     if fault["type"] == "value_error":
-        return f"{what} {field}: {fault['ctx']['error']}"
-    return f"{what} {field}: {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        return f"{what}{field}: {fault['ctx']['error']}"
+    return f"{what}{field}: {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

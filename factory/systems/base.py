@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from factory.recipe import GenerateRecipe, Part, checked
+from factory.recipe import GenerateRecipe, InputError, Part, checked
 from factory.seeding import seed64
 
 
@@ -23,8 +23,8 @@ class Position:
     slot: int
     attempt: int
 
-    def seed(self, root: int, stage: str) -> int:
-        """Return the 64-bit seed of this position for one stage."""
+    def seed(self, root: int, stage: str = "image") -> int:
+        """Return the 64-bit seed of this position; the sidecar states that of stage `image`."""
         return seed64(root, stage, self.identity, self.slot, self.attempt)
 
 
@@ -63,11 +63,20 @@ class System(ABC):
     sources: ClassVar[tuple[str, ...]]
     weights: ClassVar[tuple[str, ...]] = ()  # names the recipe's `weights` must have
     one_sided: ClassVar[bool] = True  # a cosine above the target is no identity drift
+    banked: ClassVar[bool] = True  # contexts come from an identity bank, separated and screened
 
     def __init__(self, recipe: GenerateRecipe) -> None:
         """Check the recipe's fields against the system; loading weights is `load`'s work."""
         self.recipe = recipe
         self.options: Any = checked(self.Options, recipe.options, "recipe field options.")
+        if recipe.identities.source not in self.sources:
+            raise InputError(
+                f"recipe field identities.source: {recipe.identities.source!r}; {self.name} "
+                f"accepts: {', '.join(self.sources)}"
+            )
+        missing = [name for name in self.weights if name not in recipe.weights]
+        if missing:
+            raise InputError(f"recipe field weights.{missing[0]}: missing; {self.name} needs it")
         self.check()
 
     def check(self) -> None:

@@ -1,0 +1,382 @@
+"""Generation on Ray Data actor pools: the one module that imports `ray.data`.
+
+Ray schedules, it does not decide (design contract 6): the plan cuts the shards, every random draw
+is keyed by position, and a shard is one row. Fused or split, one actor or many, interrupted or not,
+the same stage objects run in the same order and write the same bytes.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from factory import identities
+from factory.cli import FaultError
+from factory.identities import Bank
+from factory.plan import Extent, Shard, shards
+from factory.provenance import versions
+from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
+from factory.shards.manifest import DatasetManifest, committed, merge
+from factory.shards.store import Store
+from factory.stages.encode import Commit
+from factory.stages.identities import Identities
+from factory.stages.render import Render
+from factory.stages.screen import Screen
+from factory.stages.styles import Styles
+from factory.stages.work import ShardWork
+from factory.systems import create
+
+BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes last bits
+DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
+
+
+def connect(address: str) -> None:
+    """Join the Ray cluster at `address`, or start a local one where it is empty."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=address or None,
+            log_to_driver=False,
+            logging_level="warning",
+            include_dashboard=False if not address else None,
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"--address {address!r}: no Ray cluster answers there ({error})"
+        ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def require(reserved: list[tuple[str, int, float, float]]) -> None:
+    """Refuse, before anything starts, what the cluster can never schedule.
+
+    An impossible request would otherwise wait without a word.
+
+    Args:
+        reserved: (recipe field, actors, num_cpus of one, num_gpus of one) of each pool.
+
+    Raises:
+        InputError: no node is large enough for one actor, or the pools do not fit together.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind, column in (("CPU", 2), ("GPU", 3)):
+        largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+        total = sum(node.get(kind, 0.0) for node in nodes)
+        wanted = sum(pool[1] * pool[column] for pool in reserved)
+        for pool in reserved:
+            if pool[column] > largest:
+                raise InputError(
+                    f"recipe field {pool[0]}num_{kind.lower()}s: {pool[column]:g}, but the largest "
+                    f"node of the cluster has {largest:g} {kind}; accepted is 0 to {largest:g}"
+                )
+        if wanted > total + 1e-6:
+            fields = ", ".join(f"{p[0]}size {p[1]} x {p[column]:g}" for p in reserved)
+            raise InputError(
+                f"recipe field {fields}: {wanted:g} {kind} together, but the cluster has {total:g}"
+            )
+
+
+def runtime_env(threads: int) -> dict[str, Any]:
+    """Return the environment of an actor: Ray would set one OpenMP thread and busy waiting."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+def load_teacher(recipe: GenerateRecipe) -> Any:
+    """Load the recognizer that screens, where the recipe names one."""
+    if "teacher" not in recipe.weights:
+        return None
+    from factory.recognition.recognizers import load_recognizer
+
+    return load_recognizer(recipe.weights["teacher"].location)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that an actor needs to know; small enough to send to every one of them."""
+
+    recipe: dict[str, Any]
+    url: str
+    content_digest: str
+    versions: dict[str, str]
+
+
+class StageActor:
+    """Runs some of the stages, in order, on one shard after another."""
+
+    def __init__(self, assignment: Assignment, stages: tuple[str, ...]) -> None:
+        """Load what the named stages need, once."""
+        recipe = parse(assignment.recipe)
+        assert isinstance(recipe, GenerateRecipe)
+        import torch
+
+        torch.set_num_threads(recipe.pool.threads)
+        self.recipe, self.assignment = recipe, assignment
+        self.store = Store(assignment.url)
+        self.system = create(recipe)
+        kinds = {stage.partition(":")[0] for stage in stages}
+        if "render" in kinds:
+            self.system.load()
+        self.teacher = load_teacher(recipe) if "screen" in kinds else None
+        self.stages = [self._stage(*stage.partition(":")[::2]) for stage in stages]
+
+    def _stage(self, kind: str, attempt: str) -> Callable[[ShardWork], ShardWork]:
+        if kind == "identities":
+            bank = None
+            if self.system.banked:
+                bank = identities.load_bank(self.store, bank_digest(self.recipe))
+            return Identities(self.system, bank)
+        if kind == "styles":
+            return Styles(self.system, int(attempt))
+        if kind == "render":
+            return Render(self.system)
+        if kind == "screen":
+            return Screen(self.system, self.teacher)
+        assert kind == "commit", kind
+        return Commit(
+            self.recipe, self.store, self.assignment.content_digest, self.assignment.versions
+        )
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Take one row, a ShardWork, through the stages; a committed shard leaves its manifest."""
+        (work,) = batch["work"]
+        start = time.time()
+        for stage in self.stages:
+            work = stage(work)
+        last = self.stages[-1]
+        row: dict[str, Any] = {"work": _column(work)}
+        if isinstance(last, Commit):
+            row = {
+                "manifest": _column(last.manifest.model_dump(mode="json")),
+                "actor": np.array([ray.get_runtime_context().get_actor_id()]),
+                "started": np.array([start]),
+                "finished": np.array([time.time()]),
+            }
+        return row
+
+
+def _column(value: Any) -> np.ndarray:
+    column = np.empty(1, object)
+    column[0] = value
+    return column
+
+
+@dataclass(frozen=True)
+class Crew:
+    """One actor pool: its stages, its size and what one actor reserves."""
+
+    stages: tuple[str, ...]
+    field: str
+    size: int
+    num_cpus: float
+    num_gpus: float
+
+
+def wiring(recipe: GenerateRecipe) -> list[Crew]:
+    """Return the actor pools of a recipe, in the order a shard passes through them.
+
+    Fused, one pool does everything. Split, rendering and screening alternate, one pair of pools an
+    attempt; pools of later attempts have one actor, since only rejected slots reach them.
+    """
+    pool, screens = recipe.pool, recipe.screens
+    screened = screens.identity_drift is not None or screens.near_duplicate is not None
+    attempts = range(screens.max_attempts if screened else 1)
+    tries = [(f"styles:{n}", "render", "screen") for n in attempts]
+    if pool.fused:
+        stages = ("identities", *(stage for one in tries for stage in one), "commit")
+        return [Crew(stages, "pool.", pool.size, pool.num_cpus, pool.num_gpus)]
+    crews = []
+    for attempt, (styles, render, screen) in enumerate(tries):
+        first = ("identities",) if attempt == 0 else ()
+        last = ("commit",) if attempt == attempts[-1] else ()
+        size, screen_size = (1, 1) if attempt else (pool.size, pool.screen_size)
+        crews += [
+            Crew((*first, styles, render), "pool.", size, pool.num_cpus, pool.num_gpus),
+            Crew(
+                (screen, *last),
+                "pool.screen_",
+                screen_size,
+                pool.screen_num_cpus,
+                pool.screen_num_gpus,
+            ),
+        ]
+    return crews
+
+
+def _pooled(dataset: Any, actor: type, crew: Crew, threads: int, *arguments: Any) -> Any:
+    named = type("".join(part.title() for part in crew.stages[0].split(":")[:1]), (actor,), {})
+    return dataset.map_batches(
+        named,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=crew.size, max_tasks_in_flight_per_actor=2),
+        num_cpus=crew.num_cpus,
+        num_gpus=crew.num_gpus or None,
+        runtime_env=runtime_env(threads),
+    )
+
+
+class BankActor:
+    """Draws blocks of candidate contexts."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        """Load the system once."""
+        import torch
+
+        parsed = parse(recipe)
+        assert isinstance(parsed, GenerateRecipe)
+        torch.set_num_threads(parsed.pool.threads)
+        self.system = create(parsed)
+        self.system.load()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Draw the candidates of one block: float32 [BANK_BLOCK, D]."""
+        (block,) = batch["block"]
+        indices = range(int(block) * BANK_BLOCK, (int(block) + 1) * BANK_BLOCK)
+        return {"block": batch["block"], "contexts": self.system.draw_contexts(indices)[None]}
+
+
+def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) -> Bank:
+    """Make the identity bank as long as the recipe asks for, and commit what is new.
+
+    Blocks of candidates are drawn in parallel and judged in order, so that the bank does not depend
+    on how many actors drew it. Identities that were committed before stay as they are.
+
+    Raises:
+        FaultError: `identities.max_cosine` leaves too few candidates.
+    """
+    digest = bank_digest(recipe)
+    bank = identities.load_bank(store, digest)
+    wanted, start = recipe.identities.count, len(bank) if bank else 0
+    crew = Crew(("bank",), "pool.", recipe.pool.size, recipe.pool.num_cpus, recipe.pool.num_gpus)
+    while bank is None or len(bank) < wanted:
+        drawn, have = (bank.drawn, len(bank)) if bank else (0, 0)
+        if drawn > DRAWS_PER_IDENTITY * wanted:
+            raise FaultError(
+                f"identities.max_cosine {recipe.identities.max_cosine} kept {have} of {drawn} "
+                f"candidates, {wanted} identities are wanted; raise it or lower identities.count"
+            )
+        rate = max(have / drawn, 0.2) if drawn else 0.9
+        first = drawn // BANK_BLOCK
+        blocks = max(math.ceil((wanted - have) / rate / BANK_BLOCK), 1)
+        rows = [{"block": first + n} for n in range(blocks)]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        dataset = _pooled(
+            dataset, BankActor, crew, recipe.pool.threads, recipe.model_dump(mode="json")
+        )
+        drawn_rows = {int(row["block"]): np.asarray(row["contexts"]) for row in dataset.iter_rows()}
+        for block in sorted(drawn_rows):
+            contexts = drawn_rows[block].astype(np.float32)
+            if bank is None:
+                bank = identities.empty_bank(contexts.shape[1])
+            if len(bank) < wanted:
+                fresh = contexts[max(bank.drawn - block * BANK_BLOCK, 0) :]
+                bank = identities.extend(bank, fresh, wanted, recipe.identities.max_cosine)
+        say(f"identity bank: {len(bank)} of {wanted} identities from {bank.drawn} candidates")
+    if len(bank) > start:
+        identities.save_block(store, bank, start, digest)
+    return bank
+
+
+@dataclass
+class Progress:
+    """What a generation has done so far."""
+
+    shards: int
+    shards_done: int = 0
+    images: int = 0
+    kept: int = 0
+    tried: int = 0
+    started: float = field(default_factory=time.time)
+    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count one committed shard."""
+        manifest = row["manifest"]
+        self.shards_done += 1
+        self.images += manifest["kept"]
+        self.kept += manifest["kept"]
+        self.tried += manifest["kept"] + sum(manifest["reasons"].values())
+        self.rows.append((row["actor"], row["started"], row["finished"], manifest["kept"]))
+
+    def line(self, before: int) -> str:
+        """Return one line: shards, images/s, kept share, time left; `before`: done earlier."""
+        elapsed = max(time.time() - self.started, 1e-6)
+        left = (self.shards - before - self.shards_done) * elapsed / max(self.shards_done, 1)
+        return (
+            f"shards {before + self.shards_done}/{self.shards}  {self.images / elapsed:.1f} images/s"
+            f"  kept {100 * self.kept / max(self.tried, 1):.1f} %  ETA {left:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The result of a generation: the dataset's manifest and what this run did of it."""
+
+    manifest: DatasetManifest
+    progress: Progress
+    found: int
+
+
+def generate(
+    recipe: GenerateRecipe,
+    store: Store,
+    grown: tuple[Extent, ...],
+    say: Callable[[str], None],
+) -> Generated:
+    """Make every planned shard that is not committed yet, then merge the manifests.
+
+    Args:
+        recipe: what to make; checked, and claimed by the store (`shards.claim`).
+        store: the dataset's folder, locked by the caller.
+        grown: extents the dataset had before it was extended.
+        say: receives one line of progress at a time.
+
+    Raises:
+        InputError: the cluster cannot schedule what the recipe reserves.
+        FaultError: a planned shard is missing at the end.
+    """
+    crews = wiring(recipe)
+    require([(c.field, c.size, c.num_cpus, c.num_gpus) for c in crews])
+    if create(recipe).banked:
+        fill_bank(recipe, store, say)
+    done = committed(store)
+    planned = sum(1 for _ in shards(recipe, grown))
+    todo = [shard for shard in shards(recipe, grown) if shard.name not in done]
+    found = planned - len(todo)
+    progress = Progress(planned)
+    if found:
+        say(f"resuming: {found} of {planned} shards are committed")
+    for row in _run(recipe, store, crews, todo) if todo else ():
+        progress.add(row)
+        say(progress.line(found))
+    done = committed(store)
+    missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
+    if missing:
+        raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
+    return Generated(merge(store, shards(recipe, grown)), progress, found)
+
+
+def _run(
+    recipe: GenerateRecipe, store: Store, crews: list[Crew], todo: list[Shard]
+) -> Iterator[dict[str, Any]]:
+    made_with = versions()
+    assignment = Assignment(
+        recipe.model_dump(mode="json"), store.url, content_digest(recipe, made_with), made_with
+    )
+    rows = [{"work": ShardWork(shard)} for shard in todo]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for crew in crews:
+        dataset = _pooled(dataset, StageActor, crew, recipe.pool.threads, assignment, crew.stages)
+    yield from dataset.iter_rows()

@@ -1,0 +1,103 @@
+"""The claim: a dataset folder says whose it is before its first shard is made."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from factory.plan import Extent
+from factory.recipe import GenerateRecipe, InputError, bank_digest
+from factory.shards.store import Store
+
+CLAIM = "recipe.json"
+# Where the work is done and what it costs changes no byte (contract 1), so a resumed run may differ.
+FREE = ("pool.", "cost.")
+BOUND = ("pool.threads",)
+COUNTS = ("identities.count", "identities.images_each")
+
+
+def read_claim(store: Store) -> dict[str, Any]:
+    """Return the claim of a dataset folder; InputError where there is no dataset."""
+    if not store.exists(CLAIM):
+        raise InputError(f"{store.url}: no dataset there ({CLAIM} is missing)")
+    return json.loads(store.read(CLAIM))
+
+
+def check_claim(
+    store: Store, recipe: GenerateRecipe, content_digest: str, extend: bool
+) -> tuple[Extent, ...]:
+    """Compare a recipe with the folder's claim; writes nothing.
+
+    Args:
+        store: the output folder.
+        recipe: what is to be made there.
+        content_digest: of the recipe, with the versions of this environment.
+        extend: whether the dataset may grow.
+
+    Returns:
+        The extents the dataset had before it grew to what the recipe asks for.
+
+    Raises:
+        InputError: the folder is another recipe's, holds something else, or would have to grow.
+    """
+    if not store.exists(CLAIM):
+        if next(iter(store.list("shards")), None) is not None:
+            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+        if extend:
+            raise InputError(f"--extend: {store.url} holds no dataset that could grow")
+        return ()
+    held = read_claim(store)
+    differing = [
+        (field, old, new)
+        for field, old, new in _differences(held["recipe"], recipe.model_dump(mode="json"))
+        if field in BOUND or not field.startswith(FREE)
+    ]
+    foreign = [item for item in differing if item[0] not in COUNTS]
+    if foreign:
+        raise InputError(
+            f"--out {store.url}: holds another recipe's dataset: "
+            + ", ".join(f"{field} is {old!r} there, {new!r} here" for field, old, new in foreign)
+        )
+    if held["content_digest"] != content_digest:
+        raise InputError(
+            f"--out {store.url}: made with other library versions (content digest "
+            f"{held['content_digest']} there, {content_digest} here); accepted are those its shard "
+            "manifests state"
+        )
+    grown = tuple((count, images) for count, images in held["grown"])
+    if not differing:
+        return grown
+    was = (held["recipe"]["identities"]["count"], held["recipe"]["identities"]["images_each"])
+    now = (recipe.identities.count, recipe.identities.images_each)
+    if now[0] < was[0] or now[1] < was[1]:
+        raise InputError(
+            f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
+            f"{was[0]} x {was[1]}; a dataset only grows"
+        )
+    if not extend:
+        raise InputError(
+            f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
+            f"{was[0]} x {was[1]}; --extend grows it"
+        )
+    return (*grown, was)
+
+
+def write_claim(
+    store: Store, recipe: GenerateRecipe, content_digest: str, grown: tuple[Extent, ...]
+) -> None:
+    """State whose folder it is; called under the folder's lock."""
+    claim = {
+        "recipe": recipe.model_dump(mode="json"),
+        "grown": [list(extent) for extent in grown],
+        "content_digest": content_digest,
+        "bank_digest": bank_digest(recipe),
+    }
+    store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            inner = f"{path}.{name}" if path else name
+            yield from _differences(old.get(name), new.get(name), inner)
+    elif old != new:
+        yield path, old, new

@@ -1,0 +1,78 @@
+"""The work of one shard, as it passes from stage to stage."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from factory.plan import Shard
+from factory.systems.base import Conditions, Position
+
+KEEP = "keep"
+
+
+@dataclass
+class Sample:
+    """One image that was tried: where it stands, what it is and the verdict on it.
+
+    Attributes:
+        position: identity, slot and attempt.
+        image: uint8 [S, S, 3] RGB.
+        truth: what the system knows of the image, JSON-able.
+        cosine: the teacher's cosine between the image and its context; None without a teacher.
+        verdict: `keep`, or the reason it was rejected.
+        score: the figure the verdict rests on.
+    """
+
+    position: Position
+    image: np.ndarray
+    truth: dict[str, Any]
+    cosine: float | None = None
+    verdict: str = KEEP
+    score: float | None = None
+
+
+@dataclass
+class ShardWork:
+    """A shard between two stages.
+
+    Attributes:
+        shard: what is to be made.
+        contexts: float32 [identities, D], one row an identity of the shard.
+        positions: the slots this attempt tries, in key order.
+        conditions: what the images of this attempt are made from.
+        fresh: the images of this attempt, not yet screened.
+        samples: every image screened so far, with its verdict.
+        embeddings: float32 [D] unit embeddings of kept images, by (identity, slot).
+        seconds: time spent, by stage.
+    """
+
+    shard: Shard
+    contexts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    positions: list[Position] = field(default_factory=list)
+    conditions: Conditions | None = None
+    fresh: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    embeddings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def kept(self) -> dict[tuple[int, int], Sample]:
+        """Return the kept sample of each filled slot."""
+        return {
+            (s.position.identity, s.position.slot): s for s in self.samples if s.verdict == KEEP
+        }
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Return the slots no image was kept for, in key order."""
+        kept = self.kept()
+        return [slot for slot in self.shard.slots if slot not in kept]
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage's seconds."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,58 @@
+"""Make a labelled dataset of synthetic faces from a recipe.
+
+    python jobs/generate.py jobs/recipes/desk/generate/idiff_face.yaml --out runs/faces
+
+To resume, run the same command again: committed shards are kept, the rest is made.
+"""
+
+import argparse
+import json
+
+from factory import cli, tracking
+from factory.plan import totals
+from factory.recipe import GenerateRecipe, content_digest, load
+from factory.shards.claim import check_claim, write_claim
+from factory.shards.store import Store
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check everything, then claim the folder, fill it and merge its manifests."""
+    recipe = load(arguments.recipe, arguments.overrides, kind="generate")
+    assert isinstance(recipe, GenerateRecipe)
+    if arguments.dry_run:
+        print(json.dumps(vars(totals(recipe)), indent=1))
+        return
+    from factory.engine import connect, generate
+    from factory.provenance import models, versions
+    from factory.systems import create
+
+    create(recipe)
+    models(recipe.weights)
+    store, digest = Store(arguments.out), content_digest(recipe, versions())
+    check_claim(store, recipe, digest, arguments.extend)
+    connect(arguments.address)
+    with (
+        store.lock("generate"),
+        tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
+    ):
+        grown = check_claim(store, recipe, digest, arguments.extend)
+        write_claim(store, recipe, digest, grown)
+        store.sweep()
+        made = generate(recipe, store, grown, cli.ProgressLine())
+        manifest = made.manifest
+        tracked.dataset(recipe.name, store.url, digest)
+        tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
+        tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
+        tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})
+    print(
+        f"{store.url}: {manifest.totals.kept} of {manifest.totals.planned} images in "
+        f"{len(manifest.shards)} shards, {len(manifest.shards) - made.found} made now"
+    )
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
+    parser.add_argument("--out", required=True, help="folder or URL of the dataset")
+    parser.add_argument("--extend", action="store_true", help="grow the dataset that is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    cli.run(parser, job)
