@@ -14,10 +14,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from factory.recipe import InputError
 
@@ -30,6 +32,10 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for so long is dead
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back, where creation is not exclusive
 COPY_BYTES = 1 << 20
+LOCAL_WORKERS, REMOTE_WORKERS = 2, 8
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Store:
@@ -50,11 +56,11 @@ class Store:
             InputError: the URL is of no known kind.
         """
         self._address = str(url)
-        self._root: Path | None = None
+        self._root: Path | None = None  # absolute, since actors may work in another folder
         if not self._address:
             raise InputError("store: '' is no address; accepted is a local path or a URL")
         if "://" not in self._address:
-            self._root = Path(self._address)
+            self._root = Path(self._address).absolute()
         elif self._address.startswith("file://"):
             self._root = Path(self._address.removeprefix("file://"))
         self._remote: FileSystem | None = None
@@ -64,7 +70,7 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Return the address without credentials."""
+        """Return the address without credentials: to be shown, not to be opened."""
         return public(self._address)
 
     @property
@@ -78,7 +84,12 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to actors as the address; each opens its own connection."""
-        return Store, (self._address,)
+        return Store, (self._address if self._root is None else self._root,)
+
+    @property
+    def workers(self) -> int:
+        """Return how many files are worth reading at once."""
+        return LOCAL_WORKERS if self._root is not None else REMOTE_WORKERS
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
@@ -299,6 +310,18 @@ class Lock:
             f"output {self.store.url} is being written by {_describe(holder)}, {why}; stop it, or, "
             f"if it is dead, wait {STALE_SECONDS:.0f} s or delete {self.store.url}/{LOCK}"
         )
+
+
+def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
+    """Yield `function` of each item in order, computed by threads a few items ahead."""
+    pending: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def public(url: str) -> str:
