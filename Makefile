@@ -23,11 +23,12 @@ venv: $(STAMP) ## Make the environment, and nothing else.
 
 $(STAMP): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found;\
-	 install one (Debian: python3 and python3-venv) or name one: make PYTHON=path"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	 install one (Debian: python3 and python3-venv) or name one by PYTHON="; exit 2; }
+	@echo "Making .venv from constraints.txt: a few minutes, once."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq -c constraints.txt torch
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
 
 demo: $(STAMP) ## Recipe to dataset to recognizer to gap-to-real, ending in an HTML report.
 	$(BIN)/python jobs/demo.py $(ARGS)

@@ -1,0 +1,117 @@
+"""The command line is frozen: each job has these flags and no others."""
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from factory import cli
+from factory.recipe import InputError
+
+ROOT = Path(__file__).parent.parent
+EVERY_JOB = {"--help", "--set", "--address", "--tracking-uri"}
+ENTRY_POINT_LINES = 80
+
+# Adding a flag means adding it here, and saying why in the commit.
+FLAGS: dict[str, set[str]] = {
+    "plan": set(),
+    "verify": {"--repair"},
+    "train_recognizer": {"--out"},
+}
+POSITIONAL: dict[str, list[str]] = {
+    "plan": ["RECIPE"],
+    "verify": ["URL"],
+    "train_recognizer": ["RECIPE"],
+}
+
+
+def jobs() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """Return each job's --help, as a user sees it."""
+    with ThreadPoolExecutor(2) as pool:
+        asked = dict(
+            zip(jobs(), pool.map(lambda job: run(f"jobs/{job}.py", "--help"), jobs()), strict=True)
+        )
+    assert not [job for job, shown in asked.items() if shown.returncode], asked
+    return {job: shown.stdout for job, shown in asked.items()}
+
+
+def test_every_job_is_in_the_table() -> None:
+    assert set(jobs()) == set(FLAGS) == set(POSITIONAL)
+
+
+def test_flags_are_frozen(helps: dict[str, str]) -> None:
+    found = {
+        job: set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage(h))) for job, h in helps.items()
+    }
+    assert {job: flags - EVERY_JOB for job, flags in found.items()} == FLAGS
+    assert all(EVERY_JOB - {"--help"} <= flags for flags in found.values())
+
+
+def test_positional_arguments_are_frozen(helps: dict[str, str]) -> None:
+    def positional(text: str) -> list[str]:
+        outside = re.sub(r"\[(?:[^\[\]]|\[[^\]]*\])*\]", "", usage(text))
+        outside = re.sub(r"--[a-z-]+ \S+", "", outside)
+        return [word for word in outside.split()[2:] if word.isupper()]
+
+    assert {job: positional(text) for job, text in helps.items()} == POSITIONAL
+
+
+def usage(text: str) -> str:
+    """Return the usage paragraph of a --help text on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def test_help_says_what_the_job_does(helps: dict[str, str]) -> None:
+    for job, text in helps.items():
+        described = text.split("\n\n")[1]
+        assert described and not described.startswith(("positional", "options")), job
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_entry_points_are_short(job: str) -> None:
+    assert len((ROOT / "jobs" / f"{job}.py").read_text().splitlines()) < ENTRY_POINT_LINES
+
+
+def outcome(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    def job(_: object) -> None:
+        if error is not None:
+            raise error
+
+    made = cli.parser("A job.")
+    made.parse_args = lambda *_: made.get_default("")  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(made, job)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_exit_codes_are_0_1_2_and_stand_in_the_last_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert outcome(None, capsys) == (cli.DONE, "")
+    code, said = outcome(cli.FaultError("shard x: wrong hash"), capsys)
+    assert code == cli.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
+    code, said = outcome(InputError("recipe field seed: missing"), capsys)
+    assert code == cli.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
+
+
+def test_set_is_repeatable_and_argparse_agrees_on_2() -> None:
+    made = cli.parser("A job.", recipe="a recipe")
+    asked = made.parse_args(["r.yaml", "--set", "a=1", "--set", "b.c=2"])
+    assert asked.overrides == ["a=1", "b.c=2"]
+    with pytest.raises(SystemExit) as stopped:
+        made.parse_args(["r.yaml", "--unknown"])
+    assert stopped.value.code == cli.WRONG_INPUT

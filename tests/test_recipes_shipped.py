@@ -1,0 +1,55 @@
+"""Every recipe in the repository loads, and its system accepts it."""
+
+from pathlib import Path
+
+import pytest
+
+from factory import plan, recipe, systems
+from factory.recipe import GenerateRecipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
+KINDS = {"generate", "train", "fr"}
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT / "jobs" / "recipes"))
+
+
+def test_there_are_recipes_of_each_kind() -> None:
+    assert {path.parent.name for path in RECIPES} == KINDS
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=shown)
+def test_it_loads_and_stands_in_its_place(path: Path) -> None:
+    loaded = recipe.load(path)
+    scale, kind, _ = path.relative_to(ROOT / "jobs" / "recipes").parts
+    assert scale in ("desk", "paper")
+    assert loaded.kind == kind
+    again = recipe.parse(loaded.model_dump(mode="json"))
+    assert recipe.digest(again) == recipe.digest(loaded)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.parent.name == "generate"], ids=shown
+)
+def test_its_system_accepts_it_and_it_can_be_planned(path: Path) -> None:
+    loaded = recipe.load(path, kind="generate")
+    assert isinstance(loaded, GenerateRecipe)
+    systems.create(loaded)
+    planned = list(plan.shards(loaded))
+    assert sum(shard.samples for shard in planned) == plan.totals(loaded).images
+    assert len(planned) == plan.totals(loaded).shards
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=shown)
+def test_shipped_weights_exist_and_hash_as_it_says(path: Path) -> None:
+    import hashlib
+
+    weights = recipe.load(path).model_dump(mode="json").get("weights", {})
+    for name, part in weights.items():
+        if not isinstance(part, dict) or not part["location"].startswith("package:"):
+            continue
+        file = recipe.local_path(part["location"])
+        assert file.is_file(), f"{name}: {file}"
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == part["sha256"], name
