@@ -106,7 +106,7 @@ class Assignment:
     """All that an actor needs to know; small enough to send to every one of them."""
 
     recipe: dict[str, Any]
-    url: str
+    store: Store
     content_digest: str
     versions: dict[str, str]
 
@@ -122,7 +122,7 @@ class StageActor:
 
         torch.set_num_threads(recipe.pool.threads)
         self.recipe, self.assignment = recipe, assignment
-        self.store = Store(assignment.url)
+        self.store = assignment.store
         self.system = create(recipe)
         kinds = {stage.partition(":")[0] for stage in stages}
         if "render" in kinds:
@@ -315,7 +315,8 @@ class Progress:
         elapsed = max(time.time() - self.started, 1e-6)
         left = (self.shards - before - self.shards_done) * elapsed / max(self.shards_done, 1)
         return (
-            f"shards {before + self.shards_done}/{self.shards}  {self.images / elapsed:.1f} images/s"
+            f"shards {before + self.shards_done}/{self.shards}"
+            f"  {self.images / elapsed:.1f} images/s"
             f"  kept {100 * self.kept / max(self.tried, 1):.1f} %  ETA {left:.0f} s"
         )
 
@@ -373,7 +374,7 @@ def _run(
 ) -> Iterator[dict[str, Any]]:
     made_with = versions()
     assignment = Assignment(
-        recipe.model_dump(mode="json"), store.url, content_digest(recipe, made_with), made_with
+        recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with
     )
     rows = [{"work": ShardWork(shard)} for shard in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))

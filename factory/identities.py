@@ -5,6 +5,7 @@ last. Candidates are judged in the order of their numbers, so that a longer bank
 shorter one and a dataset grows against frozen identities.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Packing:
 
     Attributes:
         kept: int64 [k], rows of the candidates that were kept, in order.
-        nearest: float32 [n], highest cosine of each candidate to what was kept before it (-1: none).
+        nearest: float32 [n], highest cosine of each candidate to those kept before it (-1: none).
     """
 
     kept: np.ndarray
@@ -133,8 +134,14 @@ def save_block(store: Store, bank: Bank, start: int, bank_digest: str) -> str:
     )
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    store.write(f"{name}.parquet", sink.getvalue())
-    manifest = {"bank_digest": bank_digest, "drawn": bank.drawn, "reasons": bank.reasons}
+    block = sink.getvalue()
+    store.write(f"{name}.parquet", block)
+    manifest = {
+        "bank_digest": bank_digest,
+        "drawn": bank.drawn,
+        "reasons": bank.reasons,
+        "sha256": hashlib.sha256(block).hexdigest(),
+    }
     store.write(f"{name}.json", json.dumps(manifest, sort_keys=True).encode())
     return name
 

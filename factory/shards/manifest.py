@@ -93,7 +93,7 @@ class DatasetManifest(Part):
     models: tuple[Model, ...]
     licence: str = Field(description="The strictest of the recipe's and its models'.")
     created_with: dict[str, str] = Field(description="Versions; several where machines differed.")
-    digitalSourceType: str = DIGITAL_SOURCE_TYPE  # noqa: N815 (IPTC's name)
+    digitalSourceType: str = DIGITAL_SOURCE_TYPE
 
 
 def commit_shard(store: Store, tar: Path, rejects: Path, manifest: ShardManifest) -> None:
