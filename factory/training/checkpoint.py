@@ -1,0 +1,135 @@
+"""Checkpoints of a training: atomic, complete, the newest few kept.
+
+A checkpoint is the folder `checkpoints/step-NNNNNNNNN/` of the output store. Its files are written
+first and `checkpoint.json`, which lists them with their sha256, last: a folder without it does not
+exist. Everything a training needs to continue lies in it: weights, averages, optimizer, position.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from factory.cli import FaultError
+from factory.shards.store import Store
+
+FOLDER = "checkpoints"
+MARKER = "checkpoint.json"
+STATE = "state.pt"
+
+Files = dict[str, str]  # file name below the checkpoint -> sha256
+
+
+def save(store: Store, step: int, state: Mapping[str, Any], keep: int = 0) -> None:
+    """Save a state as the checkpoint of a step, from one process.
+
+    Args:
+        store: output of the training.
+        step: optimizer steps done.
+        state: tensors, numbers, strings, None and lists, tuples and dicts of them; nothing that
+            `torch.load(weights_only=True)` would refuse.
+        keep: checkpoints to keep, the newest; 0 keeps all.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(dict(state), Path(folder) / STATE)
+        files = upload(store, step, Path(folder))
+    commit(store, step, files)
+    if keep:
+        prune(store, keep)
+
+
+def upload(store: Store, step: int, folder: Path) -> Files:
+    """Copy all files below a local folder into a checkpoint that is not committed yet.
+
+    Several workers may upload different files of one checkpoint; one of them then commits.
+
+    Returns:
+        The sha256 of each file, by name, for `commit`.
+    """
+    files: Files = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        name = path.relative_to(folder).as_posix()
+        store.put(path, f"{_folder(step)}/{name}")
+        files[name] = _sha256(path)
+    return files
+
+
+def commit(store: Store, step: int, files: Files) -> None:
+    """Declare the checkpoint of a step complete; the last write of it."""
+    marker = {"step": step, "files": files}
+    store.write(f"{_folder(step)}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True).encode())
+
+
+def steps(store: Store) -> list[int]:
+    """Return the steps of all complete checkpoints, oldest first."""
+    names = (name.split("/") for name in store.list(FOLDER))
+    return sorted(int(n[1].removeprefix("step-")) for n in names if n[2:] == [MARKER])
+
+
+def latest(store: Store) -> int | None:
+    """Return the step of the newest complete checkpoint, or None."""
+    return max(steps(store), default=None)
+
+
+def load(store: Store, step: int) -> dict[str, Any]:
+    """Return the state that `save` saved, tensors on the CPU.
+
+    Raises:
+        FaultError: a file is missing or its sha256 is wrong.
+    """
+    import torch
+
+    with fetch(store, step) as folder:
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def fetch(store: Store, step: int) -> Iterator[Path]:
+    """Lend a local folder with all files of a checkpoint, checked against their sha256."""
+    marker = json.loads(store.read(f"{_folder(step)}/{MARKER}"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sha256 in marker["files"].items():
+            path = Path(folder) / name
+            try:
+                store.fetch(f"{_folder(step)}/{name}", path)
+            except FileNotFoundError:
+                raise FaultError(f"checkpoint {_folder(step)}: {name} is missing") from None
+            if _sha256(path) != sha256:
+                raise FaultError(
+                    f"checkpoint {_folder(step)}: {name} is damaged (sha256); delete this "
+                    "checkpoint's folder to continue from the one before"
+                )
+        yield Path(folder)
+
+
+def prune(store: Store, keep: int) -> None:
+    """Delete all but the newest `keep` complete checkpoints, and older remains of others."""
+    kept = steps(store)[-keep:]
+    if not kept:
+        return
+    doomed = [name for name in store.list(FOLDER) if _step(name) < kept[0]]
+    # Markers first: a checkpoint that is half deleted must not look complete.
+    for name in sorted(doomed, key=lambda name: not name.endswith("/" + MARKER)):
+        store.delete(name)
+    if store.root is not None:
+        for folder in (store.root / FOLDER).iterdir():
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _folder(step: int) -> str:
+    return f"{FOLDER}/step-{step:09d}"
+
+
+def _step(name: str) -> int:
+    return int(name.split("/")[1].removeprefix("step-"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,37 @@
+"""Learning rates as a pure function of the step, so that a resumed training needs no state."""
+
+import math
+
+from factory.recipe import Schedule
+
+
+def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of the whole training."""
+    return schedule.steps or (schedule.epochs or 0) * steps_per_epoch
+
+
+def learning_rate(base: float, schedule: Schedule, step: int, total: int, per_epoch: int) -> float:
+    """Return the learning rate of one optimizer step.
+
+    Args:
+        base: the recipe's `optimizer.lr`.
+        schedule: its shape. The warm-up is linear and comes before every shape.
+        step: steps done before this one, from 0.
+        total: steps of the whole training.
+        per_epoch: steps of one pass over the data.
+    """
+    warmup = round(schedule.warmup * total)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if schedule.name == "constant":
+        return base
+    if schedule.name == "steps":
+        passed = sum(step >= epoch * per_epoch for epoch in schedule.milestones)
+        return base * 0.1**passed
+    if schedule.name == "warm_restarts":
+        # SGDR (Loshchilov and Hutter 2017, equation 5) with restarts of equal length
+        phase = (step - warmup) % schedule.restart_steps / schedule.restart_steps
+    else:
+        phase = (step - warmup) / max(total - warmup, 1)
+    low = schedule.final_lr
+    return base * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * phase)))
