@@ -5,6 +5,7 @@ is keyed by position, and a shard is one row. Fused or split, one actor or many,
 the same stage objects run in the same order and write the same bytes.
 """
 
+import logging
 import math
 import os
 import time
@@ -39,6 +40,11 @@ DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what 
 
 def connect(address: str) -> None:
     """Join the Ray cluster at `address`, or start a local one where it is empty."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -46,16 +52,13 @@ def connect(address: str) -> None:
         ray.init(
             address=address or None,
             log_to_driver=False,
-            logging_level="warning",
+            logging_level="error",
             include_dashboard=False if not address else None,
         )
     except ConnectionError as error:
         raise InputError(
             f"--address {address!r}: no Ray cluster answers there ({error})"
         ) from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 def require(reserved: list[tuple[str, int, float, float]]) -> None:

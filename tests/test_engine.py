@@ -1,0 +1,146 @@
+"""Generation on real Ray: whatever Ray does, the same bytes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from factory.shards.verify import verify
+
+from factory.engine import Crew, generate, require, wiring
+from factory.plan import shards
+from factory.provenance import versions
+from factory.recipe import GenerateRecipe, InputError, content_digest, load
+from factory.shards.claim import check_claim, write_claim
+from factory.shards.store import Store
+
+ROOT = Path(__file__).parents[1]
+STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"
+SMALL = ("identities.count=6", "identities.images_each=4", "shard.identities=2", "image.size=32")
+
+pytestmark = pytest.mark.ray
+
+
+def studio(*overrides: str) -> GenerateRecipe:
+    recipe = load(STUDIO, [*SMALL, *overrides])
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def make(recipe: GenerateRecipe, folder: Path, extend: bool = False) -> dict[str, str]:
+    """Generate into a folder and return the sha256 of every tar."""
+    store, digest = Store(str(folder)), content_digest(recipe, versions())
+    grown = check_claim(store, recipe, digest, extend)
+    write_claim(store, recipe, digest, grown)
+    generate(recipe, store, grown, lambda line: None)
+    assert verify(store) == []
+    return tars(folder)
+
+
+def tars(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "shards").glob("*.tar"))
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("pool.size=2",),
+        ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5"),
+        ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25"),
+    ],
+    ids=["two actors", "two actors on fractions of a declared GPU", "render and screen apart"],
+)
+def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path, overrides) -> None:
+    alone = make(studio("pool.size=1"), tmp_path / "alone")
+    assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
+    assert make(studio(*overrides), tmp_path / "other") == alone
+
+
+def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> None:
+    before = make(studio(), tmp_path)
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
+    larger = studio("identities.count=8", "identities.images_each=5", "shard.slots=4")
+    with pytest.raises(InputError, match=r"shard\.slots"):
+        make(larger, tmp_path, extend=True)
+    larger = studio("identities.count=8", "identities.images_each=5")
+    with pytest.raises(InputError, match="--extend grows it"):
+        make(larger, tmp_path)
+    after = make(larger, tmp_path, extend=True)
+    assert after.items() > before.items() and len(after) == 7
+    for name, stamp in stamps.items():
+        assert (tmp_path / "shards" / name).stat().st_mtime_ns == stamp
+
+
+def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
+    with pytest.raises(InputError, match=r"pool\.num_gpus: 2, but the largest node .* has 1 GPU"):
+        require([("pool.", 1, 1.0, 2.0)])
+    with pytest.raises(InputError, match=r"pool\.size 3 x 0\.5: 1\.5 GPU together"):
+        require([("pool.", 3, 0.5, 0.5)])
+    require([("pool.", 2, 0.25, 0.5)])
+
+
+def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
+    screens = "screens={identity_drift: {tolerance: 0.5}, max_attempts: 2}"
+    fused = wiring(studio(screens))
+    split = wiring(studio(screens, "pool.fused=false", "pool.size=4"))
+    assert [c.size for c in fused] == [2] and [c.size for c in split] == [4, 1, 1, 1]
+    flat = [stage for crew in split for stage in crew.stages]
+    assert list(fused[0].stages) == flat
+    assert flat == [
+        "identities", "styles:0", "render", "screen", "styles:1", "render", "screen", "commit"
+    ]  # fmt: skip
+    assert isinstance(fused[0], Crew)
+
+
+def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    overrides = [
+        part
+        for override in (*SMALL, "identities.count=40", "identities.images_each=12")
+        for part in ("--set", override)
+    ]
+
+    def command(out: Path) -> list[str]:
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        return [
+            sys.executable, "jobs/generate.py", str(STUDIO), "--out", str(out), *overrides,
+            "--tracking-uri", uri,
+        ]  # fmt: skip
+
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, timeout=110)
+    killed = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, start_new_session=True)
+    deadline = time.time() + 60
+    while len(tars(tmp_path / "killed")) < 2 and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = len(list((tmp_path / "killed/shards").glob("*.json")))
+    assert 0 < done < 20, f"killed midway: {done} of 20 shards"
+    again = subprocess.run(
+        command(tmp_path / "killed"), cwd=ROOT, check=True, timeout=110, capture_output=True
+    )
+    assert b"resuming: " in again.stdout
+    assert tars(tmp_path / "killed") == tars(tmp_path / "whole")
+    assert verify(Store(str(tmp_path / "killed"))) == []
+    os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
+
+
+def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = subprocess.run(
+        [
+            sys.executable, "jobs/generate.py", str(STUDIO), "--out", str(out),
+            "--set", "pool.num_gpus=1", "--set", "pool.size=1",
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=110,
+        env={**os.environ, "RAY_ADDRESS": "", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert ran.returncode == 2, ran.stderr
+    assert "pool.num_gpus: 1, but the largest node of the cluster has 0 GPU" in ran.stderr
+    assert not out.exists()
