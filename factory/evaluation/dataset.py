@@ -1,0 +1,134 @@
+"""Samples of a finished dataset, read back in order, and their embeddings."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from factory.evaluation.images import Embeds, decode, fitted, normalized
+from factory.recipe import InputError
+from factory.shards.manifest import TAR, committed, shard_file
+from factory.shards.store import Store
+from factory.shards.tar import Member, members
+
+IMAGES = ("jpg", "png")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it stands in a shard.
+
+    Attributes:
+        key: its name, unique in the dataset.
+        label: its identity.
+        encoded: the image, JPEG or PNG.
+        sidecar: what else is known of it.
+    """
+
+    key: str
+    label: int
+    encoded: bytes
+    sidecar: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of a dataset under one recognizer.
+
+    Attributes:
+        unit: float64 [N, D], rows of unit length.
+        labels: int64 [N].
+        keys: the samples' keys, in the order of the rows.
+    """
+
+    unit: np.ndarray
+    labels: np.ndarray
+    keys: tuple[str, ...]
+
+
+def samples(
+    store: Store, identities: int | None = None, images_each: int | None = None
+) -> Iterator[Sample]:
+    """Yield the samples of all committed shards, in the order of their names.
+
+    Args:
+        store: the dataset.
+        identities: only labels below this.
+        images_each: only the first so many samples of each label.
+
+    Raises:
+        InputError: there is no committed shard, or a sample lacks its label or image.
+    """
+    names = sorted(committed(store))
+    if not names:
+        raise InputError(f"dataset {store.url}: no finished shard; accepted is a dataset's folder")
+    seen: Counter[int] = Counter()
+    for name in names:
+        for sample in _shard(store, name):
+            if identities is not None and sample.label >= identities:
+                break  # labels rise inside a shard
+            seen[sample.label] += 1
+            if images_each is None or seen[sample.label] <= images_each:
+                yield sample
+
+
+def embed_dataset(
+    store: Store,
+    recognizer: Embeds,
+    identities: int | None = None,
+    images_each: int | None = None,
+    resize: bool = False,
+    batch_size: int = 256,
+) -> Embedded:
+    """Embed a dataset, once per image and without mirror images.
+
+    Images are streamed; the embeddings of the whole selection are held in memory.
+
+    Raises:
+        InputError: as `samples`, or an image has another size than the recognizer takes.
+    """
+    parts: list[np.ndarray] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    batch: list[np.ndarray] = []
+    for sample in samples(store, identities, images_each):
+        what = f"dataset {store.url} sample {sample.key}"
+        batch.append(fitted(decode(sample.encoded, what), recognizer.size, what, resize))
+        labels.append(sample.label)
+        keys.append(sample.key)
+        if len(batch) == batch_size:
+            parts.append(recognizer.embed(np.stack(batch)))
+            batch = []
+    if batch:
+        parts.append(recognizer.embed(np.stack(batch)))
+    if not parts:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    unit = normalized(np.concatenate(parts).astype(np.float64))
+    return Embedded(unit, np.array(labels, dtype=np.int64), tuple(keys))
+
+
+def _shard(store: Store, name: str) -> Iterator[Sample]:
+    with store.open_input(shard_file(name, TAR)) as file:
+        found: dict[str, Member] = {}
+        for member in members(file):
+            if found and member.key != next(iter(found.values())).key:
+                yield _sample(store, name, found)
+                found = {}
+            found[member.extension] = member
+        if found:
+            yield _sample(store, name, found)
+
+
+def _sample(store: Store, shard: str, found: dict[str, Member]) -> Sample:
+    key = next(iter(found.values())).key
+    image = next((found[kind].data for kind in IMAGES if kind in found), None)
+    if image is None or "cls" not in found:
+        raise InputError(
+            f"dataset {store.url} shard {shard} sample {key}: it has {', '.join(sorted(found))}; "
+            "accepted is cls with jpg or png"
+        )
+    sidecar = json.loads(found["json"].data) if "json" in found else {}
+    return Sample(key, int(found["cls"].data), image, sidecar)

@@ -1,0 +1,209 @@
+"""Rates of a matcher from genuine and impostor scores, and how the scores are drawn from a set.
+
+A score is a cosine similarity: higher means more alike, and a pair is accepted when its score is
+at least the threshold. FMR (or FAR, FPR) is the share of impostor pairs accepted, FNMR the share of
+genuine pairs refused.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from factory.seeding import generator, seed64
+
+RESOLVED = 10  # a rate below RESOLVED / pairs rests on too few pairs to be quoted
+BINS = 100  # of a histogram, over [-1, 1]
+BLOCK_ROWS = 512
+
+DEFINITIONS = {
+    "eer": "FMR = FNMR, linear between the two thresholds around the crossing",
+    "auc": "share of (genuine, impostor) pairs of scores in the right order, ties half",
+    "fmr100": "lowest FNMR at FMR <= 1 %",
+    "fmr1000": "lowest FNMR at FMR <= 0.1 %",
+    "fdr": "(mean_g - mean_i)^2 / (var_g + var_i), population variances",
+    "genuine": "cosine of every pair of different images inside an identity",
+    "resolved": f"a rate is resolved from {RESOLVED} / impostor pairs upward",
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates of a set of scores; `DEFINITIONS` states each.
+
+    Attributes:
+        eer: equal error rate, in [0, 1].
+        auc: area under the ROC curve, in [0, 1].
+        fmr100: FNMR in [0, 1], None where 1 % FMR is not resolved.
+        fmr1000: FNMR in [0, 1], None where 0.1 % FMR is not resolved.
+        fdr: Fisher discriminant ratio, 0 or more.
+        genuine_mean: mean genuine cosine.
+        genuine_sd: its population standard deviation.
+        impostor_mean: mean impostor cosine.
+        impostor_sd: its population standard deviation.
+        genuine_pairs: how many genuine pairs there are.
+        impostor_pairs: how many impostor pairs there are.
+    """
+
+    eer: float
+    auc: float
+    fmr100: float | None
+    fmr1000: float | None
+    fdr: float
+    genuine_mean: float
+    genuine_sd: float
+    impostor_mean: float
+    impostor_sd: float
+    genuine_pairs: int
+    impostor_pairs: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rates as a JSON-able mapping."""
+        return asdict(self)
+
+
+def rates(genuine: np.ndarray, impostor: np.ndarray) -> Rates:
+    """Return the rates of genuine and impostor scores, each float [n], n of 1 or more."""
+    if not len(genuine) or not len(impostor):
+        raise ValueError(
+            f"{len(genuine)} genuine and {len(impostor)} impostor scores; accepted is 1 or more"
+        )
+    fmr, fnmr = error_rates(genuine, impostor)
+    variances = genuine.var() + impostor.var()
+    return Rates(
+        eer=_crossing(fmr, fnmr),
+        auc=_auc(genuine, impostor),
+        fmr100=_fnmr_at(fmr, fnmr, 0.01, len(impostor)),
+        fmr1000=_fnmr_at(fmr, fnmr, 0.001, len(impostor)),
+        fdr=float((genuine.mean() - impostor.mean()) ** 2 / variances)
+        if variances
+        else float("inf"),
+        genuine_mean=float(genuine.mean()),
+        genuine_sd=float(genuine.std()),
+        impostor_mean=float(impostor.mean()),
+        impostor_sd=float(impostor.std()),
+        genuine_pairs=len(genuine),
+        impostor_pairs=len(impostor),
+    )
+
+
+def error_rates(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return FMR and FNMR, float64 [t] each, at every distinct score and above the highest.
+
+    Thresholds fall, so that FMR rises from 0 to 1 while FNMR falls from 1 to 0.
+    """
+    thresholds = np.unique(np.concatenate([genuine, impostor]))[::-1]
+    accepted = _at_least(impostor, thresholds) / len(impostor)
+    refused = 1.0 - _at_least(genuine, thresholds) / len(genuine)
+    return np.concatenate([[0.0], accepted]), np.concatenate([[1.0], refused])
+
+
+def resolved(rate: float, impostor_pairs: int) -> bool:
+    """Say whether so many impostor pairs can tell an acceptance rate this small."""
+    return rate * impostor_pairs >= RESOLVED
+
+
+def threshold_at(impostor: np.ndarray, rate: float) -> tuple[float, float]:
+    """Return the lowest threshold whose FMR is at most `rate`, and the rate that was used.
+
+    Where `rate` is not resolved by so many impostor scores, the smallest resolved rate is used.
+
+    Raises:
+        ValueError: fewer than `RESOLVED` impostor scores.
+    """
+    if len(impostor) < RESOLVED:
+        raise ValueError(f"{len(impostor)} impostor scores; accepted is {RESOLVED} or more")
+    used = max(rate, RESOLVED / len(impostor))
+    allowed = int(np.floor(used * len(impostor) + 1e-9))
+    falling = np.sort(impostor)[::-1]
+    if allowed >= len(impostor):
+        return float(falling[-1]), used
+    return float(np.nextafter(falling[allowed], np.inf)), used
+
+
+def histogram(scores: np.ndarray) -> list[int]:
+    """Count cosines in `BINS` equal bins over [-1, 1]."""
+    counts, _ = np.histogram(np.clip(scores, -1.0, 1.0), bins=BINS, range=(-1.0, 1.0))
+    return counts.tolist()
+
+
+def genuine_scores(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the cosine of each pair of different images inside an identity, float64 [pairs].
+
+    Args:
+        embeddings: unit rows, [N, D].
+        labels: integers [N].
+    """
+    found = [np.empty(0)]
+    for rows in rows_of(labels):
+        cosines = embeddings[rows] @ embeddings[rows].T
+        found.append(cosines[np.triu_indices(len(rows), 1)])
+    return np.concatenate(found)
+
+
+def impostor_scores(
+    embeddings: np.ndarray, labels: np.ndarray, seed: int, limit: int = 2_000_000
+) -> tuple[np.ndarray, str]:
+    """Return cosines between images of different identities, and how the pairs were chosen.
+
+    Args:
+        embeddings: unit rows, [N, D].
+        labels: integers [N].
+        seed: root seed of the sample.
+        limit: all pairs are taken where there are no more than this; else so many are drawn, with
+            the first image uniform and the second uniform among images of other identities.
+    """
+    n = len(labels)
+    sizes = np.unique(labels, return_counts=True)[1]
+    pairs = (n * n - int((sizes.astype(np.int64) ** 2).sum())) // 2
+    if pairs <= limit:
+        found = [np.empty(0)]
+        for start in range(0, n, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, n)
+            cosines = embeddings[start:stop] @ embeddings[start:].T
+            wanted = labels[start:stop, None] != labels[None, start:]
+            wanted &= np.arange(start, stop)[:, None] < np.arange(start, n)[None, :]
+            found.append(cosines[wanted])
+        return np.concatenate(found), f"all {pairs} pairs of different identities"
+    draw = generator(seed64(seed, "impostors"))
+    order = np.argsort(labels, kind="stable")
+    ranked = labels[order]
+    first = draw.integers(n, size=limit)
+    low = np.searchsorted(ranked, ranked[first], "left")
+    own = np.searchsorted(ranked, ranked[first], "right") - low
+    second = draw.integers(0, n - own)
+    second = np.where(second >= low, second + own, second)  # step over the own identity
+    found = [
+        np.einsum("ij,ij->i", embeddings[order[first[part]]], embeddings[order[second[part]]])
+        for part in np.array_split(np.arange(limit), -(-limit // 65536))
+    ]
+    return np.concatenate(found), f"{limit} of {pairs} pairs of different identities, seed {seed}"
+
+
+def rows_of(labels: np.ndarray) -> list[np.ndarray]:
+    """Return the row indices of each identity, in the order of the labels."""
+    order = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[order], return_index=True)
+    return np.split(order, starts[1:])
+
+
+def _at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds, "left")
+
+
+def _crossing(fmr: np.ndarray, fnmr: np.ndarray) -> float:
+    after = int(np.argmax(fmr >= fnmr))
+    gap_before, gap_after = fnmr[after - 1] - fmr[after - 1], fmr[after] - fnmr[after]
+    share = gap_before / (gap_before + gap_after)
+    return float(fmr[after - 1] + share * (fmr[after] - fmr[after - 1]))
+
+
+def _auc(genuine: np.ndarray, impostor: np.ndarray) -> float:
+    ranked = np.sort(impostor)
+    below = np.searchsorted(ranked, genuine, "left")
+    ties = np.searchsorted(ranked, genuine, "right") - below
+    return float((below + ties / 2).sum() / (len(genuine) * len(impostor)))
+
+
+def _fnmr_at(fmr: np.ndarray, fnmr: np.ndarray, rate: float, impostor_pairs: int) -> float | None:
+    return float(fnmr[fmr <= rate].min()) if resolved(rate, impostor_pairs) else None

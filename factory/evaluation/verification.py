@@ -1,0 +1,348 @@
+"""Ten-fold face verification on `.bin` benchmark files, as the field measures it.
+
+A `.bin` file is a pickle of (encoded images, issame): images 2i and 2i+1 are pair i, and the order
+of the pairs decides the folds. Protocol: the embeddings of an image and of its mirror image are
+summed, then scaled to unit length; the score of a pair is the squared L2 distance; the threshold
+that is best on nine folds judges the tenth; the mean over the folds is the accuracy, with the
+population standard deviation beside it.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.evaluation.images import Embeds, batches, decode, fitted, flip_sum, normalized
+from factory.evaluation.scores import rates, resolved
+from factory.recipe import InputError
+
+FOLDS = 10
+ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
+FAR_THRESHOLDS = np.arange(0, 4, 0.001)
+FAR = 1e-3
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A benchmark: encoded images, pairs adjacent, and whether each pair shows one person."""
+
+    name: str
+    images: tuple[bytes, ...]
+    same: np.ndarray  # bool [pairs]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a recognizer reaches on one benchmark; rates in [0, 1].
+
+    Attributes:
+        name: the benchmark.
+        pairs: how many pairs it has.
+        accuracy: mean over the folds ("Accuracy-Flip").
+        accuracy_std: population standard deviation over the folds.
+        threshold: mean over the folds of the best threshold, a squared L2 distance in [0, 4].
+        auc: area under the ROC curve of all pairs.
+        eer: equal error rate of all pairs.
+        tar: mean over the folds of the true accept rate, at the others' threshold of FAR `far`.
+        tar_std: its population standard deviation.
+        far: the false accept rate asked for.
+        tar_resolved: whether there are enough impostor pairs to quote `tar`.
+        xnorm: mean length of the embeddings before they are summed and scaled.
+    """
+
+    name: str
+    pairs: int
+    accuracy: float
+    accuracy_std: float
+    threshold: float
+    auc: float
+    eer: float
+    tar: float
+    tar_std: float
+    far: float
+    tar_resolved: bool
+    xnorm: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON-able mapping."""
+        return asdict(self)
+
+
+def verify(
+    recognizer: Embeds, benchmark: Pairs, resize: bool = False, batch_size: int = 256
+) -> Verification:
+    """Measure a recognizer on one benchmark by the ten-fold flip protocol.
+
+    Args:
+        recognizer: what is measured.
+        benchmark: pairs, ten or more.
+        resize: resize images of another size bilinearly instead of refusing them.
+        batch_size: images embedded at a time; the mirror images are a batch of their own.
+
+    Raises:
+        InputError: an image is unreadable or has another size than the recognizer takes.
+    """
+
+    def images() -> Iterable[np.ndarray]:
+        for number, data in enumerate(benchmark.images):
+            what = f"benchmark {benchmark.name} image {number}"
+            yield fitted(decode(data, what), recognizer.size, what, resize)
+
+    sums, lengths = zip(
+        *(flip_sum(recognizer, batch) for batch in batches(images(), batch_size)), strict=True
+    )
+    unit = normalized(np.concatenate(sums))
+    distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
+    xnorm = float(np.concatenate(lengths).mean())
+    return evaluate_distances(benchmark.name, distances, benchmark.same, xnorm)
+
+
+def evaluate_distances(
+    name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
+) -> Verification:
+    """Return the result of squared distances, float64 [pairs], and issame, bool [pairs]."""
+    accuracies, thresholds = fold_accuracies(distances, same)
+    tars = fold_tars(distances, same, FAR)
+    over_all = rates(-distances[same], -distances[~same])
+    return Verification(
+        name=name,
+        pairs=len(same),
+        accuracy=float(np.mean(accuracies)),
+        accuracy_std=float(np.std(accuracies)),
+        threshold=float(np.mean(thresholds)),
+        auc=over_all.auc,
+        eer=over_all.eer,
+        tar=float(np.mean(tars)),
+        tar_std=float(np.std(tars)),
+        far=FAR,
+        tar_resolved=resolved(FAR, int((~same).sum())),
+        xnorm=xnorm,
+    )
+
+
+def folds(count: int) -> list[np.ndarray]:
+    """Return the consecutive test folds of `count` pairs; the first ones take the remainder."""
+    return np.array_split(np.arange(count), FOLDS)
+
+
+def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracy of each fold and its threshold, both float64 [10].
+
+    The threshold is the first of the best on the other folds; a pair is accepted strictly below.
+    """
+    accuracies, chosen = np.zeros(FOLDS), np.zeros(FOLDS)
+    for fold, test in enumerate(folds(len(same))):
+        train = np.setdiff1d(np.arange(len(same)), test)
+        right = _accepted(distances[train][same[train]], ACCURACY_THRESHOLDS)
+        wrong = _accepted(distances[train][~same[train]], ACCURACY_THRESHOLDS)
+        best = ACCURACY_THRESHOLDS[np.argmax(right - wrong)]
+        accuracies[fold] = np.mean((distances[test] < best) == same[test])
+        chosen[fold] = best
+    return accuracies, chosen
+
+
+def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
+    """Return the true accept rate of each fold at the threshold of `far` on the others, [10].
+
+    The threshold is interpolated linearly in steps of 0.001, and 0 where `far` is never reached.
+    """
+    tars = np.zeros(FOLDS)
+    for fold, test in enumerate(folds(len(same))):
+        train = np.setdiff1d(np.arange(len(same)), test)
+        impostor = distances[train][~same[train]]
+        reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
+        threshold = np.interp(far, reached, FAR_THRESHOLDS) if reached.max() >= far else 0.0
+        genuine = distances[test][same[test]]
+        tars[fold] = np.mean(genuine < threshold) if len(genuine) else 0.0
+    return tars
+
+
+def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.sort(distances), thresholds, "left")
+
+
+def evaluate(
+    recognizer: Embeds,
+    folder: str | Path,
+    resize: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Verification]:
+    """Measure a recognizer on every `.bin` file of a folder, by name.
+
+    Raises:
+        InputError: the folder holds no `.bin` file, or one that is not a benchmark.
+    """
+    files = sorted(Path(folder).glob("*.bin"))
+    if not files:
+        raise InputError(f"benchmarks {folder}: no .bin file; accepted is a folder of them")
+    found = {}
+    for file in files:
+        say(f"benchmark {file.stem}")
+        found[file.stem] = verify(recognizer, read_bin(file), resize)
+    return found
+
+
+def average(results: Iterable[Verification]) -> float:
+    """Return the plain mean of the benchmarks' accuracies, in [0, 1]."""
+    return float(np.mean([result.accuracy for result in results]))
+
+
+def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> str:
+    """Write a benchmark file and return its sha256; equal content gives equal bytes.
+
+    Args:
+        path: the file; an older one is replaced.
+        images: encoded images, the two of a pair adjacent.
+        same: for each pair, whether it shows one person.
+    """
+    if len(images) != 2 * len(same):
+        raise ValueError(f"{len(images)} images for {len(same)} pairs; accepted are two a pair")
+    seen: dict[bytes, bytes] = {}  # pickle writes an object it has seen as a reference
+    content = ([seen.setdefault(i, bytes(i)) for i in images], [bool(s) for s in same])
+    data = pickle.dumps(content, protocol=4)
+    Path(path).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bin(path: str | Path) -> Pairs:
+    """Read a benchmark file written by Python 2 or 3; no code in it can run.
+
+    Raises:
+        InputError: the file is missing, not a benchmark, asks for code, or its counts differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"benchmark: no file {path}; accepted is a .bin verification file")
+    try:
+        with path.open("rb") as file:
+            content = _Plain(file, encoding="bytes").load()
+        images, same = _checked(content)
+    except Exception as error:  # a damaged pickle raises almost any exception
+        raise InputError(
+            f"benchmark {path}: not a verification file ({error}); accepted is a pickle of "
+            "(encoded images, issame)"
+        ) from None
+    return Pairs(path.stem, images, same)
+
+
+def _checked(content: Any) -> tuple[tuple[bytes, ...], np.ndarray]:
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise ValueError(f"it holds {type(content).__name__}, not two lists")
+    images = tuple(_encoded(image) for image in _items(content[0], "images"))
+    same = np.array([_truth(value) for value in _items(content[1], "issame")], dtype=bool)
+    if len(images) != 2 * len(same):
+        raise ValueError(f"{len(images)} images for {len(same)} pairs, not two a pair")
+    if len(same) < FOLDS or same.all() or not same.any():
+        raise ValueError(f"{len(same)} pairs, {same.sum()} genuine: both kinds and 10 are needed")
+    return images, same
+
+
+def _items(value: Any, what: str) -> list[Any]:
+    if isinstance(value, _Array):
+        value = value.content().tolist()
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{what} is {type(value).__name__}, not a list")
+    return list(value)
+
+
+def _encoded(value: Any) -> bytes:
+    if isinstance(value, _Array):
+        return value.content().tobytes()
+    if not isinstance(value, bytes | bytearray):
+        raise ValueError(f"an image is {type(value).__name__}, not bytes")
+    return bytes(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool | int) or value not in (0, 1):
+        raise ValueError(f"issame holds {type(value).__name__}, not truth values")
+    return bool(value)
+
+
+class _Global:
+    """Stands for one of the few names a benchmark may mention; it cannot be changed by a file."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, made: Callable[..., Any]) -> None:
+        self._made = made
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._made(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a name")
+
+
+class _Type:
+    """A numpy type by its name: the two that hold bytes and truth values."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        text = name.decode("latin1") if isinstance(name, bytes) else name
+        known = {"u1": np.uint8, "b1": np.bool_}
+        if not isinstance(text, str) or text not in known:
+            raise pickle.UnpicklingError("it holds numpy data that are not bytes or truth values")
+        self.dtype = known[text]
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore byte order and the like: one-byte types have none."""
+
+
+class _Array:
+    """A numpy array of one-byte values, rebuilt from its bytes alone."""
+
+    __slots__ = ("_dtype", "_raw")
+
+    def __init__(self, *_: Any) -> None:
+        self._raw, self._dtype = b"", np.uint8
+
+    def __setstate__(self, state: Any) -> None:
+        _, _, kind, _, raw = state
+        self._raw, self._dtype = _raw_bytes(raw), kind.dtype
+
+    @classmethod
+    def of(cls, raw: Any, kind: _Type, *_: Any) -> "_Array":
+        made = cls()
+        made._raw, made._dtype = _raw_bytes(raw), kind.dtype
+        return made
+
+    def content(self) -> np.ndarray:
+        return np.frombuffer(self._raw, dtype=np.uint8).astype(self._dtype)
+
+
+def _raw_bytes(raw: Any) -> bytes:
+    return raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+
+
+def _scalar(kind: _Type, raw: Any) -> int:
+    return int.from_bytes(_raw_bytes(raw)[:1], "big")
+
+
+_NUMPY = {
+    "_reconstruct": _Array,
+    "_frombuffer": _Array.of,
+    "scalar": _scalar,
+}
+
+
+class _Plain(pickle.Unpickler):
+    """Loads bytes, lists, truth values and numpy bytes; every other name is refused unseen."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        parent, _, leaf = module.rpartition(".")
+        if parent in ("numpy.core", "numpy._core") and leaf in ("multiarray", "numeric"):
+            if name in _NUMPY:
+                return _Global(_NUMPY[name])
+        elif (module, name) == ("numpy", "dtype"):
+            return _Global(_Type)
+        elif (module, name) == ("numpy", "ndarray"):
+            return _Global(_Array)
+        elif (module, name) == ("_codecs", "encode"):
+            return _Global(lambda text, _: _raw_bytes(text))
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
