@@ -4,6 +4,7 @@ python jobs/plan.py jobs/recipes/desk/generate/idiff_face.yaml
 """
 
 import argparse
+from collections import deque
 
 from factory import cli
 from factory.plan import shards, totals
@@ -15,10 +16,7 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
     planned = totals(recipe)
-    first, last = next(shards(recipe)), None
-    for last in shards(recipe):
-        pass
-    assert last is not None
+    first, last = next(shards(recipe)), deque(shards(recipe), maxlen=1)[0]
     low, high = planned.actor_hours
     size = recipe.pool.size
     rows = {
