@@ -38,7 +38,7 @@ def hair_displacement(who: Person, normals: np.ndarray) -> np.ndarray:
     """Offset of every head vertex under scalp hair, float32 [V, 3]."""
     angle, height = load_head().around.T
     front, crown, side = THICKNESS[who.hair_style]
-    cover = scalp_cover(who, angle, height, 1.6)
+    cover = scalp_cover(who, angle, height, 1.6 + 0.7 * max(front, side))
     ear = load_head().ears > 0.05
     cover = np.where(ear, 0.0, cover)
     share_up = smooth((height - 3.0) / 5.0)
@@ -124,9 +124,9 @@ def glasses(who: Person, vertices: np.ndarray) -> Mesh:
     """The person's pair of glasses on a neutral head [V, 3]."""
     head, look = load_head(), who.glasses
     right, left = (vertices[rows].mean(0) for rows in head.landmark_rows[:2])
-    bridge_rows = np.flatnonzero((np.abs(head.mean[:, 0]) < 0.5) & (np.abs(head.mean[:, 1]) < 0.7))
-    bridge_z = float(vertices[bridge_rows, 2].max())
-    lens_z = max(bridge_z + 0.5, float(vertices[head.landmark_rows[0], 2].max()) + 1.5)
+    bridge = (np.abs(head.mean[:, 0]) < 1.0) & (np.abs(head.mean[:, 1] + 0.2) < 1.4)
+    ball_z = float(vertices[head.landmark_rows[0], 2].max())
+    lens_z = max(float(vertices[bridge, 2].max()) + 0.35, ball_z + 1.5)
     points: list[np.ndarray] = []
     faces: list[np.ndarray] = []
     count = 0
@@ -139,8 +139,6 @@ def glasses(who: Person, vertices: np.ndarray) -> Mesh:
     for eye, side in ((right, -1.0), (left, 1.0)):
         centre_x = side * max(abs(eye[0]), look["width"] + 0.55)
         centres.append(centre_x)
-        for radius in (1.0, 1.0):
-            del radius
         inner_w, inner_h = look["width"], look["height"]
         rings = []
         for extra in (0.0, look["rim"]):
@@ -148,7 +146,7 @@ def glasses(who: Person, vertices: np.ndarray) -> Mesh:
             rings.append(np.stack([
                 centre_x + ring_x * (inner_w + extra),
                 eye[1] - look["drop"] + ring_y * (inner_h + extra),
-                lens_z - 0.35 * bend * 0.35 + 0 * ring_x,
+                lens_z - 0.12 * bend,
             ], 1))  # fmt: skip
         points.append(np.concatenate(rings))
         faces.append(_grid_faces(2, steps, count))

@@ -46,9 +46,7 @@ def load_head() -> Head:
     faces = data["faces"].astype(np.int64)
     face_region = region[faces].max(1).astype(np.int64)
     low_lash = (face_region == LASH) & (mean[faces][..., 1].mean(1) < -0.2)
-    back_of_mouth = (face_region == MOUTH) & (mean[faces][..., 2].mean(1) < -4.5)
-    kept = ~(low_lash | back_of_mouth)
-    faces, face_region = faces[kept], face_region[kept]
+    faces, face_region = faces[~low_lash], face_region[~low_lash]
     angle = np.degrees(np.arctan2(mean[:, 0], mean[:, 2] - AXIS_Z))
     lips = data["lips"].astype(np.float32)
     eye = region == EYE

@@ -91,8 +91,8 @@ IRIS_COLOURS = np.array([
     [0.45, 0.48, 0.50],
 ])  # fmt: skip
 SKIN_TONES = np.array([
-    [0.97, 0.84, 0.77], [0.92, 0.74, 0.64], [0.85, 0.64, 0.52], [0.74, 0.53, 0.40],
-    [0.60, 0.40, 0.29], [0.44, 0.28, 0.20], [0.30, 0.185, 0.135], [0.20, 0.125, 0.10],
+    [0.96, 0.79, 0.70], [0.92, 0.71, 0.59], [0.86, 0.62, 0.48], [0.76, 0.52, 0.37],
+    [0.63, 0.40, 0.27], [0.47, 0.29, 0.19], [0.33, 0.20, 0.14], [0.23, 0.14, 0.105],
 ])  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _local_changes(at: dict[str, float], rng: np.random.Generator) -> np.ndarray
             value[other] = both + rng.uniform(-SIDE_LIMIT, SIDE_LIMIT)
     shape = at["head_shape"] * len(HEAD_SHAPES)
     first, share = int(shape), shape - int(shape)
-    strength = rng.uniform(0.35, 0.85)
+    strength = rng.uniform(0.3, 0.75)
     value[row["head-" + HEAD_SHAPES[first]]] = strength * (1 - 0.5 * share)
     value[row["head-" + HEAD_SHAPES[(first + 1) % len(HEAD_SHAPES)]]] = strength * 0.5 * share
     return np.clip(value, -1.0, 1.0)
@@ -231,7 +231,7 @@ def person(split: str, index: int, plain: bool = False) -> Person:
     local = _local_changes(at, rng)
     base_tone = ancestry @ np.array([0.74, 0.30, 0.20])
     tone = float(np.clip(base_tone + 0.5 * (at["tone"] - 0.5), 0.0, 1.0))
-    skin = _pick(SKIN_TONES, tone, rng, 0.05)
+    skin = _pick(SKIN_TONES, tone, rng, 0.022)
     dark_haired = ancestry[0] + ancestry[1] > 0.6
     # Dark hair is the rule for two ancestries; dyed or grey hair stays possible for everybody.
     hair_u = at["hair_colour"] * (0.2 if dark_haired and at["hair_colour"] < 0.75 else 1.0)

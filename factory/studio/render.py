@@ -256,7 +256,7 @@ def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> S
     skin = skin + lips * (to_linear(who.lip_colour) - skin)
     lid = seen[:, 10:11] * np.float32(0.10 + 0.30 * who.lashes)
     skin = skin * (1 - lid)
-    grey = float(np.clip((age - who.hair["grey_age"]) / 18.0, 0, 0.9)) if not who.plain else 0.0
+    grey = float(np.clip((age - who.hair["grey_age"]) / 26.0, 0, 0.9)) if not who.plain else 0.0
     strand = back[:, 3:4]
     silver = np.float32([0.55, 0.55, 0.56])
     hair = to_linear(who.hair_colour) * (1 - grey) + grey * silver
@@ -290,7 +290,7 @@ def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> S
         (MOUTH, np.float32([0.16, 0.04, 0.04]), 0.2),
         (TEETH, to_linear(np.array([1.0, 0.97, 0.90]) * who.teeth), 0.5),
         (LASH, np.float32([0.02, 0.015, 0.015]), 0.0),
-        (FRAME, to_linear([who.glasses[c] for c in ("red", "green", "blue")]), 0.9),
+        (FRAME, to_linear([who.glasses[c] for c in ("red", "green", "blue")]), 0.15),
     ):
         rows = region == part
         albedo[rows] = colour
@@ -383,13 +383,13 @@ def _cavity(height: np.ndarray, big: int) -> np.ndarray:
 def _background(view: View, big: int) -> np.ndarray:
     """Linear RGB [big, big, 3] behind the head: even, shaded, or out of focus."""
     rng = generator(view.seed)
-    base = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.1, 3), 0.02, 0.98))
+    base = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.08, 3), 0.02, 0.98))
     if view.background == 0:
         return np.broadcast_to(base, (big, big, 3)).astype(np.float32).copy()
-    other = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.15, 3), 0.02, 0.98))
-    cells = (2, 2) if view.background == 1 else (5, 5) if view.background == 2 else (9, 9)
-    mix = rng.random((*cells, 1 if view.background < 3 else 3)).astype(np.float32)
-    mix = cv2.resize(mix, (big, big), interpolation=cv2.INTER_LINEAR).reshape(big, big, -1)
+    other = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.1, 3), 0.02, 0.98))
+    cells = (0, 2, 4, 8)[view.background]
+    mix = rng.random((cells, cells)).astype(np.float32)
+    mix = cv2.resize(mix, (big, big), interpolation=cv2.INTER_CUBIC)[..., None].clip(0, 1)
     return (base + mix * (other - base)).astype(np.float32)
 
 
