@@ -1,8 +1,21 @@
 """Fixtures shared by all tests."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from factory.plan import Shard, sample_key, shards
+from factory.provenance import DIGITAL_SOURCE_TYPE
+from factory.recipe import GenerateRecipe, parse
+from factory.seeding import hex16, seed64
+from factory.shards.claim import write_claim
+from factory.shards.manifest import ShardManifest, commit_shard, merge
+from factory.shards.store import Store
+from factory.shards.tar import write_tar
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +29,86 @@ def ray_cluster() -> Iterator[None]:
     connect("")
     yield
     ray.shutdown()
+
+
+MISSING = (1, 2)  # the slot that stays empty in every dataset of `made_dataset`
+
+
+def small_recipe(**changes: Any) -> GenerateRecipe:
+    """Return a recipe of six identities with four images each, three identities a shard."""
+    raw: dict[str, Any] = {
+        "kind": "generate",
+        "name": "small",
+        "seed": 5,
+        "system": "studio",
+        "licence": "CC0-1.0",
+        "image": {"size": 16},
+        "identities": {"count": 6, "images_each": 4, "source": "train"},
+        "shard": {"identities": 3},
+        "pool": {"size": 1},
+        "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
+    }
+    recipe = parse(raw | changes)
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def small_samples(shard: Shard, digest: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield the samples of a shard: real labels and sidecars, bytes that only begin as a JPEG."""
+    for identity, slot in shard.slots:
+        if (identity, slot) == MISSING:
+            continue
+        sidecar = {
+            "identity": identity,
+            "slot": slot,
+            "attempt": 0,
+            "seed": hex16(seed64(5, "noise", identity, slot)),
+            "cosine": 0.5,
+            "system": "studio",
+            "content_digest": digest,
+            "digitalSourceType": DIGITAL_SOURCE_TYPE,
+        }
+        key = sample_key(identity, slot)
+        image = b"\xff\xd8\xff" + hashlib.sha256(key.encode()).digest() * (1 + slot * 20)
+        yield key, {"cls": b"%d" % identity, "jpg": image, "json": json.dumps(sidecar).encode()}
+
+
+def commit_small(store: Store, shard: Shard, digest: str, work: Path) -> ShardManifest:
+    """Write and commit one shard of a small dataset."""
+    tar, rejects = work / "shard.tar", work / "shard.rejects"
+    sha256, size = write_tar(tar, small_samples(shard, digest))
+    rejects.write_bytes(shard.name.encode())
+    missing = (sample_key(*MISSING),) if MISSING in set(shard.slots) else ()
+    manifest = ShardManifest(
+        name=shard.name,
+        sha256=sha256,
+        bytes=size,
+        planned=shard.samples,
+        kept=shard.samples - len(missing),
+        reasons={"near_duplicate": 3 * len(missing)},
+        missing=missing,
+        seconds={"render": 0.25, "encode": 0.125},
+        content_digest=digest,
+        system="studio",
+        versions={"numpy": "2.0"},
+        rejects_sha256=hashlib.sha256(rejects.read_bytes()).hexdigest(),
+    )
+    commit_shard(store, tar, rejects, manifest)
+    return manifest
+
+
+@pytest.fixture
+def made_dataset(tmp_path: Path) -> Callable[..., Store]:
+    """Return a function that makes a whole small dataset at an address, without any engine."""
+
+    def make(url: str | Path = tmp_path / "data", **changes: Any) -> Store:
+        store, recipe, digest = Store(url), small_recipe(**changes), "0123456789abcdef"
+        write_claim(store, recipe, digest, ())
+        work = tmp_path / "work"
+        work.mkdir(exist_ok=True)
+        for shard in shards(recipe):
+            commit_small(store, shard, digest, work)
+        merge(store, shards(recipe))
+        return store
+
+    return make

@@ -106,10 +106,7 @@ def _member(name: str, extension: str, data: bytes) -> bytes:
             b"0",  # a regular file
             bytes(100),  # link name
             b"ustar\00000",
-            bytes(64),  # user and group names
-            b"0000000\0",  # device major
-            b"0000000\0",  # device minor
-            bytes(167),  # prefix and padding
+            bytes(247),  # user, group, device, prefix and padding
         )
     )
     header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
