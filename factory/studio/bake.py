@@ -25,7 +25,7 @@ KEEP_PREFIXES = (
     "l-cheek", "r-cheek", "chin", "l-ear", "r-ear", "eyebrows", "l-eye", "r-eye", "forehead",
     "head-", "mouth", "nose", "neck-double",
 )  # fmt: skip
-DROP_NAMES = ("head-trans", "head-angle", "mouth-trans-out", "nose-trans-out", "head-age")
+DROP_NAMES = ("head-trans", "head-angle", "mouth-trans-out", "nose-trans-out")
 HEAD_SHAPES = ("diamond", "invertedtriangular", "oval", "rectangular", "round", "square",
                "triangular")  # fmt: skip
 AGES = (1 / 3, 2 / 3, 1.0)
@@ -135,9 +135,6 @@ def bake(out: Path = HEAD_FILE) -> None:
     rows: list[int] = []
     for i, name in enumerate(model.local_change_labels):
         if name.startswith(KEEP_PREFIXES) and not name.startswith(DROP_NAMES):
-            names.append(name)
-            rows += [2 * i, 2 * i + 1]
-        elif name.startswith("head-age"):
             names.append(name)
             rows += [2 * i, 2 * i + 1]
     local = local_all[rows]

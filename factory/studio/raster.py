@@ -24,21 +24,21 @@ def rasterize(
         face: int64 [P], the row of `faces` seen there;
         weights: float32 [P, 3], barycentric weights of that triangle's corners.
     """
-    corners = points[faces]
-    edge_b = corners[:, 1] - corners[:, 0]
-    edge_c = corners[:, 2] - corners[:, 0]
+    first, second, third = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
+    edge_b = second - first
+    edge_c = third - first
     area = edge_b[:, 0] * edge_c[:, 1] - edge_b[:, 1] * edge_c[:, 0]
-    low = np.ceil(corners.min(1) - 0.5).astype(np.int32)
-    high = np.floor(corners.max(1) - 0.5).astype(np.int32)
+    low = np.ceil(np.minimum(np.minimum(first, second), third) - 0.5).astype(np.int32)
+    high = np.floor(np.maximum(np.maximum(first, second), third) - 0.5).astype(np.int32)
     np.maximum(low, 0, out=low)
     np.minimum(high, size - 1, out=high)
     extent = high - low + 1
     # y points down, so that a triangle facing the camera has negative signed area.
     seen = (area < -1e-9) | (two_sided & (np.abs(area) > 1e-9))
-    kept = np.flatnonzero(seen & (extent.min(1) > 0))
+    kept = np.flatnonzero(seen & (extent[:, 0] > 0) & (extent[:, 1] > 0))
     if len(kept) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.float32)
-    a, b, c = corners[kept, 0], edge_b[kept], edge_c[kept]
+    a, b, c = first[kept], edge_b[kept], edge_c[kept]
     scale = 1.0 / area[kept]
     z = depth[faces[kept]]
     plane = np.empty((len(kept), 8), np.float32)

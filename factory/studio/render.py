@@ -371,7 +371,7 @@ def _cast_shadow(
 
 
 def _cavity(height: np.ndarray, big: int) -> np.ndarray:
-    """How open each pixel is to the sky, 0.35 to 1, from how deep it lies below its surroundings."""
+    """How open each pixel is to the sky, 0.35 to 1, from its depth below its surroundings."""
     covered = (height > -9e3).astype(np.float32)
     sigma = 0.035 * big
     around = cv2.GaussianBlur(np.where(covered > 0, height, 0).astype(np.float32), (0, 0), sigma)

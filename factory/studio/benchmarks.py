@@ -1,0 +1,100 @@
+"""Five verification benchmarks from `test` people, hard where their names say.
+
+Pairs of one fold never show a person of another fold or of another benchmark. Impostors are
+matched: the other person is of the same gender and near in age, skin and hair, so that only the
+face tells them apart.
+"""
+
+import numpy as np
+import simplejpeg
+
+from factory.seeding import generator, seed64
+from factory.studio.people import Person, person
+from factory.studio.render import render
+from factory.studio.views import draw_view_kind
+
+BENCHMARKS = ("frontal", "frontal_profile", "age_gap", "hard_light", "cross_expression")
+# The kinds of view of the two pictures of a pair.
+VIEW_KINDS: dict[str, tuple[str, str]] = {
+    "frontal": ("frontal", "frontal"),
+    "frontal_profile": ("frontal", "profile"),
+    "age_gap": ("young", "old"),
+    "hard_light": ("hard_light", "soft_light"),
+    "cross_expression": ("neutral", "strong_expression"),
+}
+MOST_PAIRS = 20_000  # a benchmark's own range of test people is as long as this
+
+
+def _likeness_features(who: Person) -> np.ndarray:
+    """What an impostor is matched by: gender, age, skin, hair; scaled to comparable weight."""
+    bald = float(who.hair_style in ("bald", "buzz", "horseshoe", "receding"))
+    return np.array([
+        6.0 * float(who.gender > 0.5), who.age / 18.0, *(4.0 * who.skin), *(1.5 * who.hair_colour),
+        0.7 * bald,
+    ])  # fmt: skip
+
+
+def _matched_partners(people: list[Person]) -> list[int]:
+    """For each person the row of the most similar other one; ties go to the first."""
+    features = np.stack([_likeness_features(who) for who in people])
+    distance = ((features[:, None] - features[None]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    return distance.argmin(1).tolist()
+
+
+def make_benchmark(
+    name: str, pairs: int, size: int, seed: int, folds: int = 10, quality: int = 95
+) -> tuple[list[bytes], list[bool]]:
+    """Make one verification benchmark.
+
+    Args:
+        name: one of `BENCHMARKS`.
+        pairs: number of pairs; a multiple of 2 * folds, at most 20,000.
+        size: edge of the images in pixels.
+        seed: seed of the views; the people depend on `name` and `pairs` only.
+        folds: number of equal consecutive folds.
+        quality: JPEG quality, 1 to 100; chroma is not subsampled.
+
+    Returns:
+        images: 2 * pairs JPEG files, the two of a pair adjacent;
+        same: per pair, whether both show one person. Half of every fold is genuine.
+
+    Raises:
+        ValueError: an unknown name, or a number of pairs the folds cannot share evenly.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"benchmark is {name!r}; choose one of {', '.join(BENCHMARKS)}")
+    if folds < 1:
+        raise ValueError(f"folds is {folds}; it must be 1 or more")
+    if pairs < 1 or pairs % (2 * folds) or pairs > MOST_PAIRS:
+        raise ValueError(
+            f"pairs is {pairs}; it must be a multiple of {2 * folds} (twice the folds) "
+            f"from {2 * folds} to {MOST_PAIRS}"
+        )
+    first_kind, second_kind = VIEW_KINDS[name]
+    half = pairs // folds // 2  # genuine pairs of one fold, and its people
+    first_person = BENCHMARKS.index(name) * MOST_PAIRS
+    images: list[bytes] = []
+    same: list[bool] = []
+
+    def picture(who: Person, kind: str, pair: int, side: int) -> bytes:
+        view = draw_view_kind(seed64(seed, f"benchmark-{name}", pair, side), kind)
+        pixels = np.ascontiguousarray(render(who, view, size))
+        return simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
+
+    for fold in range(folds):
+        # At least two people, so that a fold of one genuine pair still has an impostor.
+        count = max(2, half)
+        start = first_person + fold * count
+        people = [person("test", start + i) for i in range(count)]
+        partner = _matched_partners(people)
+        order = generator(seed64(seed, f"benchmark-order-{name}", fold)).permutation(2 * half)
+        for entry in order.tolist():
+            genuine = entry < half
+            who = people[entry % half]
+            other = who if genuine else people[partner[entry % half]]
+            pair = len(same)
+            images.append(picture(who, first_kind, pair, 0))
+            images.append(picture(other, second_kind, pair, 1))
+            same.append(genuine)
+    return images, same
