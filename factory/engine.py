@@ -26,11 +26,7 @@ from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
 from factory.shards.manifest import DatasetManifest, committed, merge
 from factory.shards.store import Store
-from factory.stages.encode import Commit
-from factory.stages.identities import Identities
-from factory.stages.render import Render
-from factory.stages.screen import Screen
-from factory.stages.styles import Styles
+from factory.stages.line import Assignment, Line
 from factory.stages.work import ShardWork
 from factory.systems import create
 
@@ -95,77 +91,26 @@ def runtime_env(threads: int) -> dict[str, Any]:
     return {"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}}
 
 
-def load_teacher(recipe: GenerateRecipe) -> Any:
-    """Load the recognizer that screens, where the recipe names one."""
-    if "teacher" not in recipe.weights:
-        return None
-    from factory.recognition.recognizers import load_recognizer
-
-    return load_recognizer(recipe.weights["teacher"].location)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """All that an actor needs to know; small enough to send to every one of them."""
-
-    recipe: dict[str, Any]
-    store: Store
-    content_digest: str
-    versions: dict[str, str]
-
-
 class StageActor:
-    """Runs some of the stages, in order, on one shard after another."""
+    """A line of stages as a Ray Data actor: one row in, one row out."""
 
     def __init__(self, assignment: Assignment, stages: tuple[str, ...]) -> None:
         """Load what the named stages need, once."""
-        recipe = parse(assignment.recipe)
-        assert isinstance(recipe, GenerateRecipe)
-        import torch
-
-        torch.set_num_threads(recipe.pool.threads)
-        self.recipe, self.assignment = recipe, assignment
-        self.store = assignment.store
-        self.system = create(recipe)
-        kinds = {stage.partition(":")[0] for stage in stages}
-        if "render" in kinds:
-            self.system.load()
-        self.teacher = load_teacher(recipe) if "screen" in kinds else None
-        self.stages = [self._stage(*stage.partition(":")[::2]) for stage in stages]
-
-    def _stage(self, kind: str, attempt: str) -> Callable[[ShardWork], ShardWork]:
-        if kind == "identities":
-            bank = None
-            if self.system.banked:
-                bank = identities.load_bank(self.store, bank_digest(self.recipe))
-            return Identities(self.system, bank)
-        if kind == "styles":
-            return Styles(self.system, int(attempt))
-        if kind == "render":
-            return Render(self.system)
-        if kind == "screen":
-            return Screen(self.system, self.teacher)
-        assert kind == "commit", kind
-        return Commit(
-            self.recipe, self.store, self.assignment.content_digest, self.assignment.versions
-        )
+        self.line = Line(assignment, stages)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Take one row, a ShardWork, through the stages; a committed shard leaves its manifest."""
         (work,) = batch["work"]
-        start = time.time()
-        for stage in self.stages:
-            work = stage(work)
-        last = self.stages[-1]
-        row: dict[str, Any] = {"work": _column(work)}
-        if isinstance(last, Commit):
-            row = {
-                "manifest": _column(last.manifest.model_dump(mode="json")),
-                "actor": np.array([ray.get_runtime_context().get_actor_id()]),
-                "started": np.array([start]),
-                "finished": np.array([time.time()]),
-            }
-        return row
+        started = time.time()
+        done = self.line(work)
+        if isinstance(done, ShardWork):
+            return {"work": _column(done)}
+        return {
+            "manifest": _column(done.model_dump(mode="json")),
+            "actor": np.array([ray.get_runtime_context().get_actor_id()]),
+            "started": np.array([started]),
+            "finished": np.array([time.time()]),
+        }
 
 
 def _column(value: Any) -> np.ndarray:

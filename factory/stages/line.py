@@ -1,0 +1,75 @@
+"""A line: some of the stages in order, as one worker runs them, whatever started the worker."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from factory import identities
+from factory.recipe import GenerateRecipe, bank_digest, parse
+from factory.recognition.recognizers import load_recognizer
+from factory.shards.manifest import ShardManifest
+from factory.shards.store import Store
+from factory.stages.encode import Commit
+from factory.stages.identities import Identities
+from factory.stages.render import Render
+from factory.stages.screen import Screen
+from factory.stages.styles import Styles
+from factory.stages.work import ShardWork
+from factory.systems import create
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a worker needs to know; small enough to send to every one of them.
+
+    Attributes:
+        recipe: the generate recipe as JSON-able values.
+        store: the dataset's folder.
+        content_digest: what every sidecar and manifest states.
+        versions: of the libraries that compute pixels.
+    """
+
+    recipe: dict[str, Any]
+    store: Store
+    content_digest: str
+    versions: dict[str, str]
+
+
+class Line:
+    """The named stages, loaded once and run in order on one shard after another.
+
+    Names are `identities`, `styles:N` (N is the attempt), `render`, `screen` and `commit`.
+    """
+
+    def __init__(self, assignment: Assignment, stages: tuple[str, ...]) -> None:
+        """Load the system, the teacher and the bank, each only where a stage needs it."""
+        recipe = parse(assignment.recipe)
+        assert isinstance(recipe, GenerateRecipe)
+        torch.set_num_threads(recipe.pool.threads)
+        system = create(recipe)
+        kinds = {stage.partition(":")[0] for stage in stages}
+        if "render" in kinds:
+            system.load()
+        bank = teacher = None
+        if "identities" in kinds and system.banked:
+            bank = identities.load_bank(assignment.store, bank_digest(recipe))
+        if "screen" in kinds and "teacher" in recipe.weights:
+            teacher = load_recognizer(recipe.weights["teacher"].location)
+        self.commit = Commit(
+            recipe, assignment.store, assignment.content_digest, assignment.versions
+        )
+        made = {
+            "identities": lambda _: Identities(system, bank),
+            "styles": lambda attempt: Styles(system, int(attempt)),
+            "render": lambda _: Render(system),
+            "screen": lambda _: Screen(system, teacher),
+            "commit": lambda _: self.commit,
+        }
+        self.stages = [made[kind](n) for kind, _, n in (s.partition(":") for s in stages)]
+
+    def __call__(self, work: ShardWork) -> ShardWork | ShardManifest:
+        """Take a shard through the stages; returns its manifest where the last one commits."""
+        for stage in self.stages:
+            work = stage(work)
+        return self.commit.manifest if self.stages[-1] is self.commit else work
