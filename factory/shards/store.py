@@ -67,6 +67,8 @@ class Store:
         self._base = ""
         if self._root is None:
             self._remote, self._base = _filesystem(self._address, self.url)
+            if not self._base:
+                raise InputError(f"store {self.url}: names no bucket; accepted is s3://BUCKET/...")
 
     @property
     def url(self) -> str:
@@ -327,7 +329,7 @@ def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
 def public(url: str) -> str:
     """Return an address without user, password or secret query values, fit to be shown."""
     url = re.sub(r"(?<=://)[^/@]*@", "", url)
-    return re.sub(r"([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*", r"\1...", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*", r"\1...", url)
 
 
 def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:

@@ -1,0 +1,239 @@
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from factory.recipe import InputError
+from factory.shards import store as module
+from factory.shards.manifest import committed, load_manifest
+from factory.shards.store import LOCK, Store, in_order, public
+from factory.shards.verify import verify
+
+KEY, SECRET = "a-key", "a-secret"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket on a loopback server; yields the address of a folder in it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    ).create_bucket(Bucket="faces")
+    yield (
+        f"s3://{KEY}:{SECRET}@faces/%s?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    )
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(tmp_path / "data")
+    if request.param == "memory":
+        return Store(f"memory://{tmp_path.name}-{time.time_ns()}")
+    return Store(request.getfixturevalue("s3") % f"set-{time.time_ns()}")
+
+
+def test_files_there_and_back(store: Store, tmp_path: Path) -> None:
+    store.write("shards/a.bin", b"one")
+    store.write("shards/a.bin", b"two")
+    (tmp_path / "local.bin").write_bytes(b"x" * 3_000_000)
+    store.put(tmp_path / "local.bin", "b.bin")
+    assert (tmp_path / "local.bin").exists()
+    assert store.read("shards/a.bin") == b"two"
+    assert (store.exists("b.bin"), store.exists("shards"), store.exists("c")) == (
+        True,
+        False,
+        False,
+    )
+    assert store.size("b.bin") == 3_000_000
+    assert sorted(store.list()) == ["b.bin", "shards/a.bin"]
+    assert list(store.list("shards")) == ["shards/a.bin"]
+    assert list(store.list("nowhere")) == []
+    store.fetch("b.bin", tmp_path / "back" / "b.bin")
+    assert (tmp_path / "back" / "b.bin").read_bytes() == b"x" * 3_000_000
+    assert os.listdir(tmp_path / "back") == ["b.bin"]
+    with store.local("shards/a.bin") as path:
+        assert path.read_bytes() == b"two"
+    with store.open_input("b.bin") as file:
+        assert file.read(10) == b"x" * 10
+    store.delete("b.bin")
+    store.delete("b.bin")
+    assert not store.exists("b.bin")
+    for read in (store.read, store.size):
+        with pytest.raises(FileNotFoundError):
+            read("b.bin")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "a//b", "", ".", "a\\b"])
+def test_unsafe_names_are_refused(store: Store, name: str) -> None:
+    for action in (store.read, store.exists, store.delete, lambda n: store.write(n, b"")):
+        with pytest.raises(ValueError, match="not a relative name"):
+            action(name)
+
+
+def test_one_writer_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.01)
+    with store.lock("generate") as lock:
+        with pytest.raises(InputError) as caught, store.lock("generate"):
+            pass
+        for word in (socket.gethostname(), str(os.getpid()), "s ago", "delete"):
+            assert word in str(caught.value)
+        assert SECRET not in str(caught.value)
+        lock.check()
+    assert not store.exists(LOCK)
+    with store.lock("generate"):
+        assert store.exists(LOCK)
+
+
+def test_a_dataset_lives_in_every_kind_of_store(made_dataset, store: Store) -> None:
+    made = made_dataset(store._address)
+    assert len(committed(made)) == 2
+    assert load_manifest(made).totals.kept == 23
+    assert verify(made) == []
+
+
+def test_credentials_are_never_shown(s3: str) -> None:
+    store = Store(s3 % "x")
+    assert KEY not in repr(store) + store.url
+    assert SECRET not in repr(store) + store.url
+    assert "faces/x" in store.url
+    assert public("az://c/x?sig=abc&a=1&Secret_Key=q") == "az://c/x?sig=...&a=1&Secret_Key=..."
+    again = pickle.loads(pickle.dumps(store))
+    again.write("t", b"1")
+    assert store.read("t") == b"1"
+
+
+@pytest.mark.parametrize("url", ["", "nonsense://x", "s3://"])
+def test_an_address_of_no_kind(url: str) -> None:
+    with pytest.raises(InputError, match="store"):
+        Store(url)
+
+
+def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be a folder"), Store(tmp_path / "file").lock("x"):
+        pass
+
+
+def test_actors_in_another_folder_find_a_relative_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("data")
+    sent = pickle.dumps(store)
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).root == tmp_path / "data"
+    assert store.url == "data"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.write("a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert list(store.list()) == ["a"]
+
+
+def dead_pid() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_sweep_removes_the_parts_of_the_dead_only(tmp_path: Path) -> None:
+    store, host = Store(tmp_path), socket.gethostname()
+    dead, alive = f"a.tar.part-{host}.{dead_pid()}.00", f"a.tar.part-{host}.{os.getpid()}.00"
+    old, fresh = "shards/b.part-far.example.1.00", "shards/c.part-far.example.1.00"
+    for name in (dead, alive, old, fresh, "shards/a.tar"):
+        store.write(name, b"")
+    os.utime(tmp_path / old, (0, 0))
+    assert store.sweep() == tuple(sorted((dead, old)))
+    assert sorted(store.list()) == sorted((alive, fresh, "shards/a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("holder", "why"),
+    [
+        ({"owner": "generate", "host": socket.gethostname(), "pid": None}, "its process is gone"),
+        ({"owner": "generate", "host": "far", "pid": 1, "time": 0.0}, "did not move"),
+    ],
+)
+def test_a_dead_holders_lock_is_taken_over(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    holder: dict,
+    why: str,
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.01)
+    store = Store(tmp_path)
+    holder = {"time": time.time(), "token": "x"} | holder
+    holder["pid"] = holder["pid"] or dead_pid()
+    store.write(LOCK, json.dumps(holder).encode())
+    with store.lock("generate"):
+        assert json.loads(store.read(LOCK))["pid"] == os.getpid()
+    assert why in capsys.readouterr().out
+
+
+def test_a_living_holder_elsewhere_is_respected(tmp_path: Path) -> None:
+    holder = {"owner": "generate", "host": "far", "pid": 1, "time": time.time(), "token": "x"}
+    Store(tmp_path).write(LOCK, json.dumps(holder).encode())
+    with pytest.raises(InputError, match="host far, process 1"), Store(tmp_path).lock("generate"):
+        pass
+
+
+def test_a_lock_is_renewed_and_its_loss_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
+    store = Store(tmp_path)
+    with store.lock("generate") as lock:
+        before = json.loads(store.read(LOCK))["time"]
+        until = time.monotonic() + 5
+        while json.loads(store.read(LOCK))["time"] == before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert json.loads(store.read(LOCK))["time"] > before
+        store.write(LOCK, b'{"token": "another"}')
+        lock._thread.join(5)
+        with pytest.raises(RuntimeError, match="another writer"):
+            lock.check()
+    assert store.read(LOCK) == b'{"token": "another"}'
+
+
+def test_in_order_keeps_order_and_stays_lazy() -> None:
+    taken = []
+
+    def source() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = in_order(lambda item: item * item, source(), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(taken) <= 7
+    assert list(results) == [item * item for item in range(3, 100)]
