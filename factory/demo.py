@@ -1,0 +1,169 @@
+"""The whole chain on the desk: every step is a job, run as a user would type it."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.cli import FaultError
+from factory.evaluation.gap import gap
+from factory.provenance import models
+from factory.recipe import GenerateRecipe, Weights, load, local_path
+
+RECIPES = Path("jobs/recipes/desk")
+ROWS = {
+    "real": ("real", ()),
+    "synthetic": ("synthetic", ()),
+    "synthetic_shuffled_labels": ("synthetic", ("data.shuffle_labels=true",)),
+}
+SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
+SMALLEST_FR = ("schedule.epochs=2", "schedule.batch_size=16")
+TEACHER = "package:weights/recognition/teacher.safetensors"
+JUDGE = "package:weights/recognition/judge.safetensors"
+BENCHMARKS = "package:weights/benchmarks"
+
+
+@dataclass
+class Demo:
+    """One run of the chain in a folder.
+
+    Attributes:
+        run: the folder; everything lies below it.
+        address: the Ray cluster the jobs share.
+        tracking_uri: where MLflow keeps the runs.
+        seeds: recognizer trainings of each row.
+        smallest: a chain of minutes whose figures mean nothing.
+        weights: overrides that name the weights, empty for the shipped ones.
+    """
+
+    run: Path
+    address: str
+    tracking_uri: str
+    seeds: Sequence[int]
+    smallest: bool
+    judge: str = JUDGE
+    teacher: str = TEACHER
+    benchmarks: Path = field(default_factory=lambda: local_path(BENCHMARKS))
+    weights: tuple[str, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
+        """Run one job, show what is run, and keep its time; FaultError where it fails."""
+        words = ["python", f"jobs/{job}.py", *map(str, arguments)]
+        for override in sets:
+            words += ["--set", override]
+        print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
+        words += ["--address", self.address, "--tracking-uri", self.tracking_uri]
+        start = time.time()
+        code = subprocess.run([sys.executable, *words[1:]]).returncode
+        if code:
+            raise FaultError(f"the step {name!r} ended with exit code {code}")
+        self.timings[name] = time.time() - start
+
+    def train_all(self) -> None:
+        """Render the training worlds and train every network that is otherwise shipped."""
+        run, generate, train = self.run, RECIPES / "generate", RECIPES / "train"
+        for world in ("train", "judge"):
+            out = run / "studio" / world
+            self.step(
+                f"studio {world}", "generate", generate / f"studio_{world}.yaml", "--out", out
+            )
+        for name in ("teacher", "judge"):
+            world = "train" if name == "teacher" else "judge"
+            data = [f"data.train={run / 'studio' / world}"]
+            out = run / name
+            self.step(
+                name, "train_recognizer", RECIPES / f"fr/{name}.yaml", "--out", out, sets=data
+            )
+        self.teacher, self.judge = (
+            str(run / name / "recognizer.safetensors") for name in ("teacher", "judge")
+        )
+        data = f"data.train={run / 'studio/train'}"
+        known = _located("teacher", self.teacher)
+        for name, made in (("autoencoder", "autoencoder"), ("idiff_face", "denoiser")):
+            out = run / name
+            sets = [data, *known]
+            self.step(name, "train_diffusion", train / f"{name}.yaml", "--out", out, sets=sets)
+            known += _located(made, str(out / f"{made}.safetensors"))
+        self.weights = known
+        self.benchmarks = run / "benchmarks"
+        self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks)
+
+    def make_datasets(self) -> None:
+        """Generate the synthetic dataset, and as much of the studio."""
+        small = SMALLEST_DATA if self.smallest else ()
+        generate = RECIPES / "generate"
+        for name, recipe, sets in (
+            ("synthetic", "idiff_face", (*self.weights, *small)),
+            ("real", "studio", small),
+        ):
+            out = self.run / name
+            self.step(f"generate {name}", "generate", generate / f"{recipe}.yaml", "--out", out,
+                      sets=sets)  # fmt: skip
+            self.step(f"verify {name}", "verify", out)
+
+    def measure(self) -> dict[str, Any]:
+        """Measure both datasets under the judge and the teacher."""
+        quality: dict[str, Any] = {}
+        for dataset in ("synthetic", "real"):
+            for name, reference in (("judge", self.judge), ("teacher", self.teacher)):
+                file = self.run / f"quality_{dataset}_{name}.json"
+                self.step(f"measure {dataset} under the {name}", "measure", self.run / dataset,
+                          "--recognizer", reference, "--json", file)  # fmt: skip
+                quality.setdefault(dataset, {})[name] = json.loads(file.read_text())
+        return quality
+
+    def train_recognizers(self) -> dict[str, dict[str, Any]]:
+        """Train and evaluate a recognizer for every row and seed."""
+        rows: dict[str, dict[str, Any]] = {}
+        for row, (dataset, extra) in ROWS.items():
+            rows[row] = {"seeds": list(self.seeds), "average": []}
+            for seed in self.seeds:
+                out = self.run / "fr" / row / f"seed{seed}"
+                sets = [f"data.train={self.run / dataset}", f"seed={seed}", *extra]
+                sets += SMALLEST_FR if self.smallest else ()
+                self.step(f"train on {row}, seed {seed}", "train_recognizer",
+                          RECIPES / "fr/desk.yaml", "--out", out, sets=sets)  # fmt: skip
+                file = out / "benchmarks.json"
+                self.step(f"evaluate {row}, seed {seed}", "evaluate", "--recognizer", out,
+                          "--benchmarks", self.benchmarks, "--json", file)  # fmt: skip
+                found = json.loads(file.read_text())
+                rows[row]["average"].append(found["average"])
+                for name, result in found["benchmarks"].items():
+                    rows[row].setdefault(name, []).append(result["accuracy"])
+        return rows
+
+    def chain(self) -> Path:
+        """Run everything after the weights and write results.json; returns its path."""
+        self.make_datasets()
+        quality = self.measure()
+        rows = self.train_recognizers()
+        recipe = load(RECIPES / "generate/idiff_face.yaml", self.weights)
+        assert isinstance(recipe, GenerateRecipe)
+        judge = Weights(location=self.judge, licence=recipe.weights["teacher"].licence)
+        results = {
+            "title": "Desk demo: IDiff-Face on the studio world",
+            "recipe": recipe.model_dump(mode="json"),
+            "datasets": {name: str(self.run / name) for name in ("synthetic", "real")},
+            "benchmarks": rows,
+            "gap": gap(rows["real"]["average"], rows["synthetic"]["average"]).as_dict(),
+            "quality": quality,
+            "timings": {name: round(seconds, 1) for name, seconds in self.timings.items()},
+            "provenance": [
+                model.model_dump() for model in models({**recipe.weights, "judge": judge})
+            ],
+            "smallest": self.smallest,
+        }
+        path = self.run / "results.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        self.step("report", "report", self.run)
+        return path
+
+
+def _located(name: str, location: str) -> tuple[str, ...]:
+    return (f"weights.{name}.location={location}", f"weights.{name}.sha256=")
