@@ -1,0 +1,231 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory.recipe import (
+    FRRecipe,
+    GenerateRecipe,
+    InputError,
+    TrainRecipe,
+    bank_digest,
+    canonical,
+    content_digest,
+    load,
+    local_path,
+    parse,
+)
+
+GENERATE: dict[str, Any] = {
+    "kind": "generate",
+    "name": "faces",
+    "seed": 1,
+    "system": "studio",
+    "licence": "CC0-1.0",
+    "image": {"size": 64},
+    "identities": {"count": 20, "images_each": 8, "source": "train"},
+    "shard": {"identities": 10},
+    "pool": {"size": 2},
+    "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
+    "weights": {"teacher": {"location": "package:weights/t.safetensors", "sha256": "a" * 64}},
+}
+ENGINE = {"name": "torch"}
+OPTIMIZER = {"name": "sgd", "lr": 0.1}
+TRAIN: dict[str, Any] = {
+    "kind": "train",
+    "name": "unet",
+    "seed": 1,
+    "system": "idiff_face",
+    "licence": "Apache-2.0",
+    "image": {"size": 64},
+    "data": {"train": "runs/faces"},
+    "model": {},
+    "optimizer": OPTIMIZER,
+    "schedule": {"steps": 10, "batch_size": 4},
+    "engine": ENGINE,
+    "checkpoint": {"every_steps": 5},
+}
+FR: dict[str, Any] = {
+    **{name: TRAIN[name] for name in TRAIN if name not in ("system", "model")},
+    "kind": "fr",
+    "backbone": {"name": "r18"},
+    "head": {"name": "cosface"},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(GENERATE))
+    return path
+
+
+def changed(base: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(base)
+    *parents, leaf = field.split(".")
+    part = raw
+    for name in parents:
+        part = part.setdefault(name, {})
+    part[leaf] = value
+    return raw
+
+
+def test_each_kind_is_read() -> None:
+    kinds = (GENERATE, GenerateRecipe), (TRAIN, TrainRecipe), (FR, FRRecipe)
+    for raw, kind in kinds:
+        recipe = parse(raw)
+        assert type(recipe) is kind
+        assert parse(yaml.safe_load(canonical(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("imagesize", 64, ["recipe field imagesize: unknown", "accepted: ", "image, "]),
+        ("identities.cuont", 3, ["recipe field identities.cuont: unknown", "count, images_each"]),
+        ("identities.count", "many", ["recipe field identities.count: 'many'", "integer"]),
+        ("identities.count", 0, ["recipe field identities.count: 0", "greater than or equal to 1"]),
+        ("identities", 3, ["recipe field identities: 3"]),
+        ("identities.max_cosine", 1.5, ["identities.max_cosine: 1.5", "less than or equal to 1"]),
+        ("cost.seconds_per_image", [1.0], ["cost.seconds_per_image.1: missing"]),
+        ("image.format", "gif", ["image.format: 'gif'", "'jpg' or 'png'"]),
+        ("screens.max_attempts", 0, ["screens.max_attempts: 0"]),
+        ("sampler", {"name": "euler", "steps": 2}, ["sampler.name: 'euler'", "'dpmsolver++'"]),
+        ("weights.teacher.sha256", "abc", ["weights.teacher.sha256: 'abc'"]),
+        ("pool.num_cpus", float("nan"), ["pool.num_cpus: nan", "finite"]),
+        ("shard.slots", 9, ["shard.slots is 9", "1 to identities.images_each (8)"]),
+        ("kind", "bake", ["recipe field kind: 'bake'; accepted: generate, train, fr"]),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_accepted(
+    field: str, value: Any, words: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(changed(GENERATE, field, value))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["seed", "identities.count", "cost.source", "shard"])
+def test_a_missing_field_is_named(field: str) -> None:
+    raw = copy.deepcopy(GENERATE)
+    *parents, leaf = field.split(".")
+    part = raw
+    for name in parents:
+        part = part[name]
+    del part[leaf]
+    with pytest.raises(InputError, match=f"^recipe field {field}: missing$"):
+        parse(raw)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    raw = changed(changed(GENERATE, "seed", "x"), "pool.size", -1)
+    with pytest.raises(InputError, match=r"seed: 'x'.*; recipe field pool.size: -1"):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("base", "field", "value", "words"),
+    [
+        (TRAIN, "schedule.epochs", 3, "exactly one of schedule.steps (10) and schedule.epochs (3)"),
+        (TRAIN, "schedule.steps", None, "exactly one of schedule.steps (None)"),
+        (FR, "engine.workers", 2, "engine.workers is 2, engine.name torch accepts 1"),
+    ],
+)
+def test_fields_that_contradict_each_other(
+    base: dict[str, Any], field: str, value: Any, words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(changed(base, field, value))
+    assert words in str(caught.value)
+
+
+def test_overrides(path: Path) -> None:
+    overrides = ["identities.count=7", "name=other", "options.band=[0.1, 0.2]", "sampler=null"]
+    recipe = load(path, overrides)
+    assert isinstance(recipe, GenerateRecipe)
+    assert (recipe.identities.count, recipe.name) == (7, "other")
+    assert recipe.options == {"band": [0.1, 0.2]}
+    assert recipe.sampler is None
+    screened = load(path, ["screens.near_duplicate.max_cosine=0.9"])
+    assert isinstance(screened, GenerateRecipe)
+    assert screened.screens.near_duplicate is not None
+    assert screened.screens.near_duplicate.max_cosine == 0.9
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("identities.count", "accepted is path=value"),
+        ("=3", "accepted is path=value"),
+        ("identities.count=[", "not a YAML value"),
+        ("name.first=3", "name is not a group of fields"),
+        ("identities.cnt=3", "recipe field identities.cnt: unknown"),
+        ("identities.count=few", "recipe field identities.count: 'few'"),
+    ],
+)
+def test_wrong_overrides(path: Path, override: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(path, [override])
+    assert words in str(caught.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="this job accepts 'fr'"):
+        load(path, kind="fr")
+    for content, words in (("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=words):
+            load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not YAML"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "content", "bank"),
+    [
+        ("seed", 2, True, True),
+        ("weights.teacher.sha256", "b" * 64, True, True),
+        ("identities.source", "gallery", True, True),
+        ("image.quality", 80, True, False),
+        ("screens.max_attempts", 9, True, False),
+        ("shard.identities", 5, True, False),
+        ("identities.count", 40, False, False),
+        ("identities.images_each", 9, False, False),
+        ("pool.size", 8, False, False),
+        ("name", "other", False, False),
+        ("cost.source", "another", False, False),
+        ("weights.teacher.location", "elsewhere", False, False),
+    ],
+)
+def test_digests_change_with_pixels_only(field: str, value: Any, content: bool, bank: bool) -> None:
+    before, after = parse(GENERATE), parse(changed(GENERATE, field, value))
+    assert isinstance(before, GenerateRecipe)
+    assert isinstance(after, GenerateRecipe)
+    versions = {"numpy": "2.0"}
+    assert (content_digest(before, versions) != content_digest(after, versions)) is content
+    assert (bank_digest(before) != bank_digest(after)) is bank
+
+
+def test_versions_are_part_of_the_content() -> None:
+    recipe = parse(GENERATE)
+    assert isinstance(recipe, GenerateRecipe)
+    assert content_digest(recipe, {"numpy": "2.0"}) != content_digest(recipe, {"numpy": "2.1"})
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse(GENERATE).name = "other"
+
+
+def test_locations() -> None:
+    import factory
+
+    inside = local_path("package:recipe.py")
+    assert inside.samefile(Path(factory.__file__).parent / "recipe.py")
+    assert local_path("a/b") == Path("a/b")
