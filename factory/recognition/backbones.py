@@ -119,9 +119,7 @@ class MobileFaceNet(nn.Module):
         inside = 64
         for expansion, channels, repeats, stride in self.LAYOUT:
             for number in range(repeats):
-                layers.append(
-                    Bottleneck(inside, channels, expansion, stride if number == 0 else 1)
-                )
+                layers.append(Bottleneck(inside, channels, expansion, stride if number == 0 else 1))
                 inside = channels
         layers.append(_conv(inside, 512, 1, 1))
         self.body = nn.Sequential(*layers)
@@ -216,6 +214,4 @@ def make_backbone(backbone: Backbone, size: int) -> nn.Module:
                 f"recipe field backbone.dropout: {backbone.dropout}; mobilefacenet accepts 0"
             )
         return MobileFaceNet(size, backbone.embedding_size)
-    return IResNet(
-        DEPTHS[backbone.name], WIDTHS, size, backbone.embedding_size, backbone.dropout
-    )
+    return IResNet(DEPTHS[backbone.name], WIDTHS, size, backbone.embedding_size, backbone.dropout)

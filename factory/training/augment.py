@@ -1,0 +1,204 @@
+"""Augmentations of a batch of faces, each drawn from its position in the training.
+
+Every one maps float images [B, 3, S, S] in [-1, 1] and a numpy generator to images alike. Draws are
+made for the whole global batch, so that a worker gets the same images whatever the world's size.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from factory.recipe import InputError
+from factory.seeding import generator, seed64
+
+CROP_AREA = (0.9, 1.0)  # CemiFace's FR recipe
+ERASED_AREA = (0.02, 0.1)  # CemiFace's FR recipe
+ERASING_RATE = 0.5
+JITTER = 0.1  # CemiFace: brightness, contrast and saturation
+RARE = 0.2  # AdaFace's rate of low resolution and of photometric changes
+LOWEST = 0.2  # AdaFace's smallest side of a low-resolution image, relative
+LEVELS = 31  # RandAugment's bins
+
+
+def augment(
+    images: Tensor, names: Sequence[str], seed: int, step: int, rows: slice, total: int
+) -> Tensor:
+    """Apply augmentations in order.
+
+    Args:
+        images: float [B, 3, S, S] in [-1, 1]: rows `rows` of the global batch.
+        names: names out of AUGMENTATIONS.
+        seed: the recipe's seed.
+        step: global step.
+        rows: where the images stand in the global batch.
+        total: images of the global batch.
+    """
+    for number, name in enumerate(names):
+        draws = generator(seed64(seed, f"augment {name}", number, step))
+        images = AUGMENTATIONS[name](images, draws.random((total, WIDTH))[rows])
+    return images.clamp_(-1.0, 1.0)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise InputError when an augmentation is not known."""
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise InputError(
+                f"recipe field augment: {name!r}; accepted: {', '.join(sorted(AUGMENTATIONS))}"
+            )
+
+
+WIDTH = 16  # uniform numbers an augmentation gets for each image
+Draws = np.ndarray  # float64 [B, WIDTH] in [0, 1)
+
+
+def flip(images: Tensor, draws: Draws) -> Tensor:
+    """Mirror half of the images."""
+    mirrored = _column(draws[:, 0] < 0.5)
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def crop(images: Tensor, draws: Draws) -> Tensor:
+    """Cut out a square of 90 to 100 percent of the area and scale it up again."""
+    side = np.sqrt(_between(draws[:, 0], *CROP_AREA))
+    x, y = ((2.0 * draws[:, n] - 1.0) * (1.0 - side) for n in (1, 2))
+    zero = np.zeros_like(side)
+    return _warp(images, np.stack([side, zero, x, zero, side, y], 1))
+
+
+def erasing(images: Tensor, draws: Draws) -> Tensor:
+    """Paint a grey rectangle of 2 to 10 percent of the area over half of the images."""
+    size = images.shape[-1]
+    area = _between(draws[:, 0], *ERASED_AREA)
+    ratio = np.exp(_between(draws[:, 1], -np.log(3.3), np.log(3.3)))
+    height, width = np.sqrt(area * ratio).clip(0, 1), np.sqrt(area / ratio).clip(0, 1)
+    top, left = draws[:, 2] * (1 - height), draws[:, 3] * (1 - width)
+    grid = (np.arange(size) + 0.5) / size
+    inside_y = (grid >= top[:, None]) & (grid < (top + height)[:, None])
+    inside_x = (grid >= left[:, None]) & (grid < (left + width)[:, None])
+    chosen = draws[:, 4] < ERASING_RATE
+    hole = torch.from_numpy(chosen[:, None, None] & inside_y[:, :, None] & inside_x[:, None, :])
+    return images.masked_fill(hole[:, None].to(images.device), 0.0)
+
+
+def jitter(images: Tensor, draws: Draws) -> Tensor:
+    """Change brightness, contrast and saturation by up to 10 percent."""
+    brightness, contrast, saturation = (
+        _column(_between(draws[:, n], 1.0 - JITTER, 1.0 + JITTER), images) for n in range(3)
+    )
+    images = (images + 1.0) * brightness
+    images = _blend(images, _grey(images).mean((2, 3), keepdim=True), contrast)
+    return _blend(images, _grey(images), saturation) - 1.0
+
+
+def lowres(images: Tensor, draws: Draws) -> Tensor:
+    """Scale a fifth of the images down to 20 to 100 percent and up again."""
+    size = images.shape[-1]
+    out = images.clone()
+    for row in np.flatnonzero(draws[:, 0] < RARE):
+        small = max(round(size * _between(draws[row, 1], LOWEST, 1.0)), 4)
+        piece = functional.interpolate(images[row : row + 1], small, mode="area")
+        out[row] = functional.interpolate(piece, size, mode="bilinear", align_corners=False)[0]
+    return out
+
+
+def blur(images: Tensor, draws: Draws) -> Tensor:
+    """Blur a fifth of the images with a Gaussian of 0.4 to 1.4 pixels."""
+    sigma = _between(draws[:, 1], 0.4, 1.4)
+    taps = np.exp(-0.5 * (np.arange(-2, 3) / sigma[:, None]) ** 2)
+    taps = torch.from_numpy(taps / taps.sum(1, keepdims=True)).to(images)
+    chosen = np.flatnonzero(draws[:, 0] < RARE)
+    out = images.clone()
+    for row in chosen:
+        kernel = taps[row].expand(3, 1, 1, 5)
+        piece = functional.pad(images[row : row + 1], (2, 2, 2, 2), mode="replicate")
+        piece = functional.conv2d(piece, kernel, groups=3)
+        out[row] = functional.conv2d(piece, kernel.transpose(2, 3), groups=3)[0]
+    return out
+
+
+def randaugment(images: Tensor, draws: Draws) -> Tensor:
+    """IDiff-Face's RandAugment: 4 operations at magnitude 16 of 31, drawn for each image."""
+    from PIL import Image
+
+    arrays = images.add(1.0).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    out = np.empty(arrays.shape, np.uint8)
+    for row, array in enumerate(arrays.cpu().numpy()):
+        image = Image.fromarray(array)
+        for number in range(4):
+            choice = RANDAUGMENT[int(draws[row, number] * len(RANDAUGMENT))]
+            image = choice(image, 16 / LEVELS, 1.0 if draws[row, 4 + number] < 0.5 else -1.0)
+        out[row] = np.asarray(image)
+    made = torch.from_numpy(out).permute(0, 3, 1, 2).to(images)
+    return made.div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last)
+
+
+def _randaugment_operations() -> tuple[Callable[..., object], ...]:
+    from PIL import Image, ImageEnhance, ImageOps
+
+    affine, grey = Image.Transform.AFFINE, (127, 127, 127)
+
+    def moved(image: Image.Image, numbers: tuple[float, ...]) -> Image.Image:
+        return image.transform(
+            image.size, affine, numbers, Image.Resampling.NEAREST, fillcolor=grey
+        )
+
+    def enhanced(kind: Callable[..., object]) -> Callable[..., object]:
+        return lambda i, m, s: kind(i).enhance(1.0 + s * 0.9 * m)  # type: ignore[attr-defined]
+
+    return (
+        lambda i, m, s: i,
+        lambda i, m, s: moved(i, (1, s * 0.3 * m, 0, 0, 1, 0)),
+        lambda i, m, s: moved(i, (1, 0, s * 150 / 331 * i.width * m, 0, 1, 0)),
+        lambda i, m, s: i.rotate(s * 30 * m, Image.Resampling.NEAREST, fillcolor=grey),
+        enhanced(ImageEnhance.Brightness),
+        enhanced(ImageEnhance.Color),
+        enhanced(ImageEnhance.Contrast),
+        enhanced(ImageEnhance.Sharpness),
+        lambda i, m, s: ImageOps.posterize(i, 8 - round(4 * m)),
+        lambda i, m, s: ImageOps.solarize(i, round(255 * (1.0 - m))),
+        lambda i, m, s: ImageOps.autocontrast(i),
+        lambda i, m, s: ImageOps.equalize(i),
+        lambda i, m, s: ImageOps.grayscale(i).convert("RGB"),
+    )
+
+
+RANDAUGMENT = _randaugment_operations()
+AUGMENTATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+    "flip": flip,
+    "crop": crop,
+    "erasing": erasing,
+    "jitter": jitter,
+    "lowres": lowres,
+    "blur": blur,
+    "randaugment": randaugment,
+}
+
+
+def _warp(images: Tensor, affine: np.ndarray) -> Tensor:
+    matrix = torch.from_numpy(affine).to(images).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _between(draw: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + (high - low) * draw
+
+
+def _column(values: np.ndarray, like: Tensor | None = None) -> Tensor:
+    column = torch.from_numpy(np.ascontiguousarray(values))[:, None, None, None]
+    return column if like is None else column.to(like)
+
+
+def _grey(images: Tensor) -> Tensor:
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def _blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return share * images + (1.0 - share) * other

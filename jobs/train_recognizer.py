@@ -1,0 +1,63 @@
+"""Train a face recognizer from a recipe.
+
+    python jobs/train_recognizer.py jobs/recipes/desk/fr/desk.yaml --out runs/fr/desk
+
+To resume, run the same command again: it goes on from the newest checkpoint.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from factory import cli, tracking
+from factory.recipe import FRRecipe, load
+from factory.shards.store import Store
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check recipe and output, train or continue, record the curve."""
+    recipe = load(arguments.recipe, arguments.overrides, kind="fr")
+    assert isinstance(recipe, FRRecipe)
+    from factory.engine import connect
+    from factory.training import recognition
+
+    store = Store(arguments.out)
+    recognition.check(recipe)
+    recognition.claim(store, recipe)
+    done = recognition.finished(store)
+    if done is not None:
+        print(f"{store.url}: finished already, loss {done['loss']:.3f} after {done['steps']} steps")
+        return
+    connect(arguments.address)
+    with (
+        store.lock("train_recognizer"),
+        tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        store.sweep()
+        line = cli.ProgressLine()
+
+        def report(row: dict[str, float]) -> None:
+            line(
+                f"{recipe.name}: epoch {row['epoch']:.1f}, loss {row['loss']:.3f}, "
+                f"{row['images_per_second']:.0f} images/s, {row['eta_seconds']:.0f} s left"
+            )
+            tracked.metrics({k: row[k] for k in METRICS}, int(row["step"]))
+
+        done = recognition.train(recipe, arguments.out, report)
+        record = Path(folder) / recognition.RECORD
+        record.write_bytes(store.read(recognition.RECORD))
+        tracked.artifact(record)
+    print(
+        f"{store.url}: loss {done['loss']:.3f} after {done['steps']} steps on {done['images']} "
+        f"images of {done['identities']} identities, {done['seconds']:.0f} s, "
+        f"{done['images_per_second']:.0f} images/s"
+    )
+
+
+METRICS = ("loss", "lr", "images_per_second")
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, recipe="an fr recipe (YAML)")
+    parser.add_argument("--out", required=True, help="folder or URL of the recognizer")
+    cli.run(parser, job)

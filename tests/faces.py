@@ -1,0 +1,67 @@
+"""Small labelled datasets for tests: each identity is a few coloured blobs at places of its own."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from factory.plan import Shard, sample_key
+from factory.shards.manifest import COMMIT, TAR, shard_file
+from factory.shards.store import Store
+from factory.shards.tar import write_tar
+
+BLOBS = 4
+
+
+def face(identity: int, slot: int, size: int = 32, world: int = 0) -> np.ndarray:
+    """Return uint8 [size, size, 3]: the identity's blobs, moved and lit a little by the slot."""
+    own = np.random.default_rng((world, identity))
+    places, radii = own.uniform(0.2, 0.8, (BLOBS, 2)), own.uniform(0.08, 0.2, BLOBS)
+    colours = own.uniform(0, 255, (BLOBS, 3))
+    varied = np.random.default_rng((world, identity, slot))
+    shift, light = varied.normal(0, 0.03, 2), varied.uniform(0.8, 1.2)
+    y, x = np.mgrid[:size, :size] / size
+    image = np.full((size, size, 3), 120.0)
+    for place, radius, colour in zip(places + shift, radii, colours, strict=True):
+        near = np.exp(-(((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * radius**2)))
+        image += near[..., None] * (colour - image)
+    image = image * light + varied.normal(0, 6, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def make_dataset(
+    folder: Path, identities: int, images_each: int, size: int = 32, world: int = 0, per: int = 8
+) -> str:
+    """Write a dataset of committed shards, `per` identities each, and return its address."""
+    store = Store(folder)
+    for start in range(0, identities, per):
+        shard = Shard(start, min(start + per, identities), 0, images_each)
+        path = folder / f"{shard.name}.tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        sha256, size_bytes = write_tar(path, (_sample(i, s, size, world) for i, s in shard.slots))
+        store.put(path, shard_file(shard.name, TAR))
+        path.unlink()
+        manifest = {
+            "name": shard.name,
+            "sha256": sha256,
+            "bytes": size_bytes,
+            "planned": shard.samples,
+            "kept": shard.samples,
+            "reasons": {},
+            "missing": [],
+            "seconds": {},
+            "content_digest": "0" * 16,
+            "system": "blobs",
+            "versions": {},
+            "rejects_sha256": hashlib.sha256(b"").hexdigest(),
+        }
+        store.write(shard_file(shard.name, COMMIT), json.dumps(manifest).encode())
+    return str(folder)
+
+
+def _sample(identity: int, slot: int, size: int, world: int) -> tuple[str, dict[str, bytes]]:
+    image = face(identity, slot, size, world)
+    jpeg = simplejpeg.encode_jpeg(image, quality=95, colorspace="RGB", colorsubsampling="444")
+    return sample_key(identity, slot), {"jpg": jpeg, "cls": str(identity).encode(), "json": b"{}"}
