@@ -67,8 +67,15 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
     sys.exit(code)
 
 
+def show(rows: dict[str, str]) -> None:
+    """Print names and what they are, one a line, in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
 class ProgressLine:
-    """Shows progress as one line: rewritten in place on a terminal, a line now and then in a log."""
+    """Shows progress as one line: rewritten in place on a terminal, now and then in a log."""
 
     def __init__(self, interval_sec: float = 2.0) -> None:
         """Show at most one line every `interval_sec`."""

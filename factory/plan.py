@@ -4,6 +4,7 @@ A shard covers a range of identities times a range of slots. Its name states bot
 a dataset, by identities or by images each, only adds shards.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,3 +103,37 @@ def totals(recipe: GenerateRecipe) -> Totals:
         actor_hours=(images * low / 3600, images * high / 3600),
         source=recipe.cost.source,
     )
+
+
+def describe(recipe: GenerateRecipe) -> dict[str, str]:
+    """Return what a dataset will be and cost, as lines a person reads."""
+    planned, size = totals(recipe), recipe.pool.size
+    first, last = next(shards(recipe)), deque(shards(recipe), maxlen=1)[0]
+    low, high = planned.actor_hours
+    return {
+        "recipe": f"{recipe.name} (system {recipe.system}, {recipe.image.size} px, "
+        f"licence {recipe.licence})",
+        "shards": f"{planned.shards:,}: {first.name} to {last.name}",
+        "identities": f"{planned.identities:,} x {recipe.identities.images_each:,} images",
+        "images": f"{planned.images:,}",
+        "bytes": human(planned.bytes),
+        "actor-hours": f"{hours(low)} to {hours(high)}",
+        "wall time": f"{hours(low / size)} to {hours(high / size)} with {size} actors "
+        "(pool.size), start-up aside",
+        "source": planned.source,
+    }
+
+
+def human(size: int) -> str:
+    """Write a number of bytes with three digits and a decimal unit."""
+    value, units = float(size), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def hours(value: float) -> str:
+    """Write hours, or minutes and seconds where hours would be a small fraction."""
+    if value >= 1:
+        return f"{value:,.1f} h"
+    return f"{value * 60:.1f} min" if value >= 1 / 60 else f"{value * 3600:.1f} s"

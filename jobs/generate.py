@@ -6,10 +6,9 @@ To resume, run the same command again: committed shards are kept, the rest is ma
 """
 
 import argparse
-import json
 
 from factory import cli, tracking
-from factory.plan import totals
+from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
 from factory.shards.claim import check_claim, write_claim
 from factory.shards.store import Store
@@ -20,7 +19,7 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
     if arguments.dry_run:
-        print(json.dumps(vars(totals(recipe)), indent=1))
+        cli.show(describe(recipe))
         return
     from factory.engine import connect, generate
     from factory.provenance import models, versions
