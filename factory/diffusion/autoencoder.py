@@ -108,6 +108,10 @@ class Bottleneck(nn.Module):
             nn.PixelShuffle(2),
         )
 
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return what training compares with `images`; `noise` is standard, of latent shape."""
+        return self.decode(self.encode(images) + self.config.noise * noise)
+
     def encode(self, images: Tensor) -> Tensor:
         """Return float32 latents [B, C, S/4, S/4] of unit variance."""
         return self.normalize(self.encoder(images).float())

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from factory.diffusion.conditioning import ContextProjection
 from factory.recipe import Fraction, Part, Positive
 
-GROUPS = 32
 MAX_PERIOD = 10_000
 
 
@@ -29,6 +28,9 @@ class UNetConfig(Part):
     attention: tuple[bool, ...] = (False, True, True, True)
     blocks: Positive = Field(default=2, description="Per level on the way down; one more up.")
     head_channels: Positive = 32
+    norm_groups: Positive = Field(
+        default=32, description="On CPUs, bfloat16 is slow with fewer than 16 channels a group."
+    )
     conditioning: Literal["cross_attention", "adagn", "both"] = Field(
         default="cross_attention",
         description="Where the context enters: attention blocks, residual blocks, or both.",
@@ -47,10 +49,10 @@ class UNetConfig(Part):
                 f"{len(self.widths)} widths"
             )
         for width in (*self.widths, self.context_channels):
-            if width % GROUPS or width % self.head_channels:
+            if width % self.norm_groups or width % self.head_channels:
                 raise ValueError(
                     f"width {width} is not accepted: widths and context_channels are multiples of "
-                    f"{GROUPS} and of head_channels ({self.head_channels})"
+                    f"norm_groups ({self.norm_groups}) and head_channels ({self.head_channels})"
                 )
         if self.latent_size % 2 ** (len(self.widths) - 1):
             raise ValueError(
@@ -83,16 +85,18 @@ class TimeEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions; adaptive group normalization carries the time (and maybe the context)."""
 
-    def __init__(self, inputs: int, outputs: int, time: int, context: int | None) -> None:
-        """Make a block; `context` is the width of a context that enters here, or None."""
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig) -> None:
+        """Make the block."""
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, inputs)
+        time = 4 * config.widths[0]
+        context = None if config.conditioning == "cross_attention" else config.context_channels
+        self.norm1 = nn.GroupNorm(config.norm_groups, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time, outputs)
         self.context = nn.Linear(context, outputs) if context else None
         self.scale = nn.Linear(outputs, outputs)
         self.shift = nn.Linear(outputs, outputs)
-        self.norm2 = nn.GroupNorm(GROUPS, outputs)
+        self.norm2 = nn.GroupNorm(config.norm_groups, outputs)
         self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -124,18 +128,22 @@ class Attention(nn.Module):
             layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for layer, tokens in ((self.query, x), (self.key, source), (self.value, source))
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        if x.is_cuda:
+            attended = F.scaled_dot_product_attention(query, key, value)
+        else:  # torch's fused backward on CPUs took seven times as long at these sizes
+            scores = query @ (key / math.sqrt(key.shape[3])).transpose(2, 3)
+            attended = scores.softmax(dim=3) @ value
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class SelfAttentionBlock(nn.Module):
     """Attention within the map alone, for denoisers whose context enters elsewhere."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         """Make the block."""
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels)
-        self.attention = Attention(channels, channels, head_channels)
+        self.norm = nn.GroupNorm(config.norm_groups, channels)
+        self.attention = Attention(channels, channels, config.head_channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Return a map of x's shape."""
@@ -157,8 +165,8 @@ class ContextAttentionBlock(nn.Module):
         self.tokens = config.context_tokens
         self.enter = nn.Conv2d(channels, channels, 1)
         self.expand = nn.Linear(width, width * config.context_tokens)
-        self.context_norm = nn.GroupNorm(GROUPS, width)
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.context_norm = nn.GroupNorm(config.norm_groups, width)
+        self.norm = nn.GroupNorm(config.norm_groups, channels)
         self.within = Attention(channels, channels, config.head_channels)
         self.across = Attention(channels, width, config.head_channels)
         self.feed = nn.Sequential(
@@ -184,12 +192,10 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, attend: bool, config: UNetConfig) -> None:
         """Make the pair."""
         super().__init__()
-        in_norms = config.conditioning in ("adagn", "both")
-        context = config.context_channels if in_norms else None
-        self.residual = ResidualBlock(inputs, outputs, 4 * config.widths[0], context)
+        self.residual = ResidualBlock(inputs, outputs, config)
         self.attention = None
         if attend and config.conditioning == "adagn":
-            self.attention = SelfAttentionBlock(outputs, config.head_channels)
+            self.attention = SelfAttentionBlock(outputs, config)
         elif attend:
             self.attention = ContextAttentionBlock(outputs, config)
 
@@ -240,7 +246,7 @@ class UNet(nn.Module):
                 width = outputs
             if depth > 0:
                 self.up.append(nn.ConvTranspose2d(width, width, 4, stride=2, padding=1))
-        self.norm = nn.GroupNorm(GROUPS, widths[0])
+        self.norm = nn.GroupNorm(config.norm_groups, widths[0])
         self.out = _zeroed(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
 
     def forward(

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
@@ -23,3 +24,12 @@ def system_class(name: str) -> type[System]:
 def create(recipe: GenerateRecipe) -> System:
     """Make the recipe's system and check the recipe's fields against it; loads no weights."""
     return system_class(recipe.system)(recipe)
+
+
+def training_class(name: str) -> Any:
+    """Return what trains a system's denoiser; InputError where the system has nothing to train."""
+    module = importlib.import_module(system_class(name).__module__)
+    if not hasattr(module, "TRAINING"):
+        trained = "idiff_face"
+        raise InputError(f"recipe field system: {name!r} trains nothing; accepted: {trained}")
+    return module.TRAINING

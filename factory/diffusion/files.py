@@ -1,0 +1,116 @@
+"""Weights on disk: safetensors that say what they are and how to build the network they fit."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from factory.diffusion.autoencoder import (
+    VQ,
+    AutoencoderConfig,
+    Bottleneck,
+    VQConfig,
+    make_autoencoder,
+)
+from factory.diffusion.unet import UNet, UNetConfig
+from factory.provenance import checked_sha256
+from factory.recipe import InputError, Part, Weights, checked
+
+FORMAT = "face-data-factory/"
+RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
+
+P = TypeVar("P", bound=Part)
+
+
+def save_weights(
+    path: Path, kind: str, module: nn.Module, config: Any, facts: dict[str, str]
+) -> None:
+    """Write a network's state.
+
+    Args:
+        path: the file.
+        kind: `denoiser` or `autoencoder`.
+        module: its floating-point tensors are kept as float16, in half the bytes.
+        config: JSON-able description from which the network is built again.
+        facts: further metadata, such as `licence`.
+    """
+    state = {
+        name: (value.half() if value.is_floating_point() else value).contiguous().clone()
+        for name, value in module.state_dict().items()
+    }
+    metadata = {"format": FORMAT + kind, "config": json.dumps(config, sort_keys=True), **facts}
+    save_file(state, path, metadata)
+
+
+def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
+    """Return the metadata of a weights file, after checking its sha256 and its format.
+
+    Args:
+        weights: where it lies.
+        name: its name among the recipe's `weights`, for messages.
+        kind: what it must be, `denoiser` or `autoencoder`.
+
+    Raises:
+        InputError: the file is missing, altered, or something else.
+    """
+    path = weights.path()
+    checked_sha256(name, weights)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(
+            f"recipe field weights.{name}.location: {weights.location} is no safetensors file ({error})"
+        ) from error
+    if metadata.get("format") != FORMAT + kind:
+        raise InputError(
+            f"recipe field weights.{name}.location: {weights.location} holds "
+            f"{metadata.get('format', 'no stated format')!r}; accepted is {FORMAT + kind!r}"
+        )
+    return metadata
+
+
+def load_state(weights: Weights, module: nn.Module, name: str) -> None:
+    """Load a weights file into a network of the same shape; InputError where it does not fit."""
+    with safe_open(weights.path(), "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"recipe field weights.{name}.location: {weights.location} does not fit the network: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def load_denoiser(weights: Weights, name: str = "denoiser") -> tuple[UNet, dict[str, Any]]:
+    """Build the denoiser a file describes, in evaluation mode.
+
+    Returns:
+        The network, and the file's `config`: the network's sizes under `model`, and what its
+        training decided, such as the prediction type.
+    """
+    config = json.loads(read_metadata(weights, name, "denoiser")["config"])
+    unet = UNet(checked(UNetConfig, config["model"], f"{weights.location} model."))
+    load_state(weights, unet, name)
+    return unet.eval().to(memory_format=torch.channels_last), config
+
+
+def load_autoencoder(weights: Weights, name: str = "autoencoder") -> Bottleneck | VQ:
+    """Build the autoencoder a file describes, frozen and in evaluation mode."""
+    config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
+    network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
+    load_state(weights, network, name)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig:
+    """Validate an autoencoder's sizes; `kind` says which of the two it is."""
+    kind = raw.get("kind", "bottleneck")
+    if kind not in ("bottleneck", "vq"):
+        raise InputError(f"{what}kind: {kind!r}; accepted: bottleneck, vq")
+    return checked(AutoencoderConfig if kind == "bottleneck" else VQConfig, raw, what)

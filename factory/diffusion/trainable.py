@@ -1,0 +1,68 @@
+"""What a training loop needs to know of what it trains: the loop is one, the losses are many."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from factory.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trainable runs: worker `rank` of `world`, with a local folder for caches."""
+
+    rank: int
+    world: int
+    cache: Path
+
+
+class Trainable(ABC):
+    """A network, its data and its loss, trained by `factory.training.diffusion`.
+
+    Every draw is keyed by the step, so that a resumed training repeats nothing and skips nothing.
+
+    Attributes:
+        module: the network whose parameters are trained.
+        steps_per_epoch: optimizer steps of one pass over the data.
+        random_init: names of frozen parts that were asked to be random; kept in what is saved.
+    """
+
+    module: nn.Module
+    steps_per_epoch: int
+    random_init: tuple[str, ...] = ()
+
+    def __init__(self, recipe: TrainRecipe, place: Place) -> None:
+        """Keep the recipe; subclasses check its fields and build data and networks."""
+        self.recipe = recipe
+        self.place = place
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Yield this worker's batches of steps [start, stop)."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Return the scalar loss of a batch and the numbers worth logging.
+
+        Args:
+            module: the network as the engine wraps it, in training mode.
+            batch: one item of `batches`.
+        """
+
+    @abstractmethod
+    def samples(self, module: nn.Module) -> np.ndarray:
+        """Return images to look at, uint8 [rows, columns, S, S, 3], from an averaged network."""
+
+    @abstractmethod
+    def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:
+        """Write an averaged network as safetensors, with `facts` in its metadata."""
+
+    @property
+    @abstractmethod
+    def file_name(self) -> str:
+        """Return the name of the file the finished network is saved as."""

@@ -1,0 +1,46 @@
+"""Train an autoencoder or a system's denoiser from a recipe.
+
+    python jobs/train_diffusion.py jobs/recipes/desk/train/idiff_face.yaml --out runs/idiff_face
+
+To resume, run the same command again: it continues from the last complete checkpoint.
+"""
+
+import argparse
+
+from factory import cli, tracking
+from factory.recipe import TrainRecipe, canonical, load
+from factory.shards.store import Store
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check the recipe and the output folder, then train."""
+    recipe = load(arguments.recipe, arguments.overrides, kind="train")
+    assert isinstance(recipe, TrainRecipe)
+    from factory.engine import connect, require
+    from factory.training.diffusion import RECIPE, check_output, train, trainable_class
+
+    trainable_class(recipe.system)
+    store = Store(arguments.out)
+    check_output(store, recipe)
+    connect(arguments.address)
+    engine = recipe.engine
+    require([("engine.", engine.workers, engine.num_cpus, engine.num_gpus)])
+    with (
+        store.lock("train_diffusion"),
+        tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
+    ):
+        check_output(store, recipe)
+        store.write(RECIPE, canonical(recipe).encode())
+        summary = train(recipe, arguments.out, tracked, arguments.max_steps)
+        tracked.tag("out", store.url)
+    print(
+        f"{store.url}/{summary['file']}: {summary['steps']} of {summary['total']} steps, "
+        f"{summary['parameters']:,} parameters, {summary['bytes'] / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, recipe="a train recipe (YAML)")
+    parser.add_argument("--out", required=True, help="folder or URL of checkpoints and weights")
+    parser.add_argument("--max-steps", type=int, help="stop after this step of the schedule")
+    cli.run(parser, job)
