@@ -40,7 +40,7 @@ test-slow: $(STAMP) ## The tests that run before a release.
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## The factory's overhead; run it on an otherwise idle machine.
-	$(BIN)/python jobs/bench.py $(ARGS)
+	$(BIN)/python jobs/bench.py jobs/recipes/desk/generate/idiff_face.yaml $(ARGS)
 
 lint: $(STAMP) ## ruff, pyright and import-linter.
 	$(BIN)/ruff check $(ARGS) .

@@ -17,14 +17,30 @@ ENTRY_POINT_LINES = 80
 
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
+    "bench": {"--repeats", "--json"},
+    "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
+    "evaluate": {"--recognizer", "--benchmarks", "--json", "--resize"},
+    "generate": {"--out", "--extend", "--dry-run"},
+    "make_benchmarks": {"--out", "--pairs", "--size", "--seed"},
+    "measure": {
+        *("--recognizer", "--json", "--identities", "--images-each", "--r", "--resize"),
+    },
     "plan": set(),
-    "verify": {"--repair"},
+    "train_diffusion": {"--out", "--max-steps"},
     "train_recognizer": {"--out"},
+    "verify": {"--repair"},
 }
 POSITIONAL: dict[str, list[str]] = {
+    "bench": ["RECIPE"],
+    "demo": [],
+    "evaluate": [],
+    "generate": ["RECIPE"],
+    "make_benchmarks": [],
+    "measure": ["URL"],
     "plan": ["RECIPE"],
-    "verify": ["URL"],
+    "train_diffusion": ["RECIPE"],
     "train_recognizer": ["RECIPE"],
+    "verify": ["URL"],
 }
 
 
