@@ -8,10 +8,10 @@ name and carry mtime 0, uid and gid 0 and mode 0644, so that equal content gives
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
+from zlib import adler32
 
 BLOCK = 512
 WINDOW = 1 << 20  # bytes read at a time
@@ -21,6 +21,9 @@ EXTENSION = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 END = bytes(2 * BLOCK)
 ADLER_MODULUS = 65521
+BLANK = b" " * 8  # the checksum counts its own field as spaces
+# a regular file, no link, ustar's magic; no user, group, device and prefix
+PLAIN = b"0" + bytes(100) + b"ustar\00000" + bytes(247)
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -102,11 +105,8 @@ def _member(name: str, extension: str, data: bytes) -> bytes:
             b"0000000\0",  # gid
             b"%011o\0" % len(data),
             b"00000000000\0",  # mtime
-            b" " * 8,  # the checksum counts its own field as spaces
-            b"0",  # a regular file
-            bytes(100),  # link name
-            b"ustar\00000",
-            bytes(247),  # user, group, device, prefix and padding
+            BLANK,
+            PLAIN,
         )
     )
     header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
@@ -166,18 +166,19 @@ def members(file: IO[bytes], seen: Callable[[bytes], object] | None = None) -> I
 
 
 def _parse(header: bytes, offset: int) -> tuple[str, int]:
-    name, _, rest = header[:100].partition(b"\0")
+    """Return the name and size a header states, having checked every field that matters."""
     try:
-        size = int(header[124:136].strip(b"\0 "), 8)
-        stated = int(header[148:156].strip(b"\0 "), 8)
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        stated = int(header[148:156].rstrip(b"\0 "), 8)
     except ValueError:
         raise TarError(offset, "damaged member header") from None
     # adler32's lower half is 1 + the sum of the bytes, at the speed of C
-    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
+    found = (adler32(header[:148] + BLANK + header[156:]) & 0xFFFF) - 1
     if (found - stated) % ADLER_MODULUS:
         raise TarError(offset, "damaged member header (checksum)")
-    if header[156:157] not in (b"0", b"\0") or header[345:500].strip(b"\0") or rest.strip(b"\0"):
+    if header[156:] != PLAIN and (header[156] not in b"0\0" or header[345:500].strip(b"\0")):
         raise TarError(offset, "a member that is not a plain file with a short name")
+    name = header[:100].rstrip(b"\0")
     if not MEMBER.fullmatch(name):
         raise TarError(offset, f"member name {name!r}, accepted is KEY.EXTENSION")
     return name.decode("ascii"), size

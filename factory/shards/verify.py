@@ -4,7 +4,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from factory.plan import Extent, Shard, sample_key, shards
 from factory.provenance import DIGITAL_SOURCE_TYPE
@@ -28,6 +31,8 @@ from factory.shards.tar import Member, TarError, members
 BANK = "bank"
 OURS = {CLAIM, MANIFEST, LOCK, "README.md", "LICENSE", "report.html"}
 MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+
+SIDECAR = TypeAdapter(dict[str, Any])
 
 MISSING_SHARD = "missing_shard"
 ORPHAN_TAR = "orphan_tar"
@@ -81,6 +86,11 @@ class Expected:
     content_digest: str
     system: str
     image: str
+
+    @cached_property
+    def extensions(self) -> set[str]:
+        """Return the extensions of a sample's members."""
+        return {"cls", "json", self.image}
 
 
 @dataclass(frozen=True)
@@ -329,14 +339,13 @@ def _sample(
     expected: Expected,
     findings: _Findings,
 ) -> None:
-    extensions = [extension for extension, _ in sample]
-    if extensions != sorted(("cls", expected.image, "json")):
-        kind = DUPLICATE_KEY if len(set(extensions)) < len(extensions) else WRONG_MEMBERS
-        findings.add(
-            kind, f"{key} has {', '.join(extensions)}; cls, {expected.image}, json are due"
-        )
-        return
     parts = dict(sample)
+    if len(sample) != 3 or parts.keys() != expected.extensions:
+        found = [extension for extension, _ in sample]
+        kind = DUPLICATE_KEY if len(parts) < len(sample) else WRONG_MEMBERS
+        due = ", ".join(sorted(expected.extensions))
+        findings.add(kind, f"{key} has {', '.join(found)}; {due} are due")
+        return
     first, _, second = key.partition("_")
     identity, slot = (int(first), int(second)) if (first + second).isdecimal() else (-1, -1)
     if not (
@@ -358,22 +367,22 @@ def _sample(
 def _sidecar(data: bytes, identity: int, slot: int, expected: Expected) -> str:
     """Return what is wrong with a sidecar; nothing when it is right."""
     try:
-        found = json.loads(data)
-        fields = (
-            ("identity", found["identity"], identity),
-            ("slot", found["slot"], slot),
-            ("system", found["system"], expected.system),
-            ("content_digest", found["content_digest"], expected.content_digest),
-            ("digitalSourceType", found["digitalSourceType"], DIGITAL_SOURCE_TYPE),
-        )
+        found = SIDECAR.validate_json(data)
         attempt, seed, cosine = found["attempt"], found["seed"], found["cosine"]
+        for field, right in (
+            ("identity", identity),
+            ("slot", slot),
+            ("system", expected.system),
+            ("content_digest", expected.content_digest),
+            ("digitalSourceType", DIGITAL_SOURCE_TYPE),
+        ):
+            value = found[field]
+            if value != right or type(value) is not type(right):
+                return f"{field} is {value!r}, {right!r} is expected"
     except KeyError as error:
         return f"{error.args[0]} is missing"
     except (ValueError, TypeError):
         return "not a JSON object"
-    for field, value, right in fields:
-        if value != right or type(value) is not type(right):
-            return f"{field} is {value!r}, {right!r} is expected"
     if type(attempt) is not int or attempt < 0:
         return f"attempt is {attempt!r}, 0 or more is expected"
     if type(seed) is not str or len(seed) != 16 or seed.strip("0123456789abcdef"):

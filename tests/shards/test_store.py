@@ -22,19 +22,20 @@ KEY, SECRET = "a-key", "a-secret"
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A bucket on a loopback server; yields the address of a folder in it."""
-    import boto3
     from moto.server import ThreadedMotoServer
+    from pyarrow import fs
 
     server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET,
-        region_name="us-east-1",
-    ).create_bucket(Bucket="faces")
+    fs.S3FileSystem(
+        access_key=KEY,
+        secret_key=SECRET,
+        endpoint_override=f"{host}:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    ).create_dir("faces")
     yield (
         f"s3://{KEY}:{SECRET}@faces/%s?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     )
