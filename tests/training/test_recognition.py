@@ -1,0 +1,202 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from faces import face, make_dataset
+
+from factory.cli import FaultError
+from factory.recipe import FRRecipe, InputError, parse
+from factory.recognition.recognizers import load_recognizer
+from factory.shards.store import Store
+from factory.training import recognition
+from factory.training.recognition import ARCFACE_TORCH, RECORD, check, claim, finished, run
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data") / "a", 24, 8, SIZE)
+
+
+def recipe(dataset, **changes) -> FRRecipe:
+    raw = {
+        "kind": "fr",
+        "name": "tiny",
+        "seed": 5,
+        "licence": "Apache-2.0",
+        "image": {"size": SIZE},
+        "data": {"train": dataset},
+        "backbone": {
+            "name": "iresnet",
+            "widths": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "embedding_size": 32,
+            "dropout": 0.1,
+        },
+        "head": {"name": "cosface", "scale": 16, "margin": 0.2},
+        "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.0005, "clip_norm": 5},
+        "schedule": {"name": "cosine", "steps": 12, "batch_size": 16, "warmup": 0.1},
+        "engine": {"name": "torch", "precision": "float32"},
+        "checkpoint": {"every_steps": 5},
+        "augment": ["flip", "crop"],
+    }
+    made = parse(raw | changes)
+    assert isinstance(made, FRRecipe)
+    return made
+
+
+def losses(store):
+    return [row["loss"] for row in json.loads(store.read(RECORD))["curve"]]
+
+
+def weights(store):
+    return torch.load(store.root / ARCFACE_TORCH, weights_only=True)
+
+
+def genuine_and_impostor(folder, world):
+    """Return cosines of pairs of people never trained on."""
+    recognizer = load_recognizer(str(folder))
+    images = np.stack([face(i, s, SIZE, world) for i in range(20) for s in range(4)])
+    made = recognizer.embed(images)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    cosines, who = made @ made.T, np.repeat(np.arange(20), 4)
+    upper = np.triu_indices(len(who), 1)
+    same = (who[:, None] == who)[upper]
+    return cosines[upper][same], cosines[upper][~same]
+
+
+def test_learns_and_recognises_people_it_never_saw(dataset, tmp_path):
+    asked = recipe(
+        dataset,
+        schedule={"name": "cosine", "steps": 90, "batch_size": 32, "warmup": 0.1},
+        engine={"name": "torch", "precision": "bfloat16"},
+    )
+    run(asked, Store(tmp_path))
+    curve = losses(Store(tmp_path))
+    assert curve[-1] < 0.5 * curve[0]
+    genuine, impostor = genuine_and_impostor(tmp_path, world=7)
+    threshold = np.median(impostor)
+    better = (genuine[:, None] > impostor[None]).mean()  # area under the ROC curve
+    assert better > 0.85
+    assert genuine.mean() > threshold
+
+
+def test_interrupted_and_whole_runs_are_equal(dataset, tmp_path):
+    asked = recipe(dataset)
+    whole, halves = Store(tmp_path / "whole"), Store(tmp_path / "halves")
+    run(asked, whole)
+    run(asked, halves, stop_after=7)  # the checkpoint of step 5 is the newest
+    assert finished(halves) is None
+    run(asked, halves)
+    assert losses(whole) == losses(halves)
+    assert len(losses(whole)) == 12
+    first, second = weights(whole), weights(halves)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_output_is_complete(dataset, tmp_path):
+    asked = recipe(dataset)
+    run(asked, Store(tmp_path))
+    record = finished(Store(tmp_path))
+    assert record is not None
+    assert (record["steps"], record["images"], record["identities"]) == (12, 192, 24)
+    assert record["seconds"] > 0
+    assert record["images_per_second"] > 0
+    own = load_recognizer(str(tmp_path))
+    assert (own.name, own.size, own.dimension, own.licence) == ("tiny", SIZE, 32, "Apache-2.0")
+    assert own.module is not None
+    theirs = weights(Store(tmp_path))
+    assert all(torch.equal(theirs[name], v) for name, v in own.module.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_names_step_and_keys(dataset, tmp_path):
+    asked = recipe(dataset, optimizer={"name": "sgd", "lr": 1e30}, augment=())
+    with pytest.raises(FaultError, match=r"step \d: the loss is nan.*Keys of the batch: 00"):
+        run(asked, Store(tmp_path))
+    assert finished(Store(tmp_path)) is None
+
+
+def test_another_recipes_output_is_refused(dataset, tmp_path):
+    store = Store(tmp_path)
+    claim(store, recipe(dataset))
+    claim(store, recipe(dataset))
+    free = {"name": "torch", "precision": "float32", "max_failures": 0, "num_cpus": 2}
+    claim(store, recipe(dataset, engine=free, checkpoint={"every_steps": 9}))
+    with pytest.raises(InputError, match=r"seed is 5 there, 6 here"):
+        claim(store, recipe(dataset, seed=6))
+    with pytest.raises(InputError, match=r"head\.margin is 0\.2 there, 0\.4 here"):
+        claim(store, recipe(dataset, head={"name": "cosface", "scale": 16}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": ["mirror"]}, "augment: 'mirror'; accepted: blur, crop"),
+        ({"image": {"size": 40}}, "image.size: 40"),
+        ({"schedule": {"steps": 1, "batch_size": 1}}, "schedule.batch_size: 1"),
+        (
+            {"engine": {"name": "deepspeed", "workers": 3}},
+            "schedule.batch_size: 16; accepted are multiples of 3",
+        ),
+        (
+            {"engine": {"name": "deepspeed", "deepspeed": {"zero_stage": 3}}},
+            "zero_stage: 3; a recognizer accepts 0, 1 and 2",
+        ),
+    ],
+)
+def test_refusals_name_the_field(dataset, changes, message):
+    with pytest.raises(InputError, match=message):
+        check(recipe(dataset, **changes))
+
+
+@pytest.mark.ray
+def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluster):
+    asked, rows = recipe(dataset), []
+    record = recognition.train(asked, str(tmp_path / "ray"), rows.append)
+    assert record["finished"]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    run(asked, Store(tmp_path / "plain"))
+    assert losses(Store(tmp_path / "ray")) == losses(Store(tmp_path / "plain"))
+    again = recognition.train(asked, str(tmp_path / "ray"), rows.append)
+    assert again == record
+    assert len(rows) == 12
+
+
+@pytest.mark.ray
+def test_a_fault_in_a_worker_reaches_the_user(dataset, tmp_path, ray_cluster):
+    asked = recipe(dataset, image={"size": 48})
+    with pytest.raises(InputError, match=r"is 32x32 pixels, image.size accepts 48x48"):
+        recognition.train(asked, str(tmp_path), lambda row: None)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_deepspeed_workers_resume(dataset, tmp_path, ray_cluster, stage, monkeypatch):
+    deepspeed = {
+        "name": "deepspeed",
+        "workers": 2,
+        "precision": "float32",
+        "num_cpus": 1,
+        "deepspeed": {"zero_stage": stage},
+    }
+    backbone = recipe(dataset).backbone.model_copy(update={"dropout": 0.0}).model_dump()
+    asked = recipe(dataset, engine=deepspeed, backbone=backbone)
+    record = recognition.train(asked, str(tmp_path / "whole"), lambda row: None)
+    whole = Store(tmp_path / "whole")
+    assert losses(whole)[-1] < losses(whole)[0]
+    if stage == 2:
+        return
+    # Lose everything after the checkpoint of step 10, as a killed run would.
+    for name in (recognition.FILE, ARCFACE_TORCH, RECORD):
+        whole.delete(name)
+    before = record["curve"]
+    for name in [n for n in whole.list("checkpoints") if "step-000000012" in n]:
+        whole.delete(name)
+    after = recognition.train(asked, str(tmp_path / "whole"), lambda row: None)["curve"]
+    assert [row["loss"] for row in after] == pytest.approx([row["loss"] for row in before])
