@@ -9,7 +9,7 @@ from factory.recipe import GenerateRecipe, InputError, bank_digest
 from factory.shards.store import Store
 
 CLAIM = "recipe.json"
-# Where the work is done and what it costs changes no byte (contract 1), so a resumed run may differ.
+# Where the work is done and what it costs changes no byte: a resumed run may differ in it.
 FREE = ("pool.", "cost.")
 BOUND = ("pool.threads",)
 COUNTS = ("identities.count", "identities.images_each")

@@ -6,6 +6,7 @@ whoever comes next continues from the newest checkpoint, with the next image of 
 """
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -164,7 +165,11 @@ def _fit(recipe: FRRecipe, out: str) -> str:
     resources = {"CPU": wanted.num_cpus} | ({"GPU": wanted.num_gpus} if wanted.num_gpus else {})
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "store": Store(out)},
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "store": Store(out),
+            "folder": os.getcwd(),
+        },
         torch_config=TorchConfig(backend="nccl" if wanted.num_gpus else "gloo"),
         scaling_config=ray_train.ScalingConfig(
             num_workers=wanted.workers,
@@ -227,6 +232,8 @@ def _work(config: dict[str, Any]) -> None:
 
     recipe, store = parse(config["recipe"]), config["store"]
     assert isinstance(recipe, FRRecipe)
+    if os.path.isdir(config["folder"]):  # relative paths of the recipe mean the driver's folder
+        os.chdir(config["folder"])
     context = ray_train.get_context()
     world = context.get_world_size()
     if store.exists(FAULT):  # another try would only find the same
