@@ -1,0 +1,23 @@
+"""The steady state, by hand."""
+
+import pytest
+
+from factory.bench import steady
+
+
+def test_steady_state_runs_from_the_second_shard_to_the_first_idle_worker() -> None:
+    turns = [
+        ("a", 0.0, 5.0, 10),  # start-up inside: not counted
+        ("a", 5.0, 7.0, 10),
+        ("a", 8.0, 10.0, 10),  # one second between two shards counts against the factory
+        ("b", 1.0, 4.0, 10),
+        ("b", 4.0, 9.0, 10),
+        ("b", 9.0, 14.0, 10),  # ends after worker a went idle: not counted
+    ]
+    assert steady(turns) == pytest.approx(20 / 5 + 10 / 5)
+    assert steady(reversed(turns)) == pytest.approx(6)
+
+
+def test_too_few_shards_are_refused() -> None:
+    with pytest.raises(ValueError, match="worker a has 1 shards; accepted are 3 or more"):
+        steady([("a", 0.0, 5.0, 10)])
