@@ -95,6 +95,7 @@ def train(recipe: TrainRecipe, out: str, tracked: Run, max_steps: int | None = N
                 "out": out,
                 "max_steps": max_steps,
                 "board": board,
+                "folder": os.getcwd(),
             },
             torch_config=TorchConfig(backend="nccl" if engine.num_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -192,6 +193,8 @@ def _relayed(board: Any, tracked: Run) -> Iterator[None]:
 def _work(config: dict[str, Any]) -> None:
     """Run in each worker; a mistake of the user's is handed over instead of being retried."""
     board = config["board"]
+    if os.path.isdir(config["folder"]):  # relative paths mean the driver's folder, where it is shared
+        os.chdir(config["folder"])
     try:
         _train(config, board)
     except InputError as error:
