@@ -1,6 +1,7 @@
 """Samples of a finished dataset, read back in order, and their embeddings."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from factory.shards.store import Store
 from factory.shards.tar import Member, members
 
 IMAGES = ("jpg", "png")
+PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ def samples(
         raise InputError(f"dataset {store.url}: no finished shard; accepted is a dataset's folder")
     seen: Counter[int] = Counter()
     for name in names:
+        start = PLANNED.match(name)
+        if start and identities is not None and int(start[1]) >= identities:
+            continue
         for sample in _shard(store, name):
             if identities is not None and sample.label >= identities:
                 break  # labels rise inside a shard

@@ -6,6 +6,7 @@ a cosine that belongs to the recognizer.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,7 @@ def gallery_radius(recognizer: Embeds, people: int = GALLERY_PEOPLE) -> Radius:
         recognizer: whose threshold it is; images are rendered at its size.
         people: how many people, one image each.
     """
-    unit = []
-    for start in range(0, people, 128):
-        indices = range(start, min(start + 128, people))
-        batch = np.stack([_portrait(index, recognizer.size) for index in indices])
-        unit.append(normalized(recognizer.embed(batch).astype(np.float64)))
-    embeddings = np.concatenate(unit)
+    embeddings = normalized(recognizer.embed(portraits(people, recognizer.size)).astype(np.float64))
     impostor, _ = impostor_scores(embeddings, np.arange(people), seed=GALLERY_SEED)
     r, fpr = threshold_at(impostor, RADIUS_FPR)
     return Radius(r, fpr, len(impostor))
@@ -154,6 +150,8 @@ def consistency(
     return float(np.mean(shares))
 
 
-def _portrait(index: int, size: int) -> np.ndarray:
-    seed = seed64(GALLERY_SEED, "gallery-portrait", index)
-    return render(person("gallery", index), draw_view(seed), size)
+@lru_cache(maxsize=2)
+def portraits(people: int, size: int) -> np.ndarray:
+    """Return one ordinary image each of the first gallery people, uint8 [people, size, size, 3]."""
+    views = (draw_view(seed64(GALLERY_SEED, "gallery-portrait", index)) for index in range(people))
+    return np.stack([render(person("gallery", n), view, size) for n, view in enumerate(views)])

@@ -1,1 +1,5 @@
-"""Pages that open offline."""
+"""The HTML report of a run or a dataset."""
+
+from factory.report.page import collect, page, write_report
+
+__all__ = ["collect", "page", "write_report"]

@@ -1,0 +1,129 @@
+"""Charts as inline SVG that follow the page's colours, in light and in dark.
+
+Matplotlib draws in placeholder colours; these become CSS variables of the page, and texts stay
+texts in the page's font.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, LINE = "#010203", "#010204", "#010205"
+FIRST, SECOND = "#010206", "#010207"
+SERIES = (*(f"#0102{n:02x}" for n in range(0x10, 0x15)),)
+VARIABLES = {
+    **{INK: "ink", MUTED: "muted", LINE: "line", FIRST: "genuine", SECOND: "impostor"},
+    **{colour: f"series-{n}" for n, colour in enumerate(SERIES)},
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+}
+
+
+def histograms(
+    genuine: Sequence[int], impostor: Sequence[int], r: float | None, name: str
+) -> Markup:
+    """Draw genuine and impostor cosines as densities over [-1, 1].
+
+    Args:
+        genuine: counts in equal bins over [-1, 1].
+        impostor: likewise, as many bins.
+        r: the recognizer's radius, drawn as a line, or None.
+        name: what the chart shows, for those who cannot see it.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(4.4, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        edges = np.linspace(-1.0, 1.0, len(genuine) + 1)
+        top = 0.0
+        for counts, colour in ((impostor, SECOND), (genuine, FIRST)):
+            density = np.asarray(counts) / max(sum(counts), 1) / (edges[1] - edges[0])
+            axes.stairs(density, edges, fill=True, color=colour, alpha=0.28, linewidth=0)
+            axes.stairs(density, edges, color=colour, linewidth=1.3)
+            top = max(top, density.max())
+        used = np.flatnonzero(np.asarray(genuine) + np.asarray(impostor))
+        axes.set_xlim(min(edges[used[0]], 0.0) if len(used) else -1.0, 1.0)
+        axes.set_ylim(0, top * 1.08 or 1.0)
+        if r is not None:
+            axes.axvline(r, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+            left = r > 0.8
+            axes.annotate(
+                f"r = {r:.2f}", (r, top), xytext=(-4 if left else 4, -6), color=INK,
+                textcoords="offset points", ha="right" if left else "left", fontsize=8.5,
+            )  # fmt: skip
+        axes.set_xlabel("cosine")
+        axes.set_yticks([])
+        _open(axes, ("left", "right", "top"))
+        return _inline(figure, name)
+
+
+def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]) -> Markup:
+    """Draw the accuracy of each training row on each benchmark: every seed a dot, the mean a bar.
+
+    Args:
+        rows: for each row, its accuracies in [0, 1] by benchmark, one value a seed.
+        columns: the benchmarks, from top to bottom.
+    """
+    name = "accuracy by benchmark, every seed a dot"
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(7.4, 0.42 * len(columns) + 0.8), layout="constrained")
+        axes = figure.add_subplot()
+        step = 0.62 / max(len(rows), 1)
+        for number, (row, values) in enumerate(rows.items()):
+            colour = SERIES[number % len(SERIES)]
+            for line, column in enumerate(columns):
+                if column not in values:
+                    continue
+                points = 100 * np.asarray(values[column], dtype=float)
+                y = line + (number - (len(rows) - 1) / 2) * step
+                axes.plot([points.min(), points.max()], [y, y], color=colour, linewidth=1.2)
+                axes.plot(points, np.full(len(points), y), "o", color=colour, markersize=3.2,
+                          alpha=0.55, markeredgewidth=0)  # fmt: skip
+                axes.plot(points.mean(), y, "|", color=colour, markersize=9, markeredgewidth=2.2,
+                          label=row if line == 0 else None)  # fmt: skip
+        axes.axvline(50, color=LINE, linewidth=0.8)
+        axes.set_yticks(range(len(columns)), [column.replace("_", " ") for column in columns])
+        axes.set_ylim(len(columns) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy in percent; 50 is chance")
+        axes.xaxis.grid(True, color=LINE, linewidth=0.5)
+        axes.set_axisbelow(True)
+        _open(axes, ("left", "right", "top"))
+        return _inline(figure, name)
+
+
+def _open(axes: Axes, sides: Sequence[str]) -> None:
+    for side in sides:
+        axes.spines[side].set_visible(False)
+
+
+def _inline(figure: Figure, name: str) -> Markup:
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
+    text = sink.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(name), text, count=1)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return Markup(text)
+
+
+def _opening(name: str) -> str:
+    label = str(escape(name)).replace("\\", "")
+    xlink = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return rf'<svg {xlink} viewBox="\1" role="img" aria-label="{label}">'

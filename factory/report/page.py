@@ -1,0 +1,287 @@
+"""The report: one HTML file that opens offline, made of what a run or a dataset holds."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from factory.evaluation.gap import over_seeds
+from factory.recipe import InputError
+from factory.report.charts import accuracies, histograms
+from factory.report.contact import Strip, contact_sheet
+from factory.shards.manifest import MANIFEST, DatasetManifest, load_manifest
+from factory.shards.store import Store
+from factory.tracking import masked
+
+RESULTS = "results.json"
+REPORT = "report.html"
+SHEET_IDENTITIES, SHEET_IMAGES = 12, 8
+NAMES = {
+    "real": "Real faces",
+    "synthetic": "Synthetic faces",
+    "synthetic_shuffled_labels": "Synthetic, labels shuffled",
+}
+ORDER = tuple(NAMES)
+
+
+def collect(url: str) -> dict[str, Any]:
+    """Return what is known of a run's folder or of a dataset, as `write_report` takes it.
+
+    A run's folder holds `results.json`, which may name its datasets by URL or by a path inside the
+    folder; without such names, its `synthetic` and `real` are taken where they exist.
+
+    Raises:
+        InputError: the folder is neither a run's nor a finished dataset.
+    """
+    store = Store(url)
+    if store.exists(RESULTS):
+        try:
+            results = json.loads(store.read(RESULTS))
+        except ValueError as error:
+            raise InputError(f"{store.url}/{RESULTS}: not JSON ({error})") from None
+        if not isinstance(results, dict):
+            raise InputError(f"{store.url}/{RESULTS}: accepted is a JSON object")
+        named = results.get("datasets") or {
+            name: name for name in ("synthetic", "real") if store.exists(f"{name}/{MANIFEST}")
+        }
+        return {**results, "datasets": {key: _inside(url, at) for key, at in named.items()}}
+    if store.exists(MANIFEST):
+        name = load_manifest(store).recipe.get("name", "dataset")
+        return {"title": f"Dataset {name}", "datasets": {name: url}}
+    raise InputError(
+        f"{store.url}: neither {RESULTS} nor {MANIFEST} there; accepted is the folder of a run or "
+        "of a finished dataset"
+    )
+
+
+def write_report(path: str | Path, results: Mapping[str, Any]) -> Path:
+    """Write the page to a local file and return its path; see `page` for the results."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(page(results), encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page as one self-contained HTML text.
+
+    Args:
+        results: every part may be missing, and then its section is.
+            title: str.
+            recipe: mapping, shown as JSON.
+            datasets: {name: url}; contact sheets, screens and stage seconds are read from there.
+            benchmarks: {row: {"seeds": [...], benchmark: [accuracy in [0, 1] a seed], "average":
+                [...]}}.
+            gap: `Gap.as_dict()`.
+            quality: {dataset: {recognizer: `quality.measure(...)`}}.
+            timings: {stage: seconds of wall time}.
+            provenance: [{"name", "location", "sha256", "licence"}].
+            tracking: how to look at the runs in MLflow.
+
+    Raises:
+        InputError: a dataset that is named cannot be read.
+    """
+    stores = {name: Store(url) for name, url in results.get("datasets", {}).items()}
+    manifests = {name: load_manifest(store) for name, store in stores.items()}
+    sheets = {
+        name: contact_sheet(store, SHEET_IDENTITIES, SHEET_IMAGES) for name, store in stores.items()
+    }
+    rows = _benchmark_rows(results.get("benchmarks", {}))
+    columns = _columns(rows)
+    quality = results.get("quality", {})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("factory", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(human=human, percent=percent, duration=duration, name=named)
+    return environment.get_template("page.html").render(
+        title=results.get("title", "Face data factory"),
+        facts=_facts(results, manifests),
+        gap=results.get("gap"),
+        columns=columns,
+        rows={row: _cells(values, columns) for row, values in rows.items()},
+        seeds={row: len(values["average"]) for row, values in rows.items()},
+        accuracy_chart=_accuracy_chart(rows, columns),
+        sheets=sheets,
+        paired=_paired(sheets),
+        quality=quality,
+        charts=_quality_charts(quality),
+        definitions=_definitions(quality),
+        screens={name: _screens(manifest) for name, manifest in manifests.items()},
+        timings=_bars(results.get("timings", {})),
+        stages={name: _bars(manifest.totals.seconds) for name, manifest in manifests.items()},
+        provenance=[_masked(entry) for entry in results.get("provenance") or _models(manifests)],
+        licences={name: manifest.licence for name, manifest in manifests.items()},
+        versions=_versions(manifests),
+        recipe=_pretty(results.get("recipe")),
+        recipes={name: _pretty(manifest.recipe) for name, manifest in manifests.items()},
+        tracking=masked(str(results.get("tracking") or "")),
+    )
+
+
+def named(key: str) -> str:
+    """Return the words the page uses for a row or dataset."""
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a share of one in percent, without the sign."""
+    return "unresolved" if value is None else f"{100 * value:.{digits}f}"
+
+
+def human(size: int) -> str:
+    """Write a number of bytes with a decimal unit."""
+    value, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as hours, minutes and seconds, with tenths below a minute."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _inside(url: str, location: str) -> str:
+    if "://" in location or Path(location).is_absolute():
+        return location
+    if Store(url).exists(f"{location}/{MANIFEST}"):
+        return f"{url.rstrip('/')}/{location}"
+    return location
+
+
+def _benchmark_rows(benchmarks: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    found = {}
+    for row in sorted(benchmarks, key=lambda r: (ORDER.index(r) if r in ORDER else len(ORDER), r)):
+        values = {
+            column: [float(v) for v in given]
+            for column, given in benchmarks[row].items()
+            if column != "seeds"
+        }
+        if "average" not in values:
+            values["average"] = [
+                sum(seed) / len(seed) for seed in zip(*values.values(), strict=True)
+            ]
+        found[row] = values
+    return found
+
+
+def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    seen = dict.fromkeys(column for values in rows.values() for column in values)
+    return [*(column for column in seen if column != "average"), *(["average"] if seen else [])]
+
+
+def _cells(values: Mapping[str, Sequence[float]], columns: Sequence[str]) -> list[Any]:
+    return [over_seeds(values[column]) if values.get(column) else None for column in columns]
+
+
+def _accuracy_chart(rows: Mapping[str, Any], columns: Sequence[str]) -> Markup:
+    if not rows:
+        return Markup("")
+    return accuracies({named(row): values for row, values in rows.items()}, columns)
+
+
+def _facts(results: Mapping[str, Any], manifests: Mapping[str, DatasetManifest]) -> list[Any]:
+    facts = []
+    for name, manifest in manifests.items():
+        identities = manifest.recipe.get("identities", {})
+        counts = f"{identities.get('count', '?')} x {identities.get('images_each', '?')}"
+        facts.append((named(name), counts, "identities x images planned"))
+    gap = results.get("gap")
+    if gap:
+        facts.append(("Gap, absolute", f"{gap['absolute']:.2f}", "points"))
+        facts.append(("Gap, relative", f"{gap['relative']:.2f} %", "of synthetic"))
+    judged = results.get("quality", {}).get("synthetic", {}).get("judge")
+    if judged:
+        facts.append(("EER, judge", f"{percent(judged['eer'])} %", "on synthetic faces"))
+    if results.get("timings"):
+        facts.append(("Time", duration(sum(results["timings"].values())), "all stages"))
+    return facts
+
+
+def _paired(sheets: Mapping[str, list[Strip]]) -> list[tuple[str, str]]:
+    if {"synthetic", "real"} <= set(sheets):
+        return [("synthetic", "real")]
+    return []
+
+
+def _quality_charts(quality: Mapping[str, Any]) -> dict[tuple[str, str], Markup]:
+    return {
+        (dataset, recognizer): histograms(
+            found["histograms"]["genuine"],
+            found["histograms"]["impostor"],
+            found.get("r"),
+            f"cosines of {named(dataset)} under the {recognizer}",
+        )
+        for dataset, judged in quality.items()
+        for recognizer, found in judged.items()
+        if "histograms" in found
+    }
+
+
+def _definitions(quality: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for judged in quality.values():
+        for measured in judged.values():
+            found.update(measured.get("definitions", {}))
+    return found
+
+
+def _screens(manifest: DatasetManifest) -> dict[str, Any]:
+    totals = manifest.totals
+    tried = totals.kept + sum(totals.reasons.values())
+    return {
+        "planned": totals.planned,
+        "kept": totals.kept,
+        "missing": totals.planned - totals.kept,
+        "tried": tried,
+        "kept_share": totals.kept / tried if tried else 0.0,
+        "reasons": sorted(totals.reasons.items(), key=lambda item: -item[1]),
+        "bytes": totals.bytes,
+        "shards": len(manifest.shards),
+    }
+
+
+def _bars(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [(stage, spent, 100 * spent / longest) for stage, spent in seconds.items()]
+
+
+def _models(manifests: Mapping[str, DatasetManifest]) -> list[dict[str, str]]:
+    found = {m.sha256 or m.location: m for one in manifests.values() for m in one.models}
+    return [model.model_dump() for model in found.values()]
+
+
+def _masked(entry: Mapping[str, Any]) -> dict[str, str]:
+    fields = ("name", "location", "sha256", "licence")
+    return {field: masked(str(entry.get(field, ""))) for field in fields}
+
+
+def _versions(manifests: Mapping[str, DatasetManifest]) -> dict[str, str]:
+    found: dict[str, set[str]] = {}
+    for manifest in manifests.values():
+        for library, version in manifest.created_with.items():
+            found.setdefault(library, set()).add(version)
+    return {library: ", ".join(sorted(seen)) for library, seen in sorted(found.items())}
+
+
+def _pretty(recipe: Any) -> str:
+    if not recipe:
+        return ""
+    text = masked(json.dumps(recipe, indent=2, sort_keys=True))
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
