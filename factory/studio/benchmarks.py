@@ -22,7 +22,9 @@ VIEW_KINDS: dict[str, tuple[str, str]] = {
     "hard_light": ("hard_light", "soft_light"),
     "cross_expression": ("neutral", "strong_expression"),
 }
-MOST_PAIRS = 20_000  # a benchmark's own range of test people is as long as this
+MOST_PAIRS = 20_000
+CANDIDATES = 8  # people looked at per impostor pair, to find one alike
+RANGE = CANDIDATES * MOST_PAIRS  # test people reserved for each benchmark
 
 
 def _likeness_features(who: Person) -> np.ndarray:
@@ -34,11 +36,11 @@ def _likeness_features(who: Person) -> np.ndarray:
     ])  # fmt: skip
 
 
-def _matched_partners(people: list[Person]) -> list[int]:
-    """For each person the row of the most similar other one; ties go to the first."""
+def _matched_partners(people: list[Person], count: int) -> list[int]:
+    """For each of the first `count` people the row of the most similar other one."""
     features = np.stack([_likeness_features(who) for who in people])
-    distance = ((features[:, None] - features[None]) ** 2).sum(-1)
-    np.fill_diagonal(distance, np.inf)
+    distance = ((features[:count, None] - features[None]) ** 2).sum(-1)
+    distance[np.arange(count), np.arange(count)] = np.inf
     return distance.argmin(1).tolist()
 
 
@@ -73,7 +75,7 @@ def make_benchmark(
         )
     first_kind, second_kind = VIEW_KINDS[name]
     half = pairs // folds // 2  # genuine pairs of one fold, and its people
-    first_person = BENCHMARKS.index(name) * MOST_PAIRS
+    first_person = BENCHMARKS.index(name) * RANGE
     images: list[bytes] = []
     same: list[bool] = []
 
@@ -83,11 +85,9 @@ def make_benchmark(
         return simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
 
     for fold in range(folds):
-        # At least two people, so that a fold of one genuine pair still has an impostor.
-        count = max(2, half)
-        start = first_person + fold * count
-        people = [person("test", start + i) for i in range(count)]
-        partner = _matched_partners(people)
+        start = first_person + fold * CANDIDATES * half
+        people = [person("test", start + i) for i in range(CANDIDATES * half)]
+        partner = _matched_partners(people, half)
         order = generator(seed64(seed, f"benchmark-order-{name}", fold)).permutation(2 * half)
         for entry in order.tolist():
             genuine = entry < half

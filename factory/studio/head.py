@@ -110,7 +110,8 @@ def shape_vertices(coefficients: np.ndarray, local: np.ndarray) -> np.ndarray:
     head = load_head()
     one_sided = np.stack([np.maximum(local, 0), np.maximum(-local, 0)], 1).ravel()
     used = np.flatnonzero(one_sided)
-    change = one_sided[used].astype(np.float32) @ head.local[used].reshape(len(used), -1)
+    rows = head.local[used].reshape(len(used), head.mean.size)
+    change = one_sided[used].astype(np.float32) @ rows
     change += coefficients @ head.components.reshape(len(coefficients), -1)
     return head.mean + change.reshape(-1, 3)
 

@@ -115,8 +115,11 @@ def beard_cover(who: Person, angle: np.ndarray, height: np.ndarray, softness: fl
     ) * smooth((-4.75 - 0.35 * np.maximum(x - 1.0, 0) - height) / softness)  # fmt: skip
     goatee = smooth((2.7 + 0.8 * edge - x) / softness) * smooth((-7.5 - height) / softness)
     chin = smooth((1.4 + 0.4 * edge - x) / softness) * smooth((-8.1 - height) / softness)
-    cheek_line = np.interp(across, [0, 20, 28, 45, 62, 70, 84, 90],
-                           [-7.6, -7.2, -6.2 + edge, -4.9 + edge, -2.2 + 0.5 * edge, 1, 1, -6])
+    cheek_line = np.interp(
+        across,
+        [0, 20, 28, 45, 62, 70, 84, 90],
+        [-7.6, -7.2, -6.2 + edge, -4.9 + edge, -2.2 + 0.5 * edge, 1, 1, -6],
+    )
     jaw = smooth((cheek_line - height) / softness) * smooth((88 - across) / 6)
     burns = smooth((across - 58) / 5) * smooth((88 - across) / 5) * smooth(
         (1 - height) / softness) * smooth((height + 5.2 - edge) / softness)  # fmt: skip

@@ -131,9 +131,7 @@ class Placed:
     tilt: float
 
 
-def _place(
-    vertices: np.ndarray, worn: np.ndarray, who: Person, view: View, size: float
-) -> Placed:
+def _place(vertices: np.ndarray, worn: np.ndarray, who: Person, view: View, size: float) -> Placed:
     """Turn, project and align head vertices and worn geometry for a picture of `size` pixels."""
     head = load_head()
     everything = np.concatenate([vertices, worn]) if len(worn) else vertices
@@ -361,9 +359,7 @@ def _cast_shadow(
     for share in (0.02, 0.035, 0.055, 0.08, 0.11, 0.15, 0.2, 0.27):
         reach = share * big
         move = np.float32([[1, 0, -step_x * reach], [0, 1, -step_y * reach]])
-        there = cv2.warpAffine(
-            height, move, (big, big), flags=cv2.INTER_NEAREST, borderValue=-1e4
-        )
+        there = cv2.warpAffine(height, move, (big, big), flags=cv2.INTER_NEAREST, borderValue=-1e4)
         above = there - height - rise * reach
         blocked = np.maximum(blocked, np.clip((above - 0.012 * big) / (0.02 * big), 0, 1))
     softness = (0.012 + 0.03 * (1 - view.hardness)) * big
