@@ -195,7 +195,7 @@ def _wrinkles(who: Person, rng: np.random.Generator) -> np.ndarray:
     return np.clip(depth, 0, 1.2) * who.wrinkles
 
 
-@lru_cache(256)
+@lru_cache(32)  # 1.7 MB each; all pictures of a person are usually made together
 def paint(split: str, index: int, plain: bool = False) -> Painting:
     """Paint a person (under 10 ms, then cached), with furrows at full depth."""
     who = person(split, index, plain)

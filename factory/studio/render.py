@@ -58,7 +58,7 @@ class Body:
     glasses: Mesh
 
 
-@lru_cache(256)
+@lru_cache(128)
 def _body(split: str, index: int, plain: bool) -> Body:
     who, head = person(split, index, plain), load_head()
     coefficients = phenotype_coefficients(who.gender, who.age, who.weight, who.ancestry)
