@@ -1,0 +1,130 @@
+"""Sampling with noise keyed by position: every image has its own numpy generator."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factory.diffusion.schedule import Process, make_scheduler
+from factory.diffusion.unet import UNet
+from factory.recipe import Sampler
+from factory.seeding import generator, seed64
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> Tensor:
+    """Return standard normal noise, float32 [len(seeds), *shape].
+
+    Args:
+        seeds: one 64-bit seed an image.
+        shape: shape of one image's latents.
+        step: 0 for the initial noise, n for what the n-th sampling step adds; each has a stream
+            of its own.
+    """
+    rows = [
+        generator(seed64(seed, "noise", step)).standard_normal(shape, np.float32) for seed in seeds
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def sample_latents(
+    predict: Predict,
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    process: Process,
+    sampler: Sampler,
+) -> Tensor:
+    """Run a sampler from noise to clean latents, float32 [B, *shape].
+
+    Args:
+        predict: (noisy latents [B, *shape], time steps [B]) -> noise or velocity, guided or not.
+        seeds: one 64-bit seed an image; neighbours in the batch do not enter.
+        shape: shape of one image's latents.
+        process: the noise process the network was trained with.
+        sampler: name, steps and eta.
+    """
+    scheduler = make_scheduler(process, sampler)
+    x = draw_noise(seeds, shape, 0) * scheduler.init_noise_sigma
+    for number, t in enumerate(scheduler.timesteps, start=1):
+        steps = torch.full((len(seeds),), int(t), dtype=torch.long)
+        predicted = predict(x, steps).float()
+        if sampler.name == "ddpm":
+            x = _ancestral_step(scheduler, predicted, int(t), x, seeds, number)
+        elif sampler.name == "ddim" and sampler.eta > 0.0:
+            noise = draw_noise(seeds, shape, number)
+            x = scheduler.step(predicted, t, x, eta=sampler.eta, variance_noise=noise).prev_sample
+        else:
+            x = scheduler.step(predicted, t, x).prev_sample
+    return x
+
+
+def _ancestral_step(
+    scheduler: Any, predicted: Tensor, t: int, x: Tensor, seeds: Sequence[int], number: int
+) -> Tensor:
+    """Take one DDPM step (Ho et al. 2020, equation 7) with sqrt(beta) times positional noise.
+
+    diffusers' own step draws from a torch generator, which keeps 32 bits of a seed.
+    """
+    previous = int(scheduler.previous_timestep(t))
+    kept = scheduler.alphas_cumprod[t]
+    kept_before = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.one
+    alpha = kept / kept_before
+    beta = 1.0 - alpha
+    if scheduler.config.prediction_type == "epsilon":
+        clean = (x - (1.0 - kept).sqrt() * predicted) / kept.sqrt()
+    else:
+        clean = kept.sqrt() * x - (1.0 - kept).sqrt() * predicted
+    mean = (
+        kept_before.sqrt() * beta / (1.0 - kept) * clean
+        + alpha.sqrt() * (1.0 - kept_before) / (1.0 - kept) * x
+    )
+    if previous < 0:
+        return mean
+    return mean + beta.sqrt() * draw_noise(seeds, tuple(x.shape[1:]), number)
+
+
+def guided(
+    unet: UNet,
+    context: Tensor | None,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: float = 0.0,
+    timesteps: int = 1000,
+) -> Predict:
+    """Return a prediction under classifier-free guidance, u + scale (c - u).
+
+    Args:
+        unet: denoiser with a learned empty context, unless `scale` is 1.
+        context: embeddings [B, D]; None samples without an identity.
+        scale: 1 is off and calls the network once.
+        interval: share t/T of the process, both ends included, inside which guidance is on
+            (Kynkaanniemi et al. 2024).
+        rescale: how far the guided prediction's spread returns to the unguided one's, 0 to 1
+            (Lin et al. 2024, equations 15 and 16): guidance saturates colours.
+        timesteps: T.
+    """
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        share = float(t[0]) / timesteps
+        if context is None or scale == 1.0 or not interval[0] <= share <= interval[1]:
+            return unet(x, t, context)
+        batch = len(x)
+        empty = torch.arange(2 * batch) >= batch
+        both = unet(torch.cat([x, x]), torch.cat([t, t]), torch.cat([context, context]), None, empty)
+        with_context, without = both.float().chunk(2)
+        return guide(with_context, without, scale, rescale)
+
+    return predict
+
+
+def guide(with_context: Tensor, without: Tensor, scale: float, rescale: float) -> Tensor:
+    """Combine two predictions [B, C, H, W]: u + scale (c - u), then rescale its spread."""
+    combined = without + scale * (with_context - without)
+    if not rescale:
+        return combined
+    dims = tuple(range(1, combined.ndim))
+    factor = with_context.std(dims, keepdim=True) / combined.std(dims, keepdim=True)
+    return combined * (rescale * factor + (1.0 - rescale))

@@ -1,0 +1,127 @@
+"""The noise process: how much noise at each step, what the network predicts, what follows from it.
+
+Betas and samplers are diffusers'; this module adds the closed forms the losses need (Ho et al.
+2020, equations 4 and 15; Salimans and Ho 2022 for velocity; Hang et al. 2023 for min-SNR).
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from factory.recipe import Part, Positive, Sampler
+
+
+class Process(Part):
+    """The noise process of a training; it is kept with the weights and rules their sampling."""
+
+    timesteps: Positive = 1000
+    beta_start: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = Field(
+        default=False, description="Rescale betas so that the last step is pure noise."
+    )
+
+    @model_validator(mode="after")
+    def _predictable(self) -> "Process":
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "prediction is epsilon, zero_terminal_snr accepts v_prediction: pure noise says "
+                "nothing of the image"
+            )
+        return self
+
+
+class Noising:
+    """The closed forms of a process. Latents are float [B, C, H, W], steps integers [B].
+
+    Attributes:
+        process: the process.
+        kept: float64 [T], the cumulative products of 1 - beta (alpha-bar).
+    """
+
+    def __init__(self, process: Process) -> None:
+        """Compute the schedule."""
+        self.process = process
+        self.kept = DDPMScheduler(**_betas(process)).alphas_cumprod.double()
+
+    def signal(self, t: Tensor) -> Tensor:
+        """Return sqrt(alpha-bar), float32 [B, 1, 1, 1]."""
+        return self.kept.to(t.device)[t].sqrt().float()[:, None, None, None]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sqrt(1 - alpha-bar), float32 [B, 1, 1, 1]."""
+        return (1.0 - self.kept.to(t.device)[t]).sqrt().float()[:, None, None, None]
+
+    def gamma(self, t: Tensor) -> Tensor:
+        """Return t / T, float32 [B]."""
+        return t.float() / self.process.timesteps
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t."""
+        return self.signal(t) * clean + self.sigma(t) * noise
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return what the network should predict: the noise, or the velocity."""
+        if self.process.prediction == "epsilon":
+            return noise
+        return self.signal(t) * noise - self.sigma(t) * clean
+
+    def clean(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """Return x0-hat, the clean latents that a prediction implies."""
+        if self.process.prediction == "epsilon":
+            return (noisy - self.sigma(t) * predicted) / self.signal(t)
+        return self.signal(t) * noisy - self.sigma(t) * predicted
+
+    def weight(self, t: Tensor, min_snr_gamma: float) -> Tensor:
+        """Return the loss weight of each sample, float32 [B]; ones where the gamma is 0.
+
+        min(SNR, gamma) / SNR for noise, min(SNR, gamma) / (SNR + 1) for velocity.
+        """
+        if not min_snr_gamma:
+            return torch.ones(len(t), device=t.device)
+        kept = self.kept.to(t.device)[t]
+        snr = kept / (1.0 - kept)
+        capped = snr.clamp_max(min_snr_gamma)
+        divisor = snr if self.process.prediction == "epsilon" else snr + 1.0
+        return (capped / divisor).float()
+
+
+def make_scheduler(process: Process, sampler: Sampler) -> Any:
+    """Return diffusers' scheduler for a sampler, its time steps already set.
+
+    `ddpm` takes sqrt(beta) as its standard deviation (papers.md 2.4); its steps are the leading
+    ones, all others' are the trailing ones, so that the first is the noisiest.
+    """
+    shared = _betas(process)
+    if sampler.name == "ddpm":
+        made: Any = DDPMScheduler(**shared, variance_type="fixed_large", clip_sample=False)
+    elif sampler.name == "ddim":
+        made = DDIMScheduler(**shared, clip_sample=False, timestep_spacing="trailing")
+    elif sampler.name == "dpmsolver++":
+        made = DPMSolverMultistepScheduler(
+            **shared, algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        )
+    else:
+        made = UniPCMultistepScheduler(**shared, timestep_spacing="trailing")
+    made.set_timesteps(sampler.steps)
+    return made
+
+
+def _betas(process: Process) -> dict[str, Any]:
+    return {
+        "num_train_timesteps": process.timesteps,
+        "beta_start": process.beta_start,
+        "beta_end": process.beta_end,
+        "beta_schedule": "linear",
+        "prediction_type": process.prediction,
+        "rescale_betas_zero_snr": process.zero_terminal_snr,
+    }
