@@ -196,7 +196,7 @@ class IDiffFace(System):
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
         """Return the images of one batch, uint8 [B, S, S, 3]."""
-        seeds = [position.seed(self.recipe.seed, "noise") for position in positions]
+        seeds = [position.seed(self.recipe.seed) for position in positions]
         context = torch.from_numpy(np.ascontiguousarray(conditions.context, np.float32))
         images = self._images(context, seeds, self.sampler)
         return Rendered(images, [{} for _ in positions])
