@@ -84,6 +84,7 @@ class Bottleneck(nn.Module):
         """Make the network with fresh weights."""
         super().__init__()
         self.config = config
+        self.encoder_frozen = False
         outer, inner = config.widths
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
@@ -107,6 +108,18 @@ class Bottleneck(nn.Module):
             nn.Conv2d(outer, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
+
+    def freeze_encoder(self) -> None:
+        """Train the decoder alone: latents, and denoisers that learn from them, stay as they are."""
+        self.encoder.requires_grad_(False)
+        self.encoder_frozen = True
+
+    def train(self, mode: bool = True) -> "Bottleneck":
+        """Set the mode; a frozen encoder keeps the statistics of its latents."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.normalize.eval()
+        return self
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return what training compares with `images`; `noise` is standard, of latent shape."""

@@ -29,6 +29,9 @@ class ReconstructionOptions(Part):
     edges: Weight = Field(default=1.0, description="Differences between neighbouring pixels.")
     perceptual: Weight = Field(default=0.0, description="The teacher's early features.")
     identity: Weight = Field(default=0.0, description="1 - cosine of the teacher's embeddings.")
+    freeze_encoder: bool = Field(
+        default=False, description="Train the decoder alone, so that latents stay what they are."
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class AutoencoderTraining(Trainable):
         if "start" in recipe.weights:
             read_metadata(recipe.weights["start"], "start", "autoencoder")
             load_state(recipe.weights["start"], self.module, "start")
+        if self.options.freeze_encoder:
+            if "start" not in recipe.weights:
+                raise InputError(
+                    "recipe field weights.start: missing; options.freeze_encoder keeps its encoder"
+                )
+            self.module.freeze_encoder()
         self.teacher: nn.Module | None = None
         if self.options.perceptual or self.options.identity:
             if "teacher" not in recipe.weights:

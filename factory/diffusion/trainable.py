@@ -41,6 +41,12 @@ class Trainable(ABC):
         self.recipe = recipe
         self.place = place
 
+    @property
+    def total_steps(self) -> int:
+        """Return the optimizer steps of the whole training."""
+        schedule = self.recipe.schedule
+        return schedule.steps or (schedule.epochs or 0) * self.steps_per_epoch
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Any]:
         """Yield this worker's batches of steps [start, stop)."""

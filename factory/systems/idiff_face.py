@@ -225,6 +225,7 @@ class IdentityLoss(Part):
 
     weight: Annotated[float, Field(ge=0.0)] = 0.0
     max_t: Fraction = Field(default=0.5, description="Only where t/T is below this.")
+    after: Fraction = Field(default=0.0, description="Share of the training it waits.")
     glances: bool = Field(
         default=True, description="Move, blur and roughen the images before the teacher looks."
     )
@@ -270,7 +271,7 @@ class LatentBatch:
         t: time steps, int64 [B] in [0, T).
         context: unit embeddings [B, D].
         keep, empty: masks of `draw_masks`.
-        looks: draws for the identity loss, as `glance` takes them.
+        looks: draws for the identity loss, as `glance` takes them; None while it is off.
     """
 
     clean: Tensor
@@ -279,7 +280,7 @@ class LatentBatch:
     context: Tensor
     keep: Tensor
     empty: Tensor
-    looks: tuple[Tensor, Tensor, Tensor, Tensor]
+    looks: tuple[Tensor, Tensor, Tensor, Tensor] | None
 
 
 class IDiffFaceTraining(Trainable):
@@ -394,8 +395,6 @@ class IDiffFaceTraining(Trainable):
         t = np.minimum((share * self.options.process.timesteps).astype(np.int64),
                        self.options.process.timesteps - 1)
         noise = draws.standard_normal((count, *data.latents.shape[2:]), np.float32)
-        looks = draw_glances(draws, count)
-        size = self.recipe.image.size
         keep, empty = draw_masks(
             seed64(self.recipe.seed, "masks", step),
             count,
@@ -403,10 +402,12 @@ class IDiffFaceTraining(Trainable):
             self.config.cpd_rate,
             self.options.empty_context_prob,
         )
-        grain = torch.empty(0)
-        if self.options.identity.weight:
-            drawn = draws.standard_normal((count, 3, size, size), np.float32)
-            grain = torch.from_numpy(drawn)[part]
+        looks = None
+        identity, size = self.options.identity, self.recipe.image.size
+        if identity.weight and step >= identity.after * self.total_steps:
+            grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))
+            theta, sigma, strength = draw_glances(draws, count)
+            looks = tuple(self._put(look[part]) for look in (theta, sigma, strength, grain))
         clean = torch.from_numpy(data.latents[flip, rows].astype(np.float32))
         context = torch.from_numpy(data.embeddings[flip, seen].astype(np.float32))
         return LatentBatch(
@@ -416,7 +417,7 @@ class IDiffFaceTraining(Trainable):
             self._put(context[part]),
             self._put(keep[part]),
             self._put(empty[part]),
-            (*(self._put(look[part]) for look in looks), self._put(grain)),
+            looks,
         )
 
     def _put(self, tensor: Tensor) -> Tensor:
@@ -430,14 +431,18 @@ class IDiffFaceTraining(Trainable):
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         loss = (self.noising.weight(batch.t, self.options.min_snr_gamma) * error).mean()
         numbers = {"error": float(error.detach().mean())}
-        if self.options.identity.weight:
-            identity, cosine = self._identity(noisy, predicted, batch)
+        if batch.looks is not None:
+            identity, cosine = self._identity(noisy, predicted, batch, batch.looks)
             loss = loss + self.options.identity.weight * identity
             numbers["cosine"] = cosine
         return loss, numbers
 
     def _identity(
-        self, noisy: Tensor, predicted: Tensor, batch: LatentBatch
+        self,
+        noisy: Tensor,
+        predicted: Tensor,
+        batch: LatentBatch,
+        looks: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, float]:
         """Return the identity loss over the batch and the mean cosine where it looked.
 
@@ -452,7 +457,7 @@ class IDiffFaceTraining(Trainable):
         t = batch.t[rows]
         made = self.autoencoder.decode(self.noising.clean(noisy[rows], predicted[rows], t))
         if options.glances:
-            made = glance(made, *(look[rows] for look in batch.looks))
+            made = glance(made, *(look[rows] for look in looks))
         cosine = (embed(self.teacher, self.teacher_size, made) * batch.context[rows]).sum(dim=1)
         weight = self.noising.signal(t)[:, 0, 0, 0]
         loss = (weight * (1.0 - cosine)).sum() / len(batch.t)

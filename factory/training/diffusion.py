@@ -31,7 +31,7 @@ from factory.systems import training_class
 from factory.tracking import Run
 from factory.training import checkpoint
 from factory.training.engines import Engine, make_engine
-from factory.training.schedules import learning_rate, total_steps
+from factory.training.schedules import learning_rate
 
 RECIPE = "recipe.json"
 FREE = ("engine", "checkpoint")  # how the work is done may change between two starts
@@ -215,7 +215,7 @@ def _train(config: dict[str, Any], board: Any) -> None:
         cache = store.root / "cache" if store.root is not None else Path(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         trainable = trainable_class(recipe.system)(recipe, Place(rank, world, cache))
-        total = total_steps(recipe.schedule, trainable.steps_per_epoch)
+        total = trainable.total_steps
         stop = min(total, config["max_steps"] or total)
         engine = make_engine(recipe, trainable.module)
         average = Average(trainable.module, recipe.ema)
