@@ -36,7 +36,7 @@ class Rates:
         auc: area under the ROC curve, in [0, 1].
         fmr100: FNMR in [0, 1], None where 1 % FMR is not resolved.
         fmr1000: FNMR in [0, 1], None where 0.1 % FMR is not resolved.
-        fdr: Fisher discriminant ratio, 0 or more.
+        fdr: Fisher discriminant ratio, 0 or more; None where neither kind of score varies.
         genuine_mean: mean genuine cosine.
         genuine_sd: its population standard deviation.
         impostor_mean: mean impostor cosine.
@@ -49,7 +49,7 @@ class Rates:
     auc: float
     fmr100: float | None
     fmr1000: float | None
-    fdr: float
+    fdr: float | None
     genuine_mean: float
     genuine_sd: float
     impostor_mean: float
@@ -75,9 +75,7 @@ def rates(genuine: np.ndarray, impostor: np.ndarray) -> Rates:
         auc=_auc(genuine, impostor),
         fmr100=_fnmr_at(fmr, fnmr, 0.01, len(impostor)),
         fmr1000=_fnmr_at(fmr, fnmr, 0.001, len(impostor)),
-        fdr=float((genuine.mean() - impostor.mean()) ** 2 / variances)
-        if variances
-        else float("inf"),
+        fdr=float((genuine.mean() - impostor.mean()) ** 2 / variances) if variances else None,
         genuine_mean=float(genuine.mean()),
         genuine_sd=float(genuine.std()),
         impostor_mean=float(impostor.mean()),

@@ -57,12 +57,12 @@ def histograms(
             top = max(top, density.max())
         used = np.flatnonzero(np.asarray(genuine) + np.asarray(impostor))
         axes.set_xlim(min(edges[used[0]], 0.0) if len(used) else -1.0, 1.0)
-        axes.set_ylim(0, top * 1.08 or 1.0)
+        axes.set_ylim(0, top * 1.22 or 1.0)  # room for the label of r
         if r is not None:
             axes.axvline(r, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
             left = r > 0.8
             axes.annotate(
-                f"r = {r:.2f}", (r, top), xytext=(-4 if left else 4, -6), color=INK,
+                f"r = {r:.2f}", (r, top * 1.22), xytext=(-4 if left else 4, -6), color=INK,
                 textcoords="offset points", ha="right" if left else "left", fontsize=8.5,
             )  # fmt: skip
         axes.set_xlabel("cosine")
@@ -118,6 +118,7 @@ def _inline(figure: Figure, name: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(name), text, count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # other charts of the page use the same names
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return Markup(text)

@@ -131,7 +131,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 def named(key: str) -> str:
     """Return the words the page uses for a row or dataset."""
-    return NAMES.get(key, key.replace("_", " "))
+    return NAMES.get(key, key.replace("_", " ").capitalize())
 
 
 def percent(value: float | None, digits: int = 1) -> str:

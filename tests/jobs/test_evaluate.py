@@ -1,0 +1,92 @@
+"""The jobs that measure, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from faces import make_dataset
+
+from factory.evaluation.verification import read_bin
+from factory.recipe import Backbone
+from factory.recognition.backbones import make_backbone
+from factory.recognition.recognizers import save_recognizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a recognizer, small benchmarks and a dataset, all at 32 pixels."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    torch.manual_seed(0)
+    backbone = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    weights = make_backbone(backbone, 32).state_dict()
+    save_recognizer(folder / "net.safetensors", weights, backbone, 32, "net", "MIT")
+    make_dataset(folder / "faces", identities=4, images_each=3)
+    done = job(folder, "make_benchmarks", "--out", "bench", "--pairs", "20", "--size", "32")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def job(folder, name, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_benchmarks_are_stated_and_readable(work):
+    manifest = json.loads((work / "bench" / "benchmarks.json").read_text())
+    names = sorted(p.name for p in (work / "bench").glob("*.bin"))
+    assert names == sorted(manifest["sha256"])
+    assert len(names) == 5
+    assert all(read_bin(work / "bench" / name).same.sum() == 10 for name in names)
+    other = job(work, "make_benchmarks", "--out", "bench", "--pairs", "40", "--size", "32")
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
+
+
+def test_evaluate_prints_writes_and_tracks(work):
+    done = job(work, "evaluate", "--recognizer", "net.safetensors", "--benchmarks", "bench",
+               "--json", "out.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((work / "out.json").read_text())
+    assert len(found["benchmarks"]) == 5
+    mean = sum(b["accuracy"] for b in found["benchmarks"].values()) / 5
+    assert found["average"] == pytest.approx(mean)
+    assert f"{100 * mean:.2f}" in done.stdout
+    assert (work / "mlflow.db").is_file()
+
+
+def test_measure_prints_and_writes(work):
+    done = job(work, "measure", "faces", "--recognizer", "net.safetensors", "--r", "0.5",
+               "--json", "quality.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((work / "quality.json").read_text())
+    assert (found["identities"], found["images"], found["r"]) == (4, 12, 0.5)
+    assert "spread" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "--recognizer", "none", "--benchmarks", "bench"), "recognizer 'none'"),
+        (
+            ("evaluate", "--recognizer", "net.safetensors", "--benchmarks", "faces"),
+            "no .bin file",
+        ),
+        (("measure", "none", "--recognizer", "net.safetensors"), "no finished shard"),
+        (("report", "bench"), "neither results.json nor manifest.json"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(work, arguments, message):
+    done = job(work, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().count("error:") == 1
