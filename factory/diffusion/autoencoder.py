@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
         )
 
     def freeze_encoder(self) -> None:
-        """Train the decoder alone: latents, and denoisers that learn from them, stay as they are."""
+        """Train the decoder alone: latents stay what a denoiser has learned."""
         self.encoder.requires_grad_(False)
         self.encoder_frozen = True
 

@@ -64,7 +64,8 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
-            f"recipe field weights.{name}.location: {weights.location} is no safetensors file ({error})"
+            f"recipe field weights.{name}.location: {weights.location} is no "
+            f"safetensors file ({error})"
         ) from error
     if metadata.get("format") != FORMAT + kind:
         raise InputError(

@@ -77,9 +77,7 @@ def draw_glances(draws: np.random.Generator, batch: int) -> tuple[Tensor, Tensor
     )
 
 
-def glance(
-    pixels: Tensor, theta: Tensor, sigma: Tensor, grain: Tensor, noise: Tensor
-) -> Tensor:
+def glance(pixels: Tensor, theta: Tensor, sigma: Tensor, grain: Tensor, noise: Tensor) -> Tensor:
     """Move, blur and roughen images before a teacher sees them.
 
     A teacher that always sees the same pixels is fooled by patterns no other network reads as
@@ -100,7 +98,9 @@ def glance(
     centre = centre[:, None, None, None]
     for dim in (2, 3):
         before = torch.cat([seen.narrow(dim, 0, 1), seen.narrow(dim, 0, seen.shape[dim] - 1)], dim)
-        after = torch.cat([seen.narrow(dim, 1, seen.shape[dim] - 1),
-                           seen.narrow(dim, seen.shape[dim] - 1, 1)], dim)
+        after = torch.cat(
+            [seen.narrow(dim, 1, seen.shape[dim] - 1), seen.narrow(dim, seen.shape[dim] - 1, 1)],
+            dim,
+        )
         seen = centre * seen + side * (before + after)
     return seen + grain[:, None, None, None] * noise

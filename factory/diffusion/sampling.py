@@ -36,6 +36,7 @@ def sample_latents(
     shape: tuple[int, ...],
     process: Process,
     sampler: Sampler,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Run a sampler from noise to clean latents, float32 [B, *shape].
 
@@ -45,16 +46,17 @@ def sample_latents(
         shape: shape of one image's latents.
         process: the noise process the network was trained with.
         sampler: name, steps and eta.
+        device: where to compute; noise is drawn on the CPU in any case. Default the CPU.
     """
     scheduler = make_scheduler(process, sampler)
-    x = draw_noise(seeds, shape, 0) * scheduler.init_noise_sigma
+    x = draw_noise(seeds, shape, 0).to(device) * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps, start=1):
-        steps = torch.full((len(seeds),), int(t), dtype=torch.long)
+        steps = torch.full((len(seeds),), int(t), dtype=torch.long, device=device)
         predicted = predict(x, steps).float()
         if sampler.name == "ddpm":
             x = _ancestral_step(scheduler, predicted, int(t), x, seeds, number)
         elif sampler.name == "ddim" and sampler.eta > 0.0:
-            noise = draw_noise(seeds, shape, number)
+            noise = draw_noise(seeds, shape, number).to(device)
             x = scheduler.step(predicted, t, x, eta=sampler.eta, variance_noise=noise).prev_sample
         else:
             x = scheduler.step(predicted, t, x).prev_sample
@@ -83,7 +85,7 @@ def _ancestral_step(
     )
     if previous < 0:
         return mean
-    return mean + beta.sqrt() * draw_noise(seeds, tuple(x.shape[1:]), number)
+    return mean + beta.sqrt() * draw_noise(seeds, tuple(x.shape[1:]), number).to(x.device)
 
 
 def guided(
@@ -112,8 +114,9 @@ def guided(
         if context is None or scale == 1.0 or not interval[0] <= share <= interval[1]:
             return unet(x, t, context)
         batch = len(x)
-        empty = torch.arange(2 * batch) >= batch
-        both = unet(torch.cat([x, x]), torch.cat([t, t]), torch.cat([context, context]), None, empty)
+        empty = torch.arange(2 * batch, device=x.device) >= batch
+        twice = (torch.cat([part, part]) for part in (x, t, context))
+        both = unet(*twice, keep=None, empty=empty)
         with_context, without = both.float().chunk(2)
         return guide(with_context, without, scale, rescale)
 

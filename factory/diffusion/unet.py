@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factory.diffusion.conditioning import ContextProjection
-from factory.recipe import Fraction, Part, Positive
+from factory.recipe import Part, Positive
 
 MAX_PERIOD = 10_000
 

@@ -110,6 +110,7 @@ class IDiffFace(System):
         recipe = self.recipe
         assert recipe.sampler is not None
         self.sampler: Sampler = recipe.sampler
+        self.device = torch.device("cuda" if recipe.pool.num_gpus else "cpu")
         for name in ("denoiser", "autoencoder"):
             facts = read_metadata(recipe.weights[name], name, name)
             if facts.get("random_init"):
@@ -117,9 +118,10 @@ class IDiffFace(System):
                     f"recipe field weights.{name}.location: {recipe.weights[name].location} was "
                     f"trained with random-init {facts['random_init']}: it draws no faces"
                 )
-        self.unet, config = load_denoiser(recipe.weights["denoiser"])
+        unet, config = load_denoiser(recipe.weights["denoiser"])
+        self.unet = unet.to(self.device)
         self.process = checked(Process, config["process"], "denoiser file: process.")
-        self.autoencoder = load_autoencoder(recipe.weights["autoencoder"])
+        self.autoencoder = load_autoencoder(recipe.weights["autoencoder"]).to(self.device)
         self.teacher = load_recognizer(recipe.weights["teacher"].location)
         self._fits()
 
@@ -202,12 +204,10 @@ class IDiffFace(System):
         return Rendered(images, [{} for _ in positions])
 
     @torch.inference_mode()
-    def _images(
-        self, context: Tensor | None, seeds: Sequence[int], sampler: Sampler
-    ) -> np.ndarray:
+    def _images(self, context: Tensor | None, seeds: Sequence[int], sampler: Sampler) -> np.ndarray:
         predict = guided(
             self.unet,
-            context,
+            None if context is None else context.to(self.device),
             sampler.guidance_scale,
             self.options.guidance_interval,
             self.options.guidance_rescale,
@@ -215,9 +215,9 @@ class IDiffFace(System):
         )
         shape = _latent_shape(self.unet.config)
         low = self.sampler.dtype == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            latents = sample_latents(predict, seeds, shape, self.process, sampler)
-            return to_images(self.autoencoder.decode(latents)).numpy()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            latents = sample_latents(predict, seeds, shape, self.process, sampler, self.device)
+            return to_images(self.autoencoder.decode(latents)).cpu().numpy()
 
 
 class IdentityLoss(Part):
@@ -291,9 +291,7 @@ class IDiffFaceTraining(Trainable):
     def __init__(self, recipe: TrainRecipe, place: Place) -> None:
         """Check the recipe, compute or find the latents, make the network."""
         super().__init__(recipe, place)
-        parts = checked(
-            _Recipe, {"model": recipe.model, "options": recipe.options}, "recipe field"
-        )
+        parts = checked(_Recipe, {"model": recipe.model, "options": recipe.options}, "recipe field")
         self.config, self.options = parts.model, parts.options
         self.device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
         self.noising = Noising(self.options.process)
@@ -337,7 +335,9 @@ class IDiffFaceTraining(Trainable):
 
     def _load_data(self, recipe: TrainRecipe, place: Place) -> None:
         data = recipe.data
-        feed = Feed(data.urls(), 1, recipe.seed, recipe.image.size, data.identities, data.images_each)
+        feed = Feed(
+            data.urls(), 1, recipe.seed, recipe.image.size, data.identities, data.images_each
+        )
         held = {url: read_claim(Store(url))["content_digest"] for url in data.urls()}
         sources = {
             "data": digest([held, data.identities, data.images_each, recipe.seed]),
@@ -392,8 +392,10 @@ class IDiffFaceTraining(Trainable):
         seen = np.where(other, peer, rows)
         # One time step from each of `count` equal parts of [0, T): uniform, with less variance.
         share = (draws.permutation(count) + draws.random(count)) / count
-        t = np.minimum((share * self.options.process.timesteps).astype(np.int64),
-                       self.options.process.timesteps - 1)
+        t = np.minimum(
+            (share * self.options.process.timesteps).astype(np.int64),
+            self.options.process.timesteps - 1,
+        )
         noise = draws.standard_normal((count, *data.latents.shape[2:]), np.float32)
         keep, empty = draw_masks(
             seed64(self.recipe.seed, "masks", step),
@@ -479,9 +481,11 @@ class IDiffFaceTraining(Trainable):
         ):
             shape = _latent_shape(self.config)
             predict = guided(module, context, 1.0)
-            latents = sample_latents(predict, seeds, shape, self.options.process, sampler)
+            latents = sample_latents(
+                predict, seeds, shape, self.options.process, sampler, self.device
+            )
             originals = torch.from_numpy(self.data.latents[0, rows].astype(np.float32))
-            made = self.autoencoder.decode(self._put(latents))
+            made = self.autoencoder.decode(latents)
             shown = self.autoencoder.decode(self._put(originals))
         images = to_images(made).cpu().numpy()
         images = images.reshape(people, each, *images.shape[1:])
