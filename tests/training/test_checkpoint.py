@@ -52,8 +52,8 @@ def test_damage_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(FaultError, match="step-000000005: state.pt is damaged"):
+    with pytest.raises(FaultError, match=r"step-000000005: state\.pt is damaged"):
         checkpoint.load(store, 5)
     path.unlink()
-    with pytest.raises(FaultError, match="state.pt is missing"):
+    with pytest.raises(FaultError, match=r"state\.pt is missing"):
         checkpoint.load(store, 5)

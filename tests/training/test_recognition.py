@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import face, make_dataset
 
 from factory.cli import FaultError
-from factory.recipe import FRRecipe, InputError, parse
+from factory.recipe import FRRecipe, InputError, load, parse
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.store import Store
 from factory.training import recognition
@@ -200,3 +200,12 @@ def test_two_deepspeed_workers_resume(dataset, tmp_path, ray_cluster, stage, mon
         whole.delete(name)
     after = recognition.train(asked, str(tmp_path / "whole"), lambda row: None)["curve"]
     assert [row["loss"] for row in after] == pytest.approx([row["loss"] for row in before])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("jobs/recipes/*/fr/*.yaml")), ids=lambda p: p.stem
+)
+def test_shipped_recipes_are_accepted(path):
+    asked = load(path, kind="fr")
+    assert isinstance(asked, FRRecipe)
+    check(asked)
