@@ -32,8 +32,8 @@ def job(arguments: argparse.Namespace) -> None:
     embedded = embed_dataset(
         store, recognizer, arguments.identities, arguments.images_each, arguments.resize
     )
-    given_r = arguments.r is not None
-    radius = Radius(arguments.r, 0.0, 0) if given_r else gallery_radius(recognizer)
+    r: float | None = arguments.r
+    radius = gallery_radius(recognizer) if r is None else Radius(r, 0.0, 0)
     found = measure(embedded, radius)
     width = max(map(len, SHOWN))
     for name in SHOWN:

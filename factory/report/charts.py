@@ -7,6 +7,7 @@ texts in the page's font.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ VARIABLES = {
     **{INK: "ink", MUTED: "muted", LINE: "line", FIRST: "genuine", SECOND: "impostor"},
     **{colour: f"series-{n}" for n, colour in enumerate(SERIES)},
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": INK,
@@ -56,7 +57,7 @@ def histograms(
             axes.stairs(density, edges, color=colour, linewidth=1.3)
             top = max(top, density.max())
         used = np.flatnonzero(np.asarray(genuine) + np.asarray(impostor))
-        axes.set_xlim(min(edges[used[0]], 0.0) if len(used) else -1.0, 1.0)
+        axes.set_xlim(min(float(edges[used[0]]), 0.0) if len(used) else -1.0, 1.0)
         axes.set_ylim(0, top * 1.22 or 1.0)  # room for the label of r
         if r is not None:
             axes.axvline(r, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
