@@ -193,9 +193,8 @@ def _relayed(board: Any, tracked: Run) -> Iterator[None]:
 def _work(config: dict[str, Any]) -> None:
     """Run in each worker; a mistake of the user's is handed over instead of being retried."""
     board = config["board"]
-    if os.path.isdir(
-        config["folder"]
-    ):  # relative paths mean the driver's folder, where it is shared
+    # Relative paths mean the driver's folder, where the worker can see it.
+    if os.path.isdir(config["folder"]):
         os.chdir(config["folder"])
     try:
         _train(config, board)
