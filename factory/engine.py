@@ -48,8 +48,8 @@ def connect(address: str) -> None:
         ray.init(
             address=address or None,
             log_to_driver=False,
-            logging_level="error",
-            include_dashboard=False if not address else None,
+            logging_level=logging.ERROR,
+            include_dashboard=None if address else False,
         )
     except ConnectionError as error:
         raise InputError(
@@ -68,22 +68,36 @@ def require(reserved: list[tuple[str, int, float, float]]) -> None:
     Raises:
         InputError: no node is large enough for one actor, or the pools do not fit together.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for kind, column in (("CPU", 2), ("GPU", 3)):
-        largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
-        total = sum(node.get(kind, 0.0) for node in nodes)
-        wanted = sum(pool[1] * pool[column] for pool in reserved)
-        for pool in reserved:
-            if pool[column] > largest:
+    nodes = _nodes()
+    for kind in ("CPU", "GPU"):
+        largest = max((resources.get(kind, 0.0) for resources, _ in nodes), default=0.0)
+        total = sum(count * resources.get(kind, 0.0) for resources, count in nodes)
+        each = [
+            (name, size, cpus if kind == "CPU" else gpus) for name, size, cpus, gpus in reserved
+        ]
+        for name, _, wanted in each:
+            if wanted > largest:
                 raise InputError(
-                    f"recipe field {pool[0]}num_{kind.lower()}s: {pool[column]:g}, but the largest "
-                    f"node of the cluster has {largest:g} {kind}; accepted is 0 to {largest:g}"
+                    f"recipe field {name}num_{kind.lower()}s: {wanted:g}, but the largest node of "
+                    f"the cluster has {largest:g} {kind}; accepted is 0 to {largest:g}"
                 )
-        if wanted > total + 1e-6:
-            fields = ", ".join(f"{p[0]}size {p[1]} x {p[column]:g}" for p in reserved)
+        together = sum(size * wanted for _, size, wanted in each)
+        if together > total + 1e-6:
+            fields = ", ".join(f"{name}size {size} x {wanted:g}" for name, size, wanted in each)
             raise InputError(
-                f"recipe field {fields}: {wanted:g} {kind} together, but the cluster has {total:g}"
+                f"recipe field {fields}: {together:g} {kind} together, but the cluster has "
+                f"{total:g}"
             )
+
+
+def _nodes() -> list[tuple[dict[str, float], int]]:
+    """Return what nodes have and how many there are: those alive, and those autoscaling may add."""
+    alive = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    from ray._private.state import state
+
+    scaled = state.get_cluster_config()  # None without an autoscaler
+    groups = scaled.node_group_configs if scaled is not None else ()
+    return alive + [(dict(group.resources), group.max_count) for group in groups]
 
 
 def runtime_env(threads: int) -> dict[str, Any]:
@@ -206,10 +220,10 @@ def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) 
     """
     digest = bank_digest(recipe)
     bank = identities.load_bank(store, digest)
-    wanted, start = recipe.identities.count, len(bank) if bank else 0
+    wanted, start = recipe.identities.count, 0 if bank is None else len(bank)
     crew = Crew(("bank",), "pool.", recipe.pool.size, recipe.pool.num_cpus, recipe.pool.num_gpus)
     while bank is None or len(bank) < wanted:
-        drawn, have = (bank.drawn, len(bank)) if bank else (0, 0)
+        drawn, have = (0, 0) if bank is None else (bank.drawn, len(bank))
         if drawn > DRAWS_PER_IDENTITY * wanted:
             raise FaultError(
                 f"identities.max_cosine {recipe.identities.max_cosine} kept {have} of {drawn} "
@@ -231,6 +245,7 @@ def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) 
             if len(bank) < wanted:
                 fresh = contexts[max(bank.drawn - block * BANK_BLOCK, 0) :]
                 bank = identities.extend(bank, fresh, wanted, recipe.identities.max_cosine)
+        assert bank is not None
         say(f"identity bank: {len(bank)} of {wanted} identities from {bank.drawn} candidates")
     if len(bank) > start:
         identities.save_block(store, bank, start, digest)

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from factory.shards.verify import verify
 
 from factory.engine import Crew, generate, require, wiring
 from factory.plan import shards
@@ -17,6 +16,7 @@ from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
 from factory.shards.claim import check_claim, write_claim
 from factory.shards.store import Store
+from factory.shards.verify import verify
 
 ROOT = Path(__file__).parents[1]
 STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"

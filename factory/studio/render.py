@@ -236,7 +236,7 @@ def _sample(picture: np.ndarray, position: np.ndarray) -> np.ndarray:
     padded[:count] = position
     grid = padded.reshape(-1, width, 2)
     border = cv2.BORDER_REPLICATE
-    taken = cv2.remap(picture, grid, None, cv2.INTER_LINEAR, borderMode=border)
+    taken = cv2.remap(picture, grid, None, cv2.INTER_LINEAR, borderMode=border)  # pyright: ignore
     return taken.reshape(-1, 4)[:count]
 
 
@@ -256,7 +256,7 @@ def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> S
     skin = skin * (1 - lid)
     grey = float(np.clip((age - who.hair["grey_age"]) / 26.0, 0, 0.9)) if not who.plain else 0.0
     strand = back[:, 3:4]
-    silver = np.float32([0.55, 0.55, 0.56])
+    silver = np.array([0.55, 0.55, 0.56], np.float32)
     hair = to_linear(who.hair_colour) * (1 - grey) + grey * silver
     hair = hair * np.clip(strand, 0.3, 1.9) + np.float32(0.004)
     brow_colour = to_linear(who.hair_colour * who.brow["dark"]) * (1 - 0.6 * grey) + (
@@ -276,7 +276,7 @@ def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> S
 
     eye = np.flatnonzero(region == EYE)
     radius = np.sqrt((seen[eye, 8:10] ** 2).sum(1))
-    white = np.float32([0.80, 0.76, 0.73]) * np.float32(0.85)
+    white = np.array([0.80, 0.76, 0.73], np.float32) * np.float32(0.85)
     iris = to_linear(who.iris) * (0.75 + 0.7 * smooth(radius / 0.45))[:, None]
     ring = smooth((0.50 - radius) / 0.06)[:, None]
     limbus = 1 - 0.55 * np.exp(-(((radius - 0.46) / 0.06) ** 2))[:, None]
@@ -285,10 +285,10 @@ def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> S
     albedo[eye] = ball
     gloss[eye] = 1.6
     for part, colour, shine in (
-        (MOUTH, np.float32([0.16, 0.04, 0.04]), 0.2),
+        (MOUTH, np.array([0.16, 0.04, 0.04], np.float32), 0.2),
         (TEETH, to_linear(np.array([1.0, 0.97, 0.90]) * who.teeth), 0.5),
-        (LASH, np.float32([0.02, 0.015, 0.015]), 0.0),
-        (FRAME, to_linear([who.glasses[c] for c in ("red", "green", "blue")]), 0.15),
+        (LASH, np.array([0.02, 0.015, 0.015], np.float32), 0.0),
+        (FRAME, to_linear(np.array([who.glasses[c] for c in ("red", "green", "blue")])), 0.15),
     ):
         rows = region == part
         albedo[rows] = colour
@@ -322,15 +322,15 @@ def _light(
     key = _direction(view.light_azimuth, view.light_elevation)
     shadow = _cast_shadow(height, key, placed.tilt, view, big).ravel()[pixel]
     cavity = _cavity(height, big).ravel()[pixel]
-    warm = np.float32([1 + 0.16 * view.warmth, 1.0, 1 - 0.2 * view.warmth])
-    cool = np.float32([1 - 0.08 * view.warmth, 1.0, 1 + 0.10 * view.warmth])
-    wrap = np.float32([0.32, 0.20, 0.14]) * (1.2 - 0.8 * np.float32(view.hardness))
+    warm = np.array([1 + 0.16 * view.warmth, 1.0, 1 - 0.2 * view.warmth], np.float32)
+    cool = np.array([1 - 0.08 * view.warmth, 1.0, 1 + 0.10 * view.warmth], np.float32)
+    wrap = np.array([0.32, 0.20, 0.14], np.float32) * (1.2 - 0.8 * np.float32(view.hardness))
     facing = normal @ key
     diffuse = np.clip((facing[:, None] + wrap) / (1 + wrap), 0, None) ** 1.15
     lit = (view.light * diffuse * (1 - shadow)[:, None]) * warm
     sky = 0.72 + 0.28 * normal[:, 1]
     lit += (view.ambient * sky * cavity)[:, None] * cool
-    half = key + np.float32([0, 0, 1])
+    half = key + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half) + 1e-6
     sheen = np.clip(normal @ half, 0, 1)
     power = np.where(region == EYE, 60.0, np.where(surface.hairy > 0.5, 8.0, 14.0))
@@ -358,7 +358,7 @@ def _cast_shadow(
     blocked = np.zeros_like(height)
     for share in (0.02, 0.035, 0.055, 0.08, 0.11, 0.15, 0.2, 0.27):
         reach = share * big
-        move = np.float32([[1, 0, -step_x * reach], [0, 1, -step_y * reach]])
+        move = np.array([[1, 0, -step_x * reach], [0, 1, -step_y * reach]], np.float32)
         there = cv2.warpAffine(height, move, (big, big), flags=cv2.INTER_NEAREST, borderValue=-1e4)
         above = there - height - rise * reach
         blocked = np.maximum(blocked, np.clip((above - 0.012 * big) / (0.02 * big), 0, 1))
