@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
+from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images, to_pixels
 from factory.diffusion.conditioning import draw_masks
 from factory.diffusion.files import (
     RANDOM_INIT,
@@ -85,21 +85,10 @@ class IDiffFace(System):
     weights = ("denoiser", "autoencoder", "teacher")
 
     def check(self) -> None:
-        """Refuse a recipe without sampler or weights, or with a source there is not."""
+        """Refuse a recipe without a sampler, or with an eta its sampler has not."""
         recipe = self.recipe
         if recipe.sampler is None:
             raise InputError(f"recipe field sampler: missing; {self.name} needs one")
-        missing = [name for name in self.weights if name not in recipe.weights]
-        if missing:
-            raise InputError(
-                f"recipe field weights: {', '.join(missing)} missing; {self.name} needs "
-                f"{', '.join(self.weights)}"
-            )
-        if recipe.identities.source not in self.sources:
-            raise InputError(
-                f"recipe field identities.source: {recipe.identities.source!r}; accepted: "
-                f"{', '.join(self.sources)}"
-            )
         if recipe.sampler.eta and recipe.sampler.name != "ddim":
             raise InputError(
                 f"recipe field sampler.eta: {recipe.sampler.eta}; {recipe.sampler.name} accepts 0"
@@ -171,26 +160,22 @@ class IDiffFace(System):
         )
 
     def _first_stage(self, seeds: Sequence[int]) -> np.ndarray:
-        """Return images sampled with the empty context, uint8 [n, S, S, 3].
-
-        Batches are filled up to one size, so that an image's last bits do not depend on how many
-        others were asked for.
-        """
-        batch = self.sampler.batch_size
+        """Return images sampled with the empty context, uint8 [n, S, S, 3]."""
         steps = self.options.first_stage_steps or self.sampler.steps
         sampler = self.sampler.model_copy(update={"steps": steps})
-        images = []
-        for start in range(0, len(seeds), batch):
-            part = list(seeds[start : start + batch])
-            filled = part + [part[-1]] * (batch - len(part))
-            images.append(self._images(None, filled, sampler)[: len(part)])
-        return np.concatenate(images)
+        size = self.sampler.batch_size
+        return np.concatenate(
+            [self._images(None, filled, sampler)[:count] for filled, count in _filled(seeds, size)]
+        )
 
+    @torch.inference_mode()
     def _embedded(self, images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            assert self.teacher.module is not None
-            return embed(self.teacher.module, self.teacher.size, pixels).numpy()
+        assert self.teacher.module is not None
+        found = []
+        for rows, count in _filled(range(len(images)), self.sampler.batch_size):
+            pixels = to_pixels(torch.from_numpy(images[list(rows)]))
+            found.append(embed(self.teacher.module, self.teacher.size, pixels).numpy()[:count])
+        return np.concatenate(found)
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
         """Return the contexts unchanged: all variation is the noise's; the target cosine is 1."""
@@ -517,6 +502,16 @@ def _named(recipe: TrainRecipe, name: str) -> str:
     """Return the sha256 of a file of weights, or the word for fresh ones."""
     weights = recipe.weights[name]
     return RANDOM_INIT if weights.location == RANDOM_INIT else checked_sha256(name, weights)
+
+
+def _filled(items: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
+    """Yield batches of one size, the last filled up by repeating, with how many of each count.
+
+    Shapes do not change then, and an item's last bits do not depend on how many were asked for.
+    """
+    for start in range(0, len(items), size):
+        part = list(items[start : start + size])
+        yield part + [part[-1]] * (size - len(part)), len(part)
 
 
 def _latent_shape(config: UNetConfig) -> tuple[int, int, int]:

@@ -66,7 +66,7 @@ def test_guidance_keeps_to_its_interval() -> None:
     calls: list[int] = []
 
     class Counting(torch.nn.Module):
-        def forward(self, x, t, context, keep=None, empty=None):  # noqa: ANN001, ANN202
+        def forward(self, x, t, context, keep=None, empty=None):
             calls.append(len(x))
             shown = torch.zeros(len(x)) if context is None else context[:, 0]
             if empty is not None:
@@ -88,7 +88,7 @@ def test_noise_is_a_function_of_the_position_alone() -> None:
     assert abs(many.mean()) < 0.03 and abs(many.std() - 1.0) < 0.03
 
 
-def gaussian_prediction(noising: Noising, spread: float):  # noqa: ANN201
+def gaussian_prediction(noising: Noising, spread: float):
     """Return the exact noise prediction for data drawn from N(0, spread^2)."""
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

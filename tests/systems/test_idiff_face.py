@@ -1,0 +1,328 @@
+"""IDiff-Face as a system and as a training, on networks of a few thousand weights."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
+from factory.diffusion.files import load_denoiser, save_weights
+from factory.diffusion.schedule import Process
+from factory.diffusion.trainable import Place
+from factory.diffusion.unet import UNet, UNetConfig
+from factory.recipe import (
+    Backbone,
+    GenerateRecipe,
+    InputError,
+    TrainRecipe,
+    Weights,
+    content_digest,
+    parse,
+)
+from factory.recognition.backbones import make_backbone
+from factory.recognition.recognizers import save_recognizer
+from factory.seeding import generator, seed64
+from factory.shards.claim import write_claim
+from factory.shards.manifest import ShardManifest, commit_shard, merge
+from factory.shards.store import Store
+from factory.shards.tar import write_tar
+from factory.systems.base import Position
+from factory.systems.idiff_face import IDiffFace, IDiffFaceTraining
+
+SIZE = 16
+MODEL: dict[str, Any] = {
+    "latent_channels": 4,
+    "latent_size": 4,
+    "widths": [32, 32],
+    "attention": [False, True],
+    "blocks": 1,
+    "norm_groups": 2,
+    "conditioning": "both",
+    "context_size": 8,
+    "context_channels": 32,
+    "context_tokens": 2,
+    "learn_empty_context": True,
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of a denoiser that answers to its context, an autoencoder and a teacher."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    unet = UNet(UNetConfig.model_validate(MODEL))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.08)
+    config = {"model": MODEL, "process": Process(prediction="v_prediction").model_dump()}
+    save_weights(folder / "denoiser.safetensors", "denoiser", unet, config, {"licence": "CC0-1.0"})
+    sizes = AutoencoderConfig(
+        size=SIZE, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1)
+    )
+    autoencoder = Bottleneck(sizes).train()
+    colours = torch.rand(64, 3, 1, 1) * 1.4 - 0.7
+    for _ in range(400):  # only to fit the statistics of the latents
+        autoencoder.encode(colours + 0.1 * torch.randn(64, 3, SIZE, SIZE))
+    save_weights(
+        folder / "autoencoder.safetensors", "autoencoder", autoencoder, sizes.model_dump(), {}
+    )
+    backbone = Backbone(name="iresnet", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embedding_size=8)
+    teacher = make_backbone(backbone, SIZE).state_dict()
+    save_recognizer(folder / "teacher.safetensors", teacher, backbone, SIZE, "teacher", "CC0-1.0")
+    return {name: folder / f"{name}.safetensors" for name in ("denoiser", "autoencoder", "teacher")}
+
+
+def located(files: dict[str, Path], *names: str) -> dict[str, Any]:
+    return {name: {"location": str(files[name])} for name in names or files}
+
+
+def generating(files: dict[str, Path], **changes: Any) -> GenerateRecipe:
+    raw: dict[str, Any] = {
+        "kind": "generate",
+        "name": "small",
+        "seed": 5,
+        "system": "idiff_face",
+        "licence": "CC0-1.0",
+        "image": {"size": SIZE},
+        "identities": {"count": 4, "images_each": 3, "source": "uniform"},
+        "shard": {"identities": 2},
+        "pool": {"size": 1},
+        "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
+        "weights": located(files),
+        "sampler": {
+            "name": "dpmsolver++",
+            "steps": 4,
+            "guidance_scale": 2.0,
+            "batch_size": 4,
+            "dtype": "float32",
+        },
+    }
+    recipe = parse(raw | changes)
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def loaded(recipe: GenerateRecipe) -> IDiffFace:
+    system = IDiffFace(recipe)
+    system.load()
+    return system
+
+
+@pytest.mark.parametrize("source", IDiffFace.sources)
+def test_contexts_are_unit_vectors_and_functions_of_the_index(
+    files: dict[str, Path], source: str
+) -> None:
+    identities = {"count": 4, "images_each": 3, "source": source}
+    system = loaded(generating(files, identities=identities))
+    together = system.draw_contexts([0, 1, 2, 3, 4])
+    assert together.dtype == np.float32 and together.shape == (5, 8)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(system.draw_contexts([3]), together[3:4], atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-6
+
+
+def test_uniform_contexts_have_no_direction(files: dict[str, Path]) -> None:
+    drawn = loaded(generating(files)).draw_contexts(range(2000))
+    assert np.abs(drawn.mean(axis=0)).max() < 0.05
+    np.testing.assert_allclose((drawn**2).mean(axis=0), 1 / 8, atol=0.02)
+
+
+def test_images_depend_on_position_and_context_not_on_neighbours(files: dict[str, Path]) -> None:
+    system = loaded(generating(files))
+    contexts = system.draw_contexts([0, 1, 2])
+    places = [Position(0, 0, 0), Position(1, 0, 0), Position(2, 0, 0)]
+    conditions = system.vary(contexts, places)
+    assert (conditions.target == 1.0).all() and system.one_sided
+    np.testing.assert_array_equal(conditions.context, contexts)
+    images = system.sample(conditions, places).images
+    assert images.shape == (3, SIZE, SIZE, 3) and images.dtype == np.uint8
+    again = system.sample(conditions, places).images
+    np.testing.assert_array_equal(images, again)
+    others = [Position(9, 4, 0), Position(1, 0, 0), Position(8, 2, 1)]
+    beside = system.sample(system.vary(contexts[[2, 1, 0]], others), others).images
+    assert np.abs(beside[1].astype(int) - images[1]).max() <= 1
+    assert np.abs(beside[0].astype(int) - images[0]).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampler": None}, "sampler: missing"),
+        ({"weights": {}}, r"weights\.denoiser: missing"),
+        ({"identities": {"count": 1, "images_each": 1, "source": "moon"}}, "'moon'"),
+        ({"options": {"cpd_rate": 0.1}}, "cpd_rate"),
+        ({"sampler": {"name": "ddpm", "steps": 4, "eta": 0.5}}, "eta"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_loaded(
+    files: dict[str, Path], changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        IDiffFace(generating(files, **changes))
+
+
+def test_weights_that_do_not_belong_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    swapped = located(files) | {"denoiser": {"location": str(files["autoencoder"])}}
+    with pytest.raises(InputError, match=r"accepted is 'face-data-factory/denoiser'"):
+        loaded(generating(files, weights=swapped))
+    wrong = located(files)
+    wrong["denoiser"]["sha256"] = "0" * 64
+    with pytest.raises(InputError, match="sha256"):
+        loaded(generating(files, weights=wrong))
+    with pytest.raises(InputError, match=r"image\.size"):
+        loaded(generating(files, image={"size": 32}))
+    unet, config = load_denoiser(Weights(location=str(files["denoiser"])))
+    smoke = tmp_path / "smoke.safetensors"
+    save_weights(smoke, "denoiser", unet, config, {"random_init": "teacher"})
+    marked = located(files) | {"denoiser": {"location": str(smoke)}}
+    with pytest.raises(InputError, match="random-init teacher"):
+        loaded(generating(files, weights=marked))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path]) -> str:
+    """Eight people, four images each: a colour a person, and noise."""
+    folder = tmp_path_factory.mktemp("people")
+    store = Store(str(folder / "data"))
+    studio = {"system": "studio", "weights": {}, "sampler": None}
+    identities = {"count": 8, "images_each": 4, "source": "train"}
+    recipe = generating(files, **studio, identities=identities, shard={"identities": 8})
+    made = content_digest(recipe, {})
+    write_claim(store, recipe, made, ())
+    from factory.plan import shards
+
+    shard = next(iter(shards(recipe)))
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for identity, slot in shard.slots:
+            draws = generator(seed64(1, "people", identity, slot))
+            colour = generator(seed64(1, "colour", identity)).integers(40, 215, 3)
+            image = colour + draws.normal(0, 12, (SIZE, SIZE, 3))
+            buffer = io.BytesIO()
+            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+            label = str(identity).encode()
+            parts = {"png": buffer.getvalue(), "cls": label, "json": b"{}"}
+            yield f"{identity:07d}_{slot:04d}", parts
+
+    tar, rejects = folder / "shard.tar", folder / "rejects.parquet"
+    sha256, size = write_tar(tar, samples())
+    rejects.write_bytes(b"")
+    manifest = ShardManifest(
+        name=shard.name,
+        sha256=sha256,
+        bytes=size,
+        planned=32,
+        kept=32,
+        reasons={},
+        missing=(),
+        seconds={},
+        content_digest=made,
+        system="studio",
+        versions={},
+        rejects_sha256="0" * 64,
+    )
+    commit_shard(store, tar, rejects, manifest)
+    merge(store, [shard])
+    return store.url
+
+
+def training(files: dict[str, Path], data: str, **changes: Any) -> TrainRecipe:
+    raw: dict[str, Any] = {
+        "kind": "train",
+        "name": "small",
+        "seed": 3,
+        "system": "idiff_face",
+        "licence": "CC0-1.0",
+        "image": {"size": SIZE},
+        "data": {"train": data},
+        "model": MODEL,
+        "weights": located(files, "autoencoder", "teacher"),
+        "options": {
+            "process": {"prediction": "v_prediction"},
+            "empty_context_prob": 0.2,
+            "other_image_prob": 0.5,
+            "min_snr_gamma": 5.0,
+            "identity": {"weight": 0.1, "max_t": 0.6, "after": 0.5},
+        },
+        "optimizer": {"name": "adamw", "lr": 0.003},
+        "schedule": {"name": "constant", "steps": 60, "batch_size": 8},
+        "ema": 0.9,
+        "engine": {"name": "torch", "precision": "float32"},
+        "checkpoint": {"every_steps": 30},
+    }
+    recipe = parse(raw | changes)
+    assert isinstance(recipe, TrainRecipe)
+    return recipe
+
+
+def test_training_learns_and_batches_are_functions_of_the_step(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    recipe = training(files, dataset)
+    trained = IDiffFaceTraining(recipe, Place(0, 1, tmp_path))
+    optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
+    before, after = (next(iter(trained.batches(step, step + 1))) for step in (29, 30))
+    assert before.looks is None and after.looks is not None
+    errors = []
+    for batch in [after] + [before] * 30 + [after]:
+        loss, numbers = trained.loss(trained.module.train(), batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        errors.append(numbers["error"])
+        assert ("cosine" in numbers) == (batch is after)
+    assert errors[-2] < 0.8 * errors[1]
+    again = IDiffFaceTraining(recipe, Place(0, 1, tmp_path))
+    first = next(iter(trained.batches(41, 42)))
+    second = next(iter(again.batches(41, 42)))
+    for name in ("clean", "noise", "t", "context", "keep", "empty"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert len({int(v) * 8 // 1000 for v in first.t}) == 8  # one of each eighth of the process
+    halves = [
+        next(iter(IDiffFaceTraining(recipe, Place(rank, 2, tmp_path)).batches(41, 42)))
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.cat([half.noise for half in halves]), first.noise)
+    sheet = trained.samples(trained.module.eval())
+    assert sheet.shape == (4, 8, SIZE, SIZE, 3)
+
+
+def test_contexts_come_from_the_same_person(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    options = {"other_image_prob": 1.0}
+    held = IDiffFaceTraining(training(files, dataset, options=options), Place(0, 1, tmp_path))
+    labels, table = held.data.labels, held.data.embeddings.astype(np.float32)
+    for label in range(8):
+        rows = held.data.peers[held.data.first[label] : held.data.first[label + 1]]
+        assert (labels[rows] == label).all() and len(rows) == 4
+    batch = next(iter(held.batches(0, 1)))
+    for clean, context in zip(batch.clean, batch.context, strict=True):
+        image = np.abs(held.data.latents.astype(np.float32) - clean.numpy()).sum((2, 3, 4))
+        source = np.abs(table - context.numpy()).sum(2)
+        image_row = np.unravel_index(image.argmin(), image.shape)
+        source_row = np.unravel_index(source.argmin(), source.shape)
+        assert labels[image_row[1]] == labels[source_row[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": MODEL | {"learn_empty_context": False}}, "empty_context_prob is 0.2"),
+        ({"model": MODEL | {"context_size": 9}}, "context_size: 9"),
+        ({"model": MODEL | {"latent_size": 8}}, "autoencoder makes"),
+        ({"model": MODEL | {"colour": 1}}, r"model\.colour: unknown"),
+        ({"weights": {}}, r"weights\.autoencoder: missing"),
+        ({"image": {"size": 32}}, r"image\.size: 32"),
+    ],
+)
+def test_a_training_names_what_does_not_fit(
+    files: dict[str, Path], dataset: str, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        IDiffFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path))
