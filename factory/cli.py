@@ -56,6 +56,8 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
     """
     arguments = made.parse_args()
     try:
+        if arguments.overrides and not hasattr(arguments, "recipe"):
+            raise InputError(f"--set {arguments.overrides[0]}: this job reads no recipe")
         code = job(arguments) or DONE
     except InputError as error:
         code = _say(WRONG_INPUT, error)

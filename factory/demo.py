@@ -23,9 +23,9 @@ ROWS = {
 }
 SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
 SMALLEST_FR = ("schedule.epochs=2", "schedule.batch_size=16")
-TEACHER = "package:weights/recognition/teacher.safetensors"
-JUDGE = "package:weights/recognition/judge.safetensors"
-BENCHMARKS = "package:weights/benchmarks"
+TEACHER = "package:weights/teacher/recognizer.safetensors"
+JUDGE = "package:weights/judge/recognizer.safetensors"
+BENCHMARKS = "package:studio/bins"
 
 
 @dataclass
