@@ -155,6 +155,11 @@ class Bottleneck(nn.Module):
         return made + x if self.shortcut else made
 
 
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay a network's weights out channels last, which convolutions on a CPU want."""
+    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def _activation(channels: int, small: bool) -> nn.Module:
     return nn.LeakyReLU(0.25) if small else nn.PReLU(channels)
 

@@ -7,7 +7,7 @@ bits, and return logits for a plain cross entropy.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from factory.recipe import Head
@@ -24,6 +24,9 @@ class MarginHead(nn.Module):
         classes: number of identities.
         dimension: size of an embedding.
     """
+
+    norm_mean: Tensor
+    norm_std: Tensor
 
     def __init__(self, head: Head, classes: int, dimension: int) -> None:
         super().__init__()
@@ -59,8 +62,12 @@ class MarginHead(nn.Module):
         """AdaFace equation 14: the norm's z-score over `h` as quality in [-1, 1]."""
         norms = norms.clamp(0.001, 100.0)
         if self.training and len(norms) > 1:
-            self.norm_mean.lerp_(norms.mean(), 1.0 - NORM_MOMENTUM)
-            self.norm_std.lerp_(norms.std(), 1.0 - NORM_MOMENTUM)
+            found = torch.stack([norms.mean(), norms.std()])
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.all_reduce(found)  # or every worker's head would drift apart
+                found /= distributed.get_world_size()
+            self.norm_mean.lerp_(found[0], 1.0 - NORM_MOMENTUM)
+            self.norm_std.lerp_(found[1], 1.0 - NORM_MOMENTUM)
         return ((norms - self.norm_mean) / (self.norm_std + 1e-3) * self.head.h).clamp(-1.0, 1.0)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.recipe import Backbone, InputError, checked, local_path
-from factory.recognition.backbones import DEPTHS, REDUCTION, IResNet, make_backbone
+from factory.recognition.backbones import DEPTHS, REDUCTION, IResNet, channels_last, make_backbone
 
 FORMAT = "face-data-factory/recognizer"
 FILE = "recognizer.safetensors"
@@ -210,7 +210,7 @@ def _torch_recognizer(
 ) -> Recognizer:
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"recognizer dtype {dtype!r}; accepted: float32, bfloat16")
-    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    channels_last(module.eval().requires_grad_(False))
 
     @torch.inference_mode()
     def embed(images: np.ndarray) -> np.ndarray:
@@ -249,10 +249,10 @@ def _load_onnx(file: str, reference: str) -> Recognizer:
 
     def embed(images: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1.0
-        if not fixed:
-            return session.run(None, {inputs[0].name: batch})[0]
-        pieces = [batch[n : n + 1] for n in range(len(batch))]
-        return np.concatenate([session.run(None, {inputs[0].name: one})[0] for one in pieces])
+        each = 1 if fixed else len(batch)
+        pieces = [batch[n : n + each] for n in range(0, len(batch), each)]
+        made = [np.asarray(session.run(None, {inputs[0].name: one})[0]) for one in pieces]
+        return np.concatenate(made)
 
     if fixed and shape[0] != 1:
         raise InputError(

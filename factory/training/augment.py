@@ -99,7 +99,7 @@ def lowres(images: Tensor, draws: Draws) -> Tensor:
     size = images.shape[-1]
     out = images.clone()
     for row in np.flatnonzero(draws[:, 0] < RARE):
-        small = max(round(size * _between(draws[row, 1], LOWEST, 1.0)), 4)
+        small = max(round(size * float(_between(draws[row, 1], LOWEST, 1.0))), 4)
         piece = functional.interpolate(images[row : row + 1], small, mode="area")
         out[row] = functional.interpolate(piece, size, mode="bilinear", align_corners=False)[0]
     return out

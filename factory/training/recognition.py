@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from factory.cli import FaultError
 from factory.recipe import FRRecipe, InputError, parse
-from factory.recognition.backbones import make_backbone
+from factory.recognition.backbones import channels_last, make_backbone
 from factory.recognition.margins import MarginHead
 from factory.recognition.recognizers import FILE, save_recognizer, to_input
 from factory.seeding import seed64
@@ -286,11 +286,12 @@ def run(
     )
     total = total_steps(recipe.schedule, feed.steps_per_epoch)
     torch.manual_seed(seed64(recipe.seed, "weights"))
-    model = Trainee(recipe, feed.classes).to(device, memory_format=torch.channels_last)
+    model = Trainee(recipe, feed.classes).to(device)
     stepper: Stepper
     if recipe.engine.name == "deepspeed":
         stepper = DeepSpeedStepper(model, recipe.optimizer, recipe.schedule, recipe.engine)
-    else:
+    else:  # DeepSpeed flattens weights and cannot take them in another memory format
+        channels_last(model)
         stepper = TorchStepper(model, recipe.optimizer)
     progress = Progress(store, total, recipe.schedule.batch_size, feed.steps_per_epoch, rank)
     step = checkpoint.latest(store) or 0
@@ -340,7 +341,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.backbone = make_backbone(recipe.backbone, recipe.image.size)
         self.head = MarginHead(recipe.head, classes, recipe.backbone.embedding_size)
-        self.half = recipe.engine.precision == "bfloat16"
+        self.in_bfloat16 = recipe.engine.precision == "bfloat16"
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy, a float32 scalar.
@@ -349,7 +350,7 @@ class Trainee(nn.Module):
             images: float32 [B, 3, S, S] in [-1, 1].
             labels: int64 [B].
         """
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             embeddings = self.backbone(images)
         return nn.functional.cross_entropy(self.head(embeddings, labels), labels)
 

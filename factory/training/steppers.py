@@ -109,12 +109,10 @@ class DeepSpeedStepper:
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
         }
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            optimizer=make_optimizer(optimizer, model),
-            config=config,
+        made = deepspeed.initialize(
+            model=model, optimizer=make_optimizer(optimizer, model), config=config
         )
+        self.engine: Any = made[0]
 
     def step(self, images: Tensor, labels: Tensor, rate: float) -> float:
         """Take one step over all micro-batches and workers."""
