@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from factory.tracking import Run
 from factory.training import checkpoint
 from factory.training.engines import Engine, make_engine
 from factory.training.schedules import learning_rate
+
+Note = Callable[[str, int, dict[str, float]], Any]
 
 RECIPE = "recipe.json"
 FREE = ("engine", "checkpoint")  # how the work is done may change between two starts
@@ -196,28 +198,60 @@ def _work(config: dict[str, Any]) -> None:
     # Relative paths mean the driver's folder, where the worker can see it.
     if os.path.isdir(config["folder"]):
         os.chdir(config["folder"])
+    context = ray.train.get_context()
+    recipe = parse(config["recipe"])
+    assert isinstance(recipe, TrainRecipe)
     try:
-        _train(config, board)
+        summary = run(
+            recipe,
+            Store(config["out"]),
+            config["max_steps"],
+            context.get_world_rank(),
+            context.get_world_size(),
+            lambda line, step, numbers: ray.get(board.note.remote(line, step, numbers)),
+        )
     except InputError as error:
         ray.get(board.fail.remote("input", str(error)))
     except FaultError as error:
         ray.get(board.fail.remote("run", str(error)))
+    else:
+        if summary:
+            ray.get(board.finish.remote(summary))
 
 
-def _train(config: dict[str, Any], board: Any) -> None:
-    recipe = parse(config["recipe"])
-    assert isinstance(recipe, TrainRecipe)
+def run(
+    recipe: TrainRecipe,
+    store: Store,
+    max_steps: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    note: Note = lambda line, step, numbers: None,
+) -> dict[str, Any]:
+    """Train in this process, as one of `world` workers; Ray Train calls this in each.
+
+    Args:
+        recipe: what to train.
+        store: where checkpoints, samples and the finished weights go.
+        max_steps: stop after this step of the schedule.
+        rank: this worker's number; the first one writes.
+        world: number of workers.
+        note: called by the first worker now and then with a line, a step and its numbers.
+
+    Returns:
+        The summary kept in `training.json`, from the first worker; others return nothing in it.
+
+    Raises:
+        InputError: the recipe does not fit its data or weights.
+        FaultError: the loss is not finite.
+    """
     torch.set_num_threads(recipe.engine.threads)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    store = Store(config["out"])
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with tempfile.TemporaryDirectory() as scratch:
         cache = store.root / "cache" if store.root is not None else Path(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         trainable = trainable_class(recipe.system)(recipe, Place(rank, world, cache))
         total = trainable.total_steps
-        stop = min(total, config["max_steps"] or total)
+        stop = min(total, max_steps or total)
         engine = make_engine(recipe, trainable.module)
         average = Average(trainable.module, recipe.ema)
         start = _resume(store, engine, average)
@@ -235,22 +269,21 @@ def _train(config: dict[str, Any], board: Any) -> None:
             average.update(trainable.module, step)
             done = step + 1
             clock.count(numbers | {"loss": value})
-            if rank == 0 and clock.due():
+            if rank == 0 and (clock.due() or done == stop):
                 numbers = clock.take(done)
                 speed = numbers["steps_per_second"] * recipe.schedule.batch_size
                 line = (
                     f"{recipe.name}: step {done}/{total}, loss {numbers['loss']:.4f}, "
                     f"{speed:.0f} images/s, {clock.remaining(done, stop)} left"
                 )
-                logged = numbers | {"images_per_second": speed, "lr": rate}
-                ray.get(board.note.remote(line, done, logged))
+                note(line, done, numbers | {"images_per_second": speed, "lr": rate})
             if done % recipe.checkpoint.every_steps == 0 or done == stop:
                 engine.save(store, done, average, recipe.checkpoint.keep)
             if rank == 0 and (done % SAMPLES_EVERY == 0 or done == stop):
                 _picture(store, trainable, average, done)
-        if rank == 0:
-            summary = _finish(store, recipe, trainable, average, max(start, stop), total, clock)
-            ray.get(board.finish.remote(summary))
+        if rank > 0:
+            return {}
+        return _finish(store, recipe, trainable, average, max(start, stop), total, clock)
 
 
 class Average:
