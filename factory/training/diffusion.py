@@ -247,7 +247,8 @@ def run(
     torch.set_num_threads(recipe.engine.threads)
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with tempfile.TemporaryDirectory() as scratch:
-        cache = store.root / "cache" if store.root is not None else Path(scratch)
+        # Beside the output, where a second stage finds what the first one computed.
+        cache = store.root.parent / "cache" if store.root is not None else Path(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         trainable = trainable_class(recipe.system)(recipe, Place(rank, world, cache))
         total = trainable.total_steps
