@@ -51,7 +51,9 @@ class Engine(ABC):
 def make_engine(recipe: TrainRecipe, module: nn.Module) -> Engine:
     """Return the engine a recipe names, around a network."""
     device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
-    module.to(device, memory_format=torch.channels_last).train()
+    # Convolutions are fastest with channels last; DeepSpeed sends weights as flat bytes.
+    order = torch.channels_last if recipe.engine.name == "torch" else torch.contiguous_format
+    module.to(device, memory_format=order).train()
     engine = TorchEngine if recipe.engine.name == "torch" else DeepSpeedEngine
     return engine(recipe, module, device)
 
@@ -122,20 +124,26 @@ class DeepSpeedEngine(Engine):
                 "recipe field engine.deepspeed.zero_stage: 3; a moving average of the weights is "
                 "kept here, accepted are 0, 1, 2"
             )
-        self.plain = module
+        for field, value, accepted in (
+            ("accumulation_steps", settings.accumulation_steps, 1),
+            ("activation_checkpointing", settings.activation_checkpointing, False),
+        ):
+            if value != accepted:
+                raise InputError(
+                    f"recipe field engine.deepspeed.{field}: {value}; a diffusion training accepts "
+                    f"{accepted}"
+                )
         self.device = device
-        micro = recipe.schedule.batch_size // recipe.engine.workers
         config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": micro // settings.accumulation_steps,
-            "gradient_accumulation_steps": settings.accumulation_steps,
+            "train_micro_batch_size_per_gpu": recipe.schedule.batch_size // recipe.engine.workers,
             "zero_optimization": {"stage": settings.zero_stage},
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": recipe.optimizer.clip_norm,
-            "torch_autocast": {
-                "enabled": recipe.engine.precision == "bfloat16",
-                "dtype": "bfloat16",
-            },
+            "steps_per_print": 10**9,
         }
+        if recipe.engine.precision == "bfloat16":
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         if settings.offload:
             config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         engine, *_ = deepspeed.initialize(

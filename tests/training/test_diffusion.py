@@ -177,6 +177,7 @@ def test_a_mistake_found_in_a_worker_reaches_the_user(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_deepspeed_workers_resume(dataset: str, tmp_path: Path, ray_cluster: None) -> None:
     engine = {"name": "deepspeed", "workers": 2, "precision": "float32"}
     asked = recipe(dataset, engine=engine)
