@@ -57,6 +57,11 @@ def connect(address: str) -> None:
         ) from error
 
 
+def preflight(recipe: GenerateRecipe) -> None:
+    """Refuse a recipe whose actor pools the connected cluster can never schedule."""
+    require([(c.field, c.size, c.num_cpus, c.num_gpus) for c in wiring(recipe)])
+
+
 def require(reserved: list[tuple[str, int, float, float]]) -> None:
     """Refuse, before anything starts, what the cluster can never schedule.
 
@@ -311,8 +316,8 @@ def generate(
         InputError: the cluster cannot schedule what the recipe reserves.
         FaultError: a planned shard is missing at the end.
     """
+    preflight(recipe)
     crews = wiring(recipe)
-    require([(c.field, c.size, c.num_cpus, c.num_gpus) for c in crews])
     if create(recipe).banked:
         fill_bank(recipe, store, say)
     done = committed(store)

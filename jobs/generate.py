@@ -21,7 +21,7 @@ def job(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         cli.show(describe(recipe))
         return
-    from factory.engine import connect, generate
+    from factory.engine import connect, generate, preflight
     from factory.provenance import models, versions
     from factory.systems import create
 
@@ -30,6 +30,7 @@ def job(arguments: argparse.Namespace) -> None:
     store, digest = Store(arguments.out), content_digest(recipe, versions())
     check_claim(store, recipe, digest, arguments.extend)
     connect(arguments.address)
+    preflight(recipe)
     with (
         store.lock("generate"),
         tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,

@@ -1,5 +1,6 @@
 """The command line is frozen: each job has these flags and no others."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def outcome(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> tupl
             raise error
 
     made = cli.parser("A job.")
-    made.parse_args = lambda *_: made.get_default("")  # type: ignore[method-assign]
+    made.parse_args = lambda *_: argparse.Namespace(overrides=[])  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as stopped:
         cli.run(made, job)
     return stopped.value.code, capsys.readouterr().err
@@ -124,6 +125,16 @@ def test_exit_codes_are_0_1_2_and_stand_in_the_last_line(
     assert code == cli.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
     code, said = outcome(InputError("recipe field seed: missing"), capsys)
     assert code == cli.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
+
+
+def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) -> None:
+    made = cli.parser("A job.", url="a dataset")
+    given = argparse.Namespace(url="x", overrides=["seed=1"])
+    made.parse_args = lambda *_: given  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(made, lambda _: 0)
+    assert stopped.value.code == cli.WRONG_INPUT
+    assert "--set seed=1: this job reads no recipe" in capsys.readouterr().err
 
 
 def test_set_is_repeatable_and_argparse_agrees_on_2() -> None:

@@ -164,7 +164,7 @@ class VQ(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Quantize, then decode to float32 images [B, 3, S, S]."""
-        return self.model.decode(latents).sample.float()
+        return self.model.decode(latents, return_dict=False)[0].float()
 
 
 def make_autoencoder(config: AutoencoderConfig | VQConfig) -> Bottleneck | VQ:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +18,12 @@ from factory.diffusion.autoencoder import (
 )
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.provenance import checked_sha256
-from factory.recipe import InputError, Part, Weights, checked
+from factory.recipe import InputError, Weights, checked
 
 FORMAT = "face-data-factory/"
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
 
-P = TypeVar("P", bound=Part)
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_weights(
@@ -98,7 +98,7 @@ def load_denoiser(weights: Weights, name: str = "denoiser") -> tuple[UNet, dict[
     config = json.loads(read_metadata(weights, name, "denoiser")["config"])
     unet = UNet(checked(UNetConfig, config["model"], f"{weights.location} model."))
     load_state(weights, unet, name)
-    return unet.eval().to(memory_format=torch.channels_last), config
+    return channels_last(unet.eval()), config
 
 
 def load_autoencoder(weights: Weights, name: str = "autoencoder") -> Bottleneck | VQ:
@@ -106,7 +106,12 @@ def load_autoencoder(weights: Weights, name: str = "autoencoder") -> Bottleneck 
     config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
     network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
     load_state(weights, network, name)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return channels_last(network.eval().requires_grad_(False))
+
+
+def channels_last(module: M) -> M:
+    """Return the network with its convolutions' weights in the order in which they run fastest."""
+    return cast(Any, module).to(memory_format=torch.channels_last)  # torch types it for tensors
 
 
 def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig:

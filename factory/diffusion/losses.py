@@ -48,8 +48,8 @@ def perceptual_loss(teacher: nn.Module, made: Tensor, wanted: Tensor) -> Tensor:
 def _features(teacher: IResNet, pixels: Tensor) -> list[Tensor]:
     x = teacher.prelu(teacher.bn1(teacher.conv1(pixels)))
     found = [x]
-    for layer in (teacher.layer1, teacher.layer2):
-        x = layer(x)
+    for name in ("layer1", "layer2"):
+        x = teacher.get_submodule(name)(x)
         found.append(x)
     return [F.normalize(features.float(), dim=1, eps=1e-6) for features in found]
 

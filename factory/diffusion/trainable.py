@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,11 +28,13 @@ class Trainable(ABC):
 
     Attributes:
         module: the network whose parameters are trained.
+        file_name: what the finished network is saved as.
         steps_per_epoch: optimizer steps of one pass over the data.
         random_init: names of frozen parts that were asked to be random; kept in what is saved.
     """
 
     module: nn.Module
+    file_name: ClassVar[str]
     steps_per_epoch: int
     random_init: tuple[str, ...] = ()
 
@@ -67,8 +69,3 @@ class Trainable(ABC):
     @abstractmethod
     def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:
         """Write an averaged network as safetensors, with `facts` in its metadata."""
-
-    @property
-    @abstractmethod
-    def file_name(self) -> str:
-        """Return the name of the file the finished network is saved as."""

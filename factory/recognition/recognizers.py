@@ -95,7 +95,9 @@ def save_recognizer(
 
 
 def load_recognizer(
-    reference: str, dtype: Literal["float32", "bfloat16"] = "float32"
+    reference: str,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: torch.device | str = "cpu",
 ) -> Recognizer:
     """Load the recognizer a reference names.
 
@@ -104,6 +106,7 @@ def load_recognizer(
             `onnx:FILE` (onnxruntime), or `arcface_torch:FILE` (a state dict, read without
             unpickling code; the architecture follows from its shapes, or `FILE?name=r50`).
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
+        device: where a torch network runs; an ONNX file runs on the CPU.
 
     Raises:
         InputError: unknown prefix, no such file, or a file that is not a recognizer.
@@ -112,7 +115,7 @@ def load_recognizer(
     if colon and prefix == "onnx":
         return _load_onnx(rest, reference)
     if colon and prefix == "arcface_torch":
-        return _load_arcface_torch(rest, reference, dtype)
+        return _load_arcface_torch(rest, reference, dtype, device)
     if colon and prefix != "package":
         raise InputError(
             f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
@@ -124,10 +127,10 @@ def load_recognizer(
         raise InputError(f"recognizer {reference!r}: no file {path}; accepted: {ACCEPTED}")
     if path.suffix != ".safetensors":
         raise InputError(f"recognizer {reference!r}: {path.name}; accepted: {ACCEPTED}")
-    return _load_own(path, reference, dtype)
+    return _load_own(path, reference, dtype, device)
 
 
-def _load_own(path: Path, reference: str, dtype: str) -> Recognizer:
+def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -144,11 +147,20 @@ def _load_own(path: Path, reference: str, dtype: str) -> Recognizer:
     backbone = checked(Backbone, config["backbone"], f"recognizer {reference!r} backbone")
     module = _filled(make_backbone(backbone, config["size"]), weights, reference)
     return _torch_recognizer(
-        module, config["name"], config["size"], path, metadata.get("licence"), reference, dtype
+        module,
+        config["name"],
+        config["size"],
+        path,
+        metadata.get("licence"),
+        reference,
+        dtype,
+        device,
     )
 
 
-def _load_arcface_torch(rest: str, reference: str, dtype: str) -> Recognizer:
+def _load_arcface_torch(
+    rest: str, reference: str, dtype: str, device: torch.device | str
+) -> Recognizer:
     file, _, query = rest.partition("?")
     options = dict(parse_qsl(query))
     if set(options) - {"name"}:
@@ -178,7 +190,7 @@ def _load_arcface_torch(rest: str, reference: str, dtype: str) -> Recognizer:
     widths = [weights[f"layer{n}.0.conv2.weight"].shape[0] for n in range(1, 5)]
     module = IResNet(depths, widths, size, weights["fc.weight"].shape[0])
     return _torch_recognizer(
-        _filled(module, weights, reference), path.stem, size, path, None, reference, dtype
+        _filled(module, weights, reference), path.stem, size, path, None, reference, dtype, device
     )
 
 
@@ -207,18 +219,20 @@ def _torch_recognizer(
     licence: str | None,
     reference: str,
     dtype: str,
+    device: torch.device | str,
 ) -> Recognizer:
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"recognizer dtype {dtype!r}; accepted: float32, bfloat16")
-    channels_last(module.eval().requires_grad_(False))
+    device = torch.device(device)
+    channels_last(module.eval().requires_grad_(False)).to(device)
 
     @torch.inference_mode()
     def embed(images: np.ndarray) -> np.ndarray:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            return module(to_input(torch.from_numpy(images))).numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return module(to_input(torch.from_numpy(images).to(device))).float().cpu().numpy()
 
     with torch.inference_mode():
-        dimension = module(torch.zeros(1, 3, size, size)).shape[1]
+        dimension = module(torch.zeros(1, 3, size, size, device=device)).shape[1]
     return Recognizer(
         name, size, dimension, _sha256(path), licence or "unknown", reference, module, embed
     )

@@ -55,7 +55,10 @@ class Line:
         if "identities" in kinds and system.banked:
             bank = identities.load_bank(assignment.store, bank_digest(recipe))
         if "screen" in kinds and "teacher" in recipe.weights:
-            teacher = load_recognizer(recipe.weights["teacher"].location)
+            pool = recipe.pool
+            gpus = pool.num_gpus if pool.fused else pool.screen_num_gpus
+            device = "cuda" if gpus else "cpu"
+            teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
         self.commit = Commit(
             recipe, assignment.store, assignment.content_digest, assignment.versions
         )

@@ -111,7 +111,8 @@ class IDiffFace(System):
         self.unet = unet.to(self.device)
         self.process = checked(Process, config["process"], "denoiser file: process.")
         self.autoencoder = load_autoencoder(recipe.weights["autoencoder"]).to(self.device)
-        self.teacher = load_recognizer(recipe.weights["teacher"].location)
+        teacher = recipe.weights["teacher"].location
+        self.teacher = load_recognizer(teacher, device=self.device)
         self._fits()
 
     def _fits(self) -> None:
@@ -173,8 +174,9 @@ class IDiffFace(System):
         assert self.teacher.module is not None
         found = []
         for rows, count in _filled(range(len(images)), self.sampler.batch_size):
-            pixels = to_pixels(torch.from_numpy(images[list(rows)]))
-            found.append(embed(self.teacher.module, self.teacher.size, pixels).numpy()[:count])
+            pixels = to_pixels(torch.from_numpy(images[list(rows)])).to(self.device)
+            made = embed(self.teacher.module, self.teacher.size, pixels)
+            found.append(made.cpu().numpy()[:count])
         return np.concatenate(found)
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
@@ -394,7 +396,12 @@ class IDiffFaceTraining(Trainable):
         if identity.weight and step >= identity.after * self.total_steps:
             grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))
             theta, sigma, strength = draw_glances(draws, count)
-            looks = tuple(self._put(look[part]) for look in (theta, sigma, strength, grain))
+            looks = (
+                self._put(theta[part]),
+                self._put(sigma[part]),
+                self._put(strength[part]),
+                self._put(grain[part]),
+            )
         clean = torch.from_numpy(data.latents[flip, rows].astype(np.float32))
         context = torch.from_numpy(data.embeddings[flip, seen].astype(np.float32))
         return LatentBatch(

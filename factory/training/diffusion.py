@@ -88,7 +88,7 @@ def train(recipe: TrainRecipe, out: str, tracked: Run, max_steps: int | None = N
     environment = {"OMP_NUM_THREADS": str(engine.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if engine.name == "deepspeed" and not engine.num_gpus:
         environment["DS_ACCELERATOR"] = "cpu"
-    board = Board.options(num_cpus=0).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             _work,
@@ -127,7 +127,6 @@ def train(recipe: TrainRecipe, out: str, tracked: Run, max_steps: int | None = N
     return ray.get(board.summary.remote())
 
 
-@ray.remote
 class Board:
     """Carries lines and numbers from the first worker to the driver."""
 

@@ -4,7 +4,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def make_engine(recipe: TrainRecipe, module: nn.Module) -> Engine:
     device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
     # Convolutions are fastest with channels last; DeepSpeed sends weights as flat bytes.
     order = torch.channels_last if recipe.engine.name == "torch" else torch.contiguous_format
-    module.to(device, memory_format=order).train()
+    cast(Any, module).to(device, memory_format=order).train()  # torch types it for tensors
     engine = TorchEngine if recipe.engine.name == "torch" else DeepSpeedEngine
     return engine(recipe, module, device)
 
@@ -149,7 +149,7 @@ class DeepSpeedEngine(Engine):
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=make_optimizer(recipe.optimizer, module), config=config
         )
-        self.engine = engine
+        self.engine: Any = engine
         self.module = engine
 
     def precision(self) -> AbstractContextManager[Any]:

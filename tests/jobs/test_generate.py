@@ -37,7 +37,7 @@ def generate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
             "weights.denoiser.location=gone.bin",
             "weights.denoiser.location: no file gone.bin",
         ),
-        (IDIFF, f"weights.denoiser.sha256={'0' * 64}", "weights.denoiser.sha256: 0000"),
+        (IDIFF, f"weights.denoiser.sha256={'ab' * 32}", "weights.denoiser.sha256: abab"),
         ("missing.yaml", "seed=1", "no file missing.yaml"),
     ],
 )
