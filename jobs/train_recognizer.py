@@ -23,6 +23,7 @@ def job(arguments: argparse.Namespace) -> None:
 
     store = Store(arguments.out)
     recognition.check(recipe)
+    recognition.check_inputs(recipe)
     recognition.claim(store, recipe)
     done = recognition.finished(store)
     if done is not None:
@@ -48,11 +49,27 @@ def job(arguments: argparse.Namespace) -> None:
         record = Path(folder) / recognition.RECORD
         record.write_bytes(store.read(recognition.RECORD))
         tracked.artifact(record)
+        if recipe.benchmarks:
+            evaluate(recipe, store, tracked)
     print(
         f"{store.url}: loss {done['loss']:.3f} after {done['steps']} steps on {done['images']} "
         f"images of {done['identities']} identities, {done['seconds']:.0f} s, "
         f"{done['images_per_second']:.0f} images/s"
     )
+
+
+def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
+    """Measure the trained recognizer on the recipe's benchmarks."""
+    from factory.evaluation import verification
+    from factory.recognition.recognizers import FILE, load_recognizer
+
+    with store.local(FILE) as path:
+        found = verification.evaluate(load_recognizer(str(path)), recipe.benchmarks)
+    made = {f"{name}.accuracy": result.accuracy for name, result in found.items()}
+    made["average"] = verification.average(found.values())
+    for name, value in made.items():
+        print(f"{name}: {100 * value:.2f} % (Accuracy-Flip)")
+    tracked.metrics(made)
 
 
 METRICS = ("loss", "lr", "images_per_second")

@@ -26,6 +26,7 @@ from factory.recognition.margins import MarginHead
 from factory.recognition.recognizers import FILE, save_recognizer, to_input
 from factory.seeding import seed64
 from factory.shards.feed import Batch, Feed
+from factory.shards.manifest import committed
 from factory.shards.store import Store
 from factory.training import checkpoint
 from factory.training.augment import augment, check_names
@@ -65,6 +66,7 @@ def train(recipe: FRRecipe, out: str, report: Report) -> dict[str, Any]:
         FaultError: the loss is not finite (names step and keys), or workers failed too often.
     """
     check(recipe)
+    check_inputs(recipe)
     store = Store(out)
     claim(store, recipe)
     done = finished(store)
@@ -115,6 +117,20 @@ def check(recipe: FRRecipe) -> None:
         )
     with torch.device("meta"):
         make_backbone(recipe.backbone, recipe.image.size)
+
+
+def check_inputs(recipe: FRRecipe) -> None:
+    """Raise InputError when a dataset or the benchmarks are not there; reads no image."""
+    for url in recipe.data.urls():
+        if not committed(Store(url)):
+            raise InputError(
+                f"recipe field data.train: {Store(url).url} holds no committed shards; accepted is "
+                "the folder or URL of a dataset"
+            )
+    if recipe.benchmarks and not any(Path(recipe.benchmarks).glob("*.bin")):
+        raise InputError(
+            f"recipe field benchmarks: {recipe.benchmarks}; accepted is a folder of .bin files"
+        )
 
 
 def claim(store: Store, recipe: FRRecipe) -> None:

@@ -122,6 +122,16 @@ def test_a_loss_that_is_not_finite_names_step_and_keys(dataset, tmp_path):
     assert finished(Store(tmp_path)) is None
 
 
+def test_missing_inputs_are_named_before_anything_is_written(dataset, tmp_path):
+    nowhere = recipe(dataset, data={"train": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match=r"data\.train: .*nowhere holds no committed shards"):
+        recognition.train(nowhere, str(tmp_path / "out"), lambda row: None)
+    unmeasured = recipe(dataset, benchmarks=str(tmp_path))
+    with pytest.raises(InputError, match=r"benchmarks: .*accepted is a folder of \.bin files"):
+        recognition.train(unmeasured, str(tmp_path / "out"), lambda row: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_recipes_output_is_refused(dataset, tmp_path):
     store = Store(tmp_path)
     claim(store, recipe(dataset))
@@ -156,6 +166,7 @@ def test_refusals_name_the_field(dataset, changes, message):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluster):
     asked, rows = recipe(dataset), []
     record = recognition.train(asked, str(tmp_path / "ray"), rows.append)
@@ -169,6 +180,7 @@ def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluste
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_fault_in_a_worker_reaches_the_user(dataset, tmp_path, ray_cluster):
     asked = recipe(dataset, image={"size": 48})
     with pytest.raises(InputError, match=r"is 32x32 pixels, image.size accepts 48x48"):
@@ -200,6 +212,7 @@ def alone_in_its_group(tmp_path_factory):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_deepspeed_resumes_where_it_was(dataset, tmp_path, alone_in_its_group, stage):
     asked = deepspeed(dataset, 1, stage)
@@ -212,6 +225,8 @@ def test_deepspeed_resumes_where_it_was(dataset, tmp_path, alone_in_its_group, s
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_two_deepspeed_workers_learn(dataset, tmp_path, ray_cluster):
     asked = deepspeed(dataset, 2, 1, steps=30)
     record = recognition.train(asked, str(tmp_path), lambda row: None)
