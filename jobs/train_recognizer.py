@@ -66,10 +66,9 @@ def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
     with store.local(FILE) as path:
         found = verification.evaluate(load_recognizer(str(path)), recipe.benchmarks)
     made = {f"{name}.accuracy": result.accuracy for name, result in found.items()}
-    made["average"] = verification.average(found.values())
-    for name, value in made.items():
+    for name, value in {**made, "average": verification.average(found.values())}.items():
         print(f"{name}: {100 * value:.2f} % (Accuracy-Flip)")
-    tracked.metrics(made)
+        tracked.metrics({name: value})
 
 
 METRICS = ("loss", "lr", "images_per_second")
