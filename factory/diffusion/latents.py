@@ -3,6 +3,7 @@
 A training step then costs only the denoiser. Each image is kept twice, as it is and mirrored.
 """
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ def embed(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
     return F.normalize(teacher(pixels).float(), dim=1)
 
 
+def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
+    """Return 16 hex digits naming what decides latents: a decoder trained further changes none."""
+    hashed = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if "decoder." not in name and "post_quant" not in name:
+            hashed.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
 def latent_set(
     feed: Feed,
     autoencoder: Bottleneck | VQ,
@@ -72,7 +82,7 @@ def latent_set(
         autoencoder: frozen.
         teacher: frozen.
         teacher_size: height and width of the teacher's images.
-        sources: digests of the dataset and of both networks; they name the cache.
+        sources: digests of the dataset, the encoder and the teacher; they name the cache.
         cache: folder of the cache.
         low_precision: compute in bfloat16.
     """

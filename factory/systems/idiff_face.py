@@ -30,7 +30,7 @@ from factory.diffusion.files import (
     read_metadata,
     save_weights,
 )
-from factory.diffusion.latents import embed, latent_set
+from factory.diffusion.latents import embed, encoder_digest, latent_set
 from factory.diffusion.losses import draw_glances, glance
 from factory.diffusion.sampling import guided, sample_latents
 from factory.diffusion.schedule import Noising, Process
@@ -59,6 +59,7 @@ from factory.studio.render import render
 from factory.studio.views import draw_view_kind
 from factory.systems.base import Conditions, Position, Rendered, System
 
+CACHE_SEED = 1  # the order in which latents are kept is the same for all recipes
 STUDIO_SIZE = 112  # a gallery picture is rendered at this size where the teacher takes more
 
 
@@ -327,8 +328,8 @@ class IDiffFaceTraining(Trainable):
         )
         held = {url: read_claim(Store(url))["content_digest"] for url in data.urls()}
         sources = {
-            "data": digest([held, data.identities, data.images_each, recipe.seed]),
-            "autoencoder": _named(recipe, "autoencoder"),
+            "data": digest([held, data.identities, data.images_each]),
+            "autoencoder": encoder_digest(self.autoencoder),
             "teacher": _named(recipe, "teacher"),
         }
         low = recipe.engine.precision == "bfloat16"
