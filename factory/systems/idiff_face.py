@@ -324,7 +324,7 @@ class IDiffFaceTraining(Trainable):
     def _load_data(self, recipe: TrainRecipe, place: Place) -> None:
         data = recipe.data
         feed = Feed(
-            data.urls(), 1, recipe.seed, recipe.image.size, data.identities, data.images_each
+            data.urls(), 1, CACHE_SEED, recipe.image.size, data.identities, data.images_each
         )
         held = {url: read_claim(Store(url))["content_digest"] for url in data.urls()}
         sources = {
