@@ -22,7 +22,8 @@ ROWS = {
     "synthetic_shuffled_labels": ("synthetic", ("data.shuffle_labels=true",)),
 }
 SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
-SMALLEST_FR = ("schedule.epochs=2", "schedule.batch_size=16")
+SMALLEST_FR = ("schedule.steps=10", "schedule.batch_size=16")
+WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
 TEACHER = "package:weights/teacher/recognizer.safetensors"
 JUDGE = "package:weights/judge/recognizer.safetensors"
 BENCHMARKS = "package:studio/bins"
@@ -125,7 +126,7 @@ class Demo:
             rows[row] = {"seeds": list(self.seeds), "average": []}
             for seed in self.seeds:
                 out = self.run / "fr" / row / f"seed{seed}"
-                sets = [f"data.train={self.run / dataset}", f"seed={seed}", *extra]
+                sets = [f"data.train={self.run / dataset}", f"seed={seed}", *WHOLE, *extra]
                 sets += SMALLEST_FR if self.smallest else ()
                 self.step(f"train on {row}, seed {seed}", "train_recognizer",
                           RECIPES / "fr/desk.yaml", "--out", out, sets=sets)  # fmt: skip

@@ -53,7 +53,7 @@ def show(results: dict) -> None:
     for row, values in rows.items():
         means = [100 * sum(values[name]) / len(values[name]) for name in names]
         table.add_row(row.replace("_", " "), *(f"{mean:.2f}" for mean in means))
-    Console().print(table)
+    Console(width=110).print(table)
     found = results["gap"]
     print(
         f"gap-to-real: abs = real - syn = {found['absolute']:.2f} points, "
