@@ -85,13 +85,23 @@ class Demo:
             str(run / name / "recognizer.safetensors") for name in ("teacher", "judge")
         )
         data = f"data.train={run / 'studio/train'}"
-        known = _located("teacher", self.teacher)
-        for name, made in (("autoencoder", "autoencoder"), ("idiff_face", "denoiser")):
-            out = run / name
-            sets = [data, *known]
-            self.step(name, "train_diffusion", train / f"{name}.yaml", "--out", out, sets=sets)
-            known += _located(made, str(out / f"{made}.safetensors"))
-        self.weights = known
+        teacher = _located("teacher", self.teacher)
+        first, sharp, denoiser = (
+            str(run / name) for name in ("autoencoder", "autoencoder_stage2", "idiff_face")
+        )
+        made = f"{first}/autoencoder.safetensors"
+        for out, recipe, known in (
+            (first, "autoencoder", ()),
+            (sharp, "autoencoder_stage2", (*teacher, *_located("start", made))),
+            (denoiser, "idiff_face", (*teacher, *_located("autoencoder", made))),
+        ):
+            sets = (data, *known)
+            self.step(recipe, "train_diffusion", train / f"{recipe}.yaml", "--out", out, sets=sets)
+        self.weights = (
+            *teacher,
+            *_located("autoencoder", f"{sharp}/autoencoder.safetensors"),
+            *_located("denoiser", f"{denoiser}/denoiser.safetensors"),
+        )
         self.benchmarks = run / "benchmarks"
         self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks)
 
@@ -167,4 +177,4 @@ class Demo:
 
 
 def _located(name: str, location: str) -> tuple[str, ...]:
-    return (f"weights.{name}.location={location}", f"weights.{name}.sha256=")
+    return (f"weights.{name}.location={location}", f"weights.{name}.sha256=''")
