@@ -42,6 +42,21 @@ class Shard:
                 yield identity, slot
 
 
+@dataclass(frozen=True, order=True)
+class ListedShard(Shard):
+    """A shard of a dataset whose identities differ in their numbers of images.
+
+    Its ranges bound what it holds; how many images are planned in them is stated, not multiplied.
+    """
+
+    planned: int
+
+    @property
+    def samples(self) -> int:
+        """Return how many images are planned."""
+        return self.planned
+
+
 def sample_key(identity: int, slot: int) -> str:
     """Return the key of a sample, unique in its dataset; matches [A-Za-z0-9_-]+."""
     return f"{identity:07d}_{slot:04d}"

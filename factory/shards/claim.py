@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from factory.plan import Extent
-from factory.recipe import GenerateRecipe, InputError, bank_digest
+from factory.plan import Extent, ListedShard, Shard, shards
+from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
 from factory.shards.store import Store
 
 CLAIM = "recipe.json"
@@ -20,6 +20,25 @@ def read_claim(store: Store) -> dict[str, Any]:
     if not store.exists(CLAIM):
         raise InputError(f"{store.url}: no dataset there ({CLAIM} is missing)")
     return json.loads(store.read(CLAIM))
+
+
+def planned(claim: dict[str, Any]) -> Iterator[Shard]:
+    """Yield every shard a claim plans, in order.
+
+    A generated dataset's plan follows from its recipe. A dataset made of images that were there
+    before lists its shards in the claim's `shards`: (first identity, end, first slot, end, images).
+
+    Raises:
+        InputError, KeyError, TypeError, ValueError: the claim is damaged.
+    """
+    if "shards" in claim:
+        for numbers in claim["shards"]:
+            yield ListedShard(*(int(number) for number in numbers))
+        return
+    recipe = parse(claim["recipe"])
+    if not isinstance(recipe, GenerateRecipe):
+        raise ValueError(f"recipe of kind {recipe.kind}, accepted is generate")
+    yield from shards(recipe, tuple((int(count), int(images)) for count, images in claim["grown"]))
 
 
 def check_claim(

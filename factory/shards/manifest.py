@@ -21,6 +21,8 @@ REASONS = (
     "near_duplicate",
     "real_lookalike",
     "low_quality",
+    "unreadable",
+    "wrong_size",
 )
 MANIFEST = "manifest.json"
 FOLDER = "shards"
@@ -210,6 +212,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
         models=models,
         licence=strictest([recipe["licence"], *(model.licence for model in models)]),
         created_with={library: ", ".join(sorted(found)) for library, found in versions.items()},
+        digitalSourceType=claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE),
     )
 
 

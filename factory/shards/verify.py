@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from factory.plan import Extent, Shard, sample_key, shards
+from factory.plan import Shard, sample_key
 from factory.provenance import DIGITAL_SOURCE_TYPE
-from factory.recipe import GenerateRecipe, InputError, parse
-from factory.shards.claim import CLAIM, read_claim
+from factory.recipe import InputError
+from factory.shards.claim import CLAIM, planned, read_claim
+from factory.shards.embeddings import FOLDER as EMBEDDINGS
+from factory.shards.embeddings import shard_of
 from factory.shards.manifest import (
     COMMIT,
     FOLDER,
@@ -86,6 +88,7 @@ class Expected:
     content_digest: str
     system: str
     image: str
+    source_type: str
 
     @cached_property
     def extensions(self) -> set[str]:
@@ -113,13 +116,12 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
     """
     try:
         claim = read_claim(store)
-        recipe, grown = _claimed(claim)
+        expected, shards = _claimed(claim)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError) and not store.exists(CLAIM):
             raise
         return [Fault(UNREADABLE_CLAIM, CLAIM, f"{type(error).__name__}: {error}")]
     names = set(store.list())
-    expected = Expected(claim["content_digest"], recipe.system, recipe.image.format)
     faults: list[Fault] = []
     whole = True
 
@@ -128,7 +130,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
 
     def mergeable() -> Iterator[ShardManifest]:
         nonlocal whole
-        for checked in in_order(check, shards(recipe, grown), store.workers):
+        for checked in in_order(check, shards, store.workers):
             faults.extend(checked.faults)
             if checked.manifest is None:
                 whole = False
@@ -136,12 +138,11 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
                 yield checked.manifest
 
     merge = merged(claim, mergeable())
-    planned = {shard.name for shard in shards(recipe, grown)}
-    faults.extend(_strangers(sorted(names), planned))
+    faults.extend(_strangers(sorted(names), {shard.name for shard in shards}))
     if deep:
         faults.extend(_bank(store, names))
     if whole and MANIFEST not in names:
-        faults.append(Fault(MISSING_MERGE, MANIFEST, "every shard is there; run generate again"))
+        faults.append(Fault(MISSING_MERGE, MANIFEST, "every shard is there; run its command again"))
     elif whole and store.read(MANIFEST) != to_bytes(merge):
         faults.append(Fault(STALE_MERGE, MANIFEST, "not the merge of the shards' manifests"))
     return faults
@@ -225,14 +226,17 @@ def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
     return sorted(removed)
 
 
-def _claimed(claim: dict[str, Any]) -> tuple[GenerateRecipe, tuple[Extent, ...]]:
-    recipe = parse(claim["recipe"])
-    if not isinstance(recipe, GenerateRecipe):
-        raise ValueError(f"recipe of kind {recipe.kind}, accepted is generate")
+def _claimed(claim: dict[str, Any]) -> tuple[Expected, tuple[Shard, ...]]:
+    shards = tuple(planned(claim))
     for field in ("content_digest", "bank_digest"):
         if not isinstance(claim[field], str):
             raise ValueError(f"{field} is {claim[field]!r}")
-    return recipe, tuple((int(count), int(images)) for count, images in claim["grown"])
+    recipe = claim["recipe"]
+    source_type = claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE)
+    image = recipe["image"].get("format", "jpg")
+    if image not in MAGIC:
+        raise ValueError(f"image.format is {image!r}, accepted: {', '.join(MAGIC)}")
+    return Expected(claim["content_digest"], recipe["system"], image, source_type), shards
 
 
 def _stem(path: str) -> str:
@@ -249,6 +253,9 @@ def _strangers(names: list[str], planned: set[str]) -> Iterator[Fault]:
         elif name.startswith(f"{FOLDER}/"):
             if not name.endswith((REJECTS, TAR, COMMIT)) or _stem(name) not in planned:
                 yield Fault(FOREIGN_FILE, name, "no planned shard has this file")
+        elif name.startswith(f"{EMBEDDINGS}/"):
+            if shard_of(name) not in planned:
+                yield Fault(FOREIGN_FILE, name, "no planned shard has these embeddings")
         elif name not in OURS and not name.startswith(f"{BANK}/"):
             yield Fault(FOREIGN_FILE, name, "no part of a dataset")
 
@@ -374,7 +381,7 @@ def _sidecar(data: bytes, identity: int, slot: int, expected: Expected) -> str:
             ("slot", slot),
             ("system", expected.system),
             ("content_digest", expected.content_digest),
-            ("digitalSourceType", DIGITAL_SOURCE_TYPE),
+            ("digitalSourceType", expected.source_type),
         ):
             value = found[field]
             if value != right or type(value) is not type(right):
