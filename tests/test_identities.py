@@ -23,6 +23,73 @@ def test_uniform_contexts_are_unit_spread_and_keyed_by_position() -> None:
     assert not np.allclose(identities.uniform(6, [7], 64), drawn[7])
 
 
+@pytest.mark.parametrize(
+    ("count", "dimension", "slack"),
+    [(200, 128, 0.05), (33, 32, 0.02), (48, 32, 0.05), (2, 3, 0.01)],
+)
+def test_anchors_come_close_to_rankins_bound(count: int, dimension: int, slack: float) -> None:
+    found = identities.anchors(count, dimension, 1)
+    assert found.dtype == np.float32 and found.shape == (count, dimension)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    closest = (found @ found.T)[np.triu_indices(count, 1)].max()
+    bound = identities.least_max_cosine(count, dimension)
+    assert bound - 1e-6 <= closest <= bound + slack
+    np.testing.assert_array_equal(identities.anchors.__wrapped__(count, dimension, 1), found)
+
+
+def test_anchors_do_not_depend_on_how_many_rows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = identities.anchors.__wrapped__
+    whole = spread(60, 16, 3, 20)
+    monkeypatch.setattr(identities, "ROWS", 7)
+    np.testing.assert_allclose(spread(60, 16, 3, 20), whole, atol=1e-4)
+    assert not np.allclose(spread(60, 16, 4, 20), whole, atol=0.1)
+
+
+def test_the_least_maximum_is_that_of_known_codes() -> None:
+    cosine = identities.least_max_cosine
+    assert cosine(1, 3) == -1.0 and cosine(2, 3) == -1.0
+    assert cosine(4, 3) == pytest.approx(-1 / 3)  # tetrahedron
+    assert cosine(6, 3) == 0.0  # octahedron
+    assert cosine(5, 2) == pytest.approx(np.cos(2 * np.pi / 5))  # pentagon
+    assert cosine(20_000, 512) > cosine(2_000, 512) > 0.0
+    assert cosine(10**9, 16) == cosine(16 * 19 // 2, 16)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**60), st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_a_perturbed_context_has_the_cosine_asked_for(root: int, wanted: list[float]) -> None:
+    contexts = identities.uniform(root, range(len(wanted)), 24)
+    seeds = [root + row for row in range(len(wanted))]
+    made = identities.perturb(contexts, np.array(wanted), seeds)
+    exact = contexts.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose((made * exact).sum(axis=1), wanted, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+    alone = identities.perturb(contexts[-1:], np.array(wanted[-1:]), seeds[-1:])
+    np.testing.assert_array_equal(alone, made[-1:])
+
+
+def test_perturbed_directions_have_no_preference() -> None:
+    context = np.eye(1, 8)
+    made = identities.perturb(np.repeat(context, 4000, 0), np.full(4000, 0.6), range(4000))
+    np.testing.assert_allclose(made[:, 1:].mean(axis=0), 0, atol=0.03)
+    np.testing.assert_allclose((made[:, 1:] ** 2).mean(axis=0), 0.64 / 7, atol=0.01)
+
+
+def test_bounds_are_half_the_angle_to_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "ROWS", 3)
+    contexts = identities.uniform(2, range(10), 5)
+    for lower in (0.3, 0.95):
+        expected = []
+        for row in range(10):
+            others = np.delete(contexts @ contexts[row], row).astype(np.float64)
+            expected.append(max(lower, float(np.cos(np.arccos(others) / 2).max())))
+        np.testing.assert_allclose(identities.cosine_bounds(contexts, lower), expected, atol=1e-6)
+    orthogonal = identities.cosine_bounds(np.eye(6), 0.4)
+    np.testing.assert_allclose(orthogonal, np.sqrt(0.5))
+    assert identities.cosine_bounds(np.eye(6)[:1], 0.4).tolist() == [0.4]
+
+
 def brute_force(candidates: np.ndarray, max_cosine: float) -> list[int]:
     kept: list[int] = []
     for row in range(len(candidates)):
