@@ -143,24 +143,29 @@ class Store:
         elif self.exists(name):
             self._fs.delete_file(self._key(name))
 
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file to be written in order; an older one of this name is replaced at the end.
+
+        After an error inside the block a local file is as it was; an object store may keep what
+        was written so far.
+        """
+        if self._root is not None:
+            with _aside(self._local(name)) as part:
+                yield part
+            return
+        with self._fs.open_output_stream(self._key(name)) as out:
+            yield out
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one piece; an older one of this name is replaced."""
-        if self._root is None:
-            with self._fs.open_output_stream(self._key(name)) as out:
-                out.write(data)
-            return
-        with _aside(self._local(name)) as part:
-            part.write(data)
+        with self.open_output(name) as out:
+            out.write(data)
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file to a name; the local file stays."""
-        with local.open("rb") as file:
-            if self._root is None:
-                with self._fs.open_output_stream(self._key(name)) as out:
-                    shutil.copyfileobj(file, out, COPY_BYTES)
-                return
-            with _aside(self._local(name)) as part:
-                shutil.copyfileobj(file, part, COPY_BYTES)
+        with local.open("rb") as file, self.open_output(name) as out:
+            shutil.copyfileobj(file, out, COPY_BYTES)
 
     def fetch(self, name: str, local: Path) -> None:
         """Copy a file to a local path, which is complete or absent at any moment."""
