@@ -57,6 +57,35 @@ class ListedShard(Shard):
         return self.planned
 
 
+@dataclass(frozen=True, order=True)
+class Slice:
+    """A shard of a dataset that has an order instead of slots: positions [start, stop)."""
+
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Return the fixed name of the shard, the stem of its files."""
+        return f"p{self.start:09d}-{self.stop:09d}"
+
+    @property
+    def samples(self) -> int:
+        """Return how many positions the shard has."""
+        return self.stop - self.start
+
+
+def slices(images: int, each: int) -> Iterator[Slice]:
+    """Yield the shards of `images` positions, `each` positions a shard."""
+    for start in range(0, images, each):
+        yield Slice(start, min(start + each, images))
+
+
+def position_key(position: int) -> str:
+    """Return the key of a sample that has a position; matches [A-Za-z0-9_-]+."""
+    return f"{position:09d}"
+
+
 def sample_key(identity: int, slot: int) -> str:
     """Return the key of a sample, unique in its dataset; matches [A-Za-z0-9_-]+."""
     return f"{identity:07d}_{slot:04d}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from factory.shards.claim import write_claim
 from factory.shards.manifest import ShardManifest, commit_shard, merge
 from factory.shards.store import Store
 from factory.shards.tar import write_tar
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep indexes and copies of shards out of the user's cache, in workers of Ray too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

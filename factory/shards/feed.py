@@ -1,4 +1,4 @@
-"""Batches of labelled images, read at random from the shards of one or several datasets.
+"""Batches of labelled images, read at random from the shards of datasets or of compositions.
 
 The order of an epoch is a permutation keyed by seed and epoch. A place in the training is therefore
 just its step: a resumed training goes on with the next image of the same order, and the number
@@ -6,25 +6,26 @@ of workers only decides who decodes which part of the same global batch.
 """
 
 import io
-import os
 import queue
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
 from factory.recipe import InputError
 from factory.seeding import generator, seed64
-from factory.shards.manifest import TAR, committed, load_shard_manifest, shard_file
+from factory.shards.composition import (
+    is_composition,
+    load_composition,
+    pool_manifest,
+    read_rows,
+)
+from factory.shards.index import Copies, Reader, contents, index, ranks
 from factory.shards.store import Store
-from factory.shards.tar import members
 
-IMAGES = ("jpg", "jpeg", "png")
 AHEAD = 3  # batches decoded before they are asked for
 
 
@@ -51,7 +52,7 @@ class Feed:
     """Reads images at random from committed shards, memory growing only with the index.
 
     Args:
-        urls: datasets, local or remote; remote shards are copied to `cache` once.
+        urls: datasets or compositions, local or remote; remote shards are copied to `cache` once.
         batch_size: images of a global batch, over all workers.
         seed: the recipe's seed, which keys the order.
         size: height and width every image must have.
@@ -60,11 +61,12 @@ class Feed:
         shuffle_labels: a control: deal the labels out anew, so that they carry nothing.
         rank: this worker's number.
         world: number of workers; divides `batch_size`.
-        cache: folder of copies of remote shards; default `XDG_CACHE_HOME`, else `~/.cache`.
+        cache: folder of indexes and of copies of remote shards; default `cache_home()`.
 
     Raises:
-        InputError: there is no dataset, a sample lacks its image or label, the data are fewer than
-            one batch, or `batch_size` does not divide by `world`.
+        InputError: there is no dataset, a shard is not what its manifest says, a composition's pool
+            has changed, a sample lacks its image or label, the data are fewer than one batch, or
+            `batch_size` does not divide by `world`.
     """
 
     def __init__(
@@ -86,32 +88,29 @@ class Feed:
             )
         self.batch_size, self.seed, self.size = batch_size, seed, size
         self.rank, self.world = rank, world
-        self._files: dict[Path, int] = {}
+        self._reader = Reader()
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._paths: list[Path] = []
-        places: list[_Place] = []
-        labels: list[int] = []
         self.classes = 0
+        parts: list[_Images] = []
         for url in urls:
             left = None if identities is None else identities - self.classes
-            paths, found, identity = _index(Store(url), cache or _cache(), left, images_each)
-            names = {name: self.classes + n for n, name in enumerate(sorted(set(identity)))}
-            self.classes += len(names)
-            labels += [names[name] for name in identity]
-            places += [place._replace(shard=place.shard + len(self._paths)) for place in found]
-            self._paths += paths
+            found = _chosen(_images(Store(url), cache), left, images_each)
+            named, labels = np.unique(found.labels, return_inverse=True)
+            parts.append(found.numbered(labels + self.classes, len(self._paths)))
+            self.classes += len(named)
+            self._paths += found.paths
         if identities is not None and self.classes < identities:
             raise InputError(f"data.identities: {identities}; {', '.join(urls)} has {self.classes}")
-        if len(places) < batch_size:
+        self.labels, self._keys, self._shards, self._offsets, self._sizes = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("labels", "keys", "shard", "offset", "size")
+        )
+        if len(self) < batch_size:
             raise InputError(
-                f"data.train {', '.join(urls)}: {len(places)} images; schedule.batch_size "
+                f"data.train {', '.join(urls)}: {len(self)} images; schedule.batch_size "
                 f"{batch_size} needs at least as many"
             )
-        self._shards = np.array([place.shard for place in places], np.int32)
-        self._offsets = np.array([place.offset for place in places], np.int64)
-        self._sizes = np.array([place.size for place in places], np.int32)
-        self._keys = np.array([place.key for place in places])
-        self.labels = np.array(labels, np.int64)
         if shuffle_labels:
             self.labels = generator(seed64(seed, "shuffled labels")).permutation(self.labels)
 
@@ -170,13 +169,12 @@ class Feed:
         images = np.empty((each, self.size, self.size, 3), np.uint8)
         for number, row in enumerate(rows):
             images[number] = self._image(row)
-        return Batch(step, images, self.labels[rows], tuple(self._keys[rows].tolist()), start)
+        keys = tuple(key.decode() for key in self._keys[rows].tolist())
+        return Batch(step, images, self.labels[rows], keys, start)
 
     def close(self) -> None:
         """Close the shards."""
-        for handle in self._files.values():
-            os.close(handle)
-        self._files.clear()
+        self._reader.close()
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
@@ -186,10 +184,8 @@ class Feed:
 
     def _image(self, row: int) -> np.ndarray:
         path = self._paths[self._shards[row]]
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
-        data = os.pread(self._files[path], int(self._sizes[row]), int(self._offsets[row]))
-        what = f"{path}: image {self._keys[row]}"
+        data = self._reader.read(path, int(self._offsets[row]), int(self._sizes[row]))
+        what = f"{path}: image {self._keys[row].decode()}"
         try:
             image = decode(data)
         except (ValueError, OSError) as error:
@@ -212,65 +208,84 @@ def decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-class _Place(NamedTuple):
-    """Where an image lies: shard number, then bytes."""
+@dataclass(frozen=True)
+class _Images:
+    """The images of one dataset or composition.
 
-    shard: int
-    offset: int
-    size: int
-    key: str
+    Attributes:
+        paths: local paths of its shards.
+        labels: int64 [N].
+        keys: bytes [N].
+        shard: int32 [N], row of `paths`.
+        offset: int64 [N], in bytes.
+        size: int32 [N], in bytes.
+        repeat: int32 [N], times an epoch holds the image.
+    """
 
+    paths: list[Path]
+    labels: np.ndarray
+    keys: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    repeat: np.ndarray
 
-def _index(
-    store: Store, cache: Path, identities: int | None, images_each: int | None
-) -> tuple[list[Path], list[_Place], list[int]]:
-    """Return a dataset's shards, its chosen images and the identity of each."""
-    paths, places, labels = [], [], []
-    for name in sorted(committed(store)):
-        paths.append(_local(store, name, cache))
-        for place, label in _samples(paths[-1], len(paths) - 1):
-            places.append(place)
-            labels.append(label)
-    if not places:
-        raise InputError(
-            f"data.train {store.url}: no committed shards there; accepted is a dataset"
-        )
-    chosen = set(sorted(set(labels))[:identities])
-    seen: Counter[int] = Counter()
-    rows = []
-    for row in sorted(range(len(places)), key=lambda row: places[row].key):
-        if labels[row] in chosen and (images_each is None or seen[labels[row]] < images_each):
-            seen[labels[row]] += 1
-            rows.append(row)
-    return paths, [places[row] for row in rows], [labels[row] for row in rows]
+    def rows(self, rows: np.ndarray) -> "_Images":
+        """Return some of the images, in the order of their row numbers."""
+        arrays = (getattr(self, name)[rows] for name in ARRAYS)
+        return _Images(self.paths, *arrays)
 
-
-def _samples(path: Path, shard: int) -> Iterator[tuple[_Place, int]]:
-    places: dict[str, _Place] = {}
-    labels: dict[str, int] = {}
-    with path.open("rb") as file:
-        for member in members(file):
-            if member.extension in IMAGES:
-                places[member.key] = _Place(shard, member.offset, len(member.data), member.key)
-            elif member.extension == "cls":
-                labels[member.key] = int(member.data)
-    for key in sorted(places.keys() | labels.keys()):
-        if key not in places or key not in labels:
-            lacks = "image" if key not in places else "label (.cls)"
-            raise InputError(f"{path}: sample {key} has no {lacks}")
-        yield places[key], labels[key]
+    def numbered(self, labels: np.ndarray, first_path: int) -> "_Images":
+        """Return the images with other labels, and their paths counted from another number."""
+        return replace(self, labels=labels, shard=self.shard + first_path)
 
 
-def _local(store: Store, name: str, cache: Path) -> Path:
-    """Return a local path of a shard; copies of remote ones are named by their content."""
-    if store.root is not None:
-        return store.root / shard_file(name, TAR)
-    path = cache / f"{load_shard_manifest(store, name).sha256}{TAR}"
-    if not path.exists():
-        store.fetch(shard_file(name, TAR), path)
-    return path
+ARRAYS = ("labels", "keys", "shard", "offset", "size", "repeat")
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "face-data-factory" / "shards"
+def _images(store: Store, cache: Path | None) -> _Images:
+    """Return the images of a dataset in the order of their keys, or those of a composition."""
+    if is_composition(store):
+        return _composed(store, cache)
+    shards = contents(store)
+    paths = Copies(store, shards, cache).fetch(tuple(shards))
+    found = index(store, shards, cache)
+    once = np.ones(len(found), np.int32)
+    return _Images(
+        paths, found.labels, found.keys, found.shard, found.offset, found.size, repeat=once
+    )
+
+
+def _composed(store: Store, cache: Path | None) -> _Images:
+    composition = load_composition(store)
+    rows = read_rows(store, composition)
+    paths: dict[tuple[int, str], Path] = {}
+    for number, name in enumerate(rows.pools):
+        taken = composition.pools[name]
+        held = {entry.name: entry.sha256 for entry in pool_manifest(name, taken).shards}
+        used = [shard for pool, shard in rows.shards if pool == number]
+        gone = next((shard for shard in used if shard not in held), None)
+        if gone is not None:
+            raise InputError(f"{store.url}: pool {name} has no shard {gone} any more")
+        copied = Copies(Store(taken.url), held, cache).fetch(used)
+        paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
+    return _Images(
+        [paths[shard] for shard in rows.shards],
+        rows.label,
+        rows.key,
+        rows.shard,
+        rows.offset,
+        rows.size,
+        rows.repeat,
+    )
+
+
+def _chosen(found: _Images, identities: int | None, images_each: int | None) -> _Images:
+    """Return the first images of the first identities, each as often as it is repeated."""
+    rows = np.arange(len(found.labels))
+    if identities is not None:
+        first = np.unique(found.labels)[: max(identities, 0)]
+        rows = rows[np.isin(found.labels, first)]
+    if images_each is not None:
+        rows = rows[ranks(found.labels[rows]) < images_each]
+    return found.rows(np.repeat(rows, found.repeat[rows]))

@@ -137,7 +137,7 @@ def test_remote_shards_are_copied_once(tmp_path, monkeypatch):
     feed = Feed(["memory://feed-test"], 4, seed=0, size=SIZE, cache=cache)
     near = Feed([str(tmp_path / "local")], 4, seed=0, size=SIZE)
     assert same(feed.batch(1), near.batch(1))
-    [copy] = cache.iterdir()
+    [copy] = (cache / "shards").iterdir()
     moment = copy.stat().st_mtime_ns
     Feed(["memory://feed-test"], 4, seed=0, size=SIZE, cache=cache)
     assert copy.stat().st_mtime_ns == moment
@@ -159,13 +159,22 @@ def test_faults_are_named(dataset, tmp_path):
 
 def test_an_unreadable_image_is_named(tmp_path):
     url = make_dataset(tmp_path, 4, 2, SIZE)
+    indexed = Feed([url], 8, seed=0, size=SIZE)
     path = next(tmp_path.glob("shards/*.tar"))
     data = bytearray(path.read_bytes())
     start = data.index(b"\xff\xd8")
     data[start : start + 40] = bytes(40)
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"image 0000000_0000 cannot be read"):
-        list(Feed([url], 8, seed=0, size=SIZE).batches(0, 1))
+        list(indexed.batches(0, 1))
+
+
+def test_a_changed_shard_is_refused_before_it_is_indexed(tmp_path):
+    url = make_dataset(tmp_path, 4, 2, SIZE, world=7)
+    path = next(tmp_path.glob("shards/*.tar"))
+    path.write_bytes(path.read_bytes().replace(b"0000001_0001", b"0000001_0002"))
+    with pytest.raises(InputError, match=r"shard i0000000-.* jobs/verify.py"):
+        Feed([url], 8, seed=0, size=SIZE)
 
 
 def test_a_reader_that_stops_early_leaves_no_thread(dataset):
