@@ -25,6 +25,7 @@ from factory.recognition.backbones import channels_last, make_backbone
 from factory.recognition.margins import MarginHead
 from factory.recognition.recognizers import FILE, save_recognizer, to_input
 from factory.seeding import seed64
+from factory.shards.composition import is_composition
 from factory.shards.feed import Batch, Feed
 from factory.shards.manifest import committed
 from factory.shards.store import Store
@@ -122,10 +123,10 @@ def check(recipe: FRRecipe) -> None:
 def check_inputs(recipe: FRRecipe) -> None:
     """Raise InputError when a dataset or the benchmarks are not there; reads no image."""
     for url in recipe.data.urls():
-        if not committed(Store(url)):
+        if not is_composition(Store(url)) and not committed(Store(url)):
             raise InputError(
                 f"recipe field data.train: {Store(url).url} holds no committed shards; accepted is "
-                "the folder or URL of a dataset"
+                "the folder or URL of a dataset or composition"
             )
     if recipe.benchmarks and not any(Path(recipe.benchmarks).glob("*.bin")):
         raise InputError(
