@@ -1,0 +1,276 @@
+"""Nearest faces: exact search over unit embeddings, in blocks of bounded memory.
+
+A block of cosines is scanned with fast, coarse arithmetic. What the scan's rounding leaves in doubt
+is decided by dot products in float64, so that answers depend neither on how the work was cut into
+blocks, threads or Ray tasks, nor on the arithmetic of the scan. Ties go to the lower row.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEMORY_BYTES = 4_000_000_000  # of a search, beside what it is given and returns
+ROWS = 1024  # queries of one block
+CHUNK = 64  # cosines whose maximum is taken before any of them is looked at
+PAIR_BYTES = 96  # of one cosine at worst: where a whole block is in doubt
+MOST_COLUMNS = 32_768
+RESCORED = 8192  # pairs brought to float64 at once
+DOUBTFUL = 0.01  # share of a block in doubt above which a finer scan is cheaper
+UNIT_ERROR = 1e-3  # of a squared length
+
+Scan = Literal["bfloat16", "float32"]
+SCANS: tuple[Scan, ...] = (
+    ("bfloat16", "float32") if torch.cpu._is_amx_tile_supported() else ("float32",)
+)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest faces of each query, nearest first.
+
+    Attributes:
+        rows: int64 [Q, k], rows of the faces searched.
+        cosines: float64 [Q, k], falling along each row; equal ones are in the order of the rows.
+    """
+
+    rows: np.ndarray
+    cosines: np.ndarray
+
+
+class Faces:
+    """Unit embeddings to search among."""
+
+    def __init__(self, embeddings: np.ndarray) -> None:
+        """Check and keep the embeddings as float32; without a copy where they are already.
+
+        Args:
+            embeddings: rows of length 1 or 0, float [N, D], N of 1 or more.
+
+        Raises:
+            ValueError: another shape, or a row that is not finite or has another length.
+        """
+        self.unit = _checked(embeddings, "faces")
+        if not len(self.unit):
+            raise ValueError("faces: there are none; accepted is 1 or more")
+
+    def __len__(self) -> int:
+        """Return how many faces there are."""
+        return len(self.unit)
+
+    def nearest(
+        self,
+        queries: np.ndarray,
+        k: int = 1,
+        memory_bytes: int = MEMORY_BYTES,
+        tasks: int = 0,
+        scan: Scan = SCANS[0],
+    ) -> Nearest:
+        """Return the k faces of the highest cosine to each query, exactly.
+
+        Time grows with Q x N x D; what is decided again in float64 with the number of near ties.
+
+        Args:
+            queries: rows of length 1 or 0, float [Q, D].
+            k: from 1 to the number of faces.
+            memory_bytes: bound on memory beside queries, faces and answer; all tasks together.
+            tasks: split the queries over so many Ray tasks of one CPU each (Ray is connected by the
+                caller); 0 searches here, with torch's threads.
+            scan: arithmetic of the scan; changes the time, never the answer.
+
+        Raises:
+            ValueError: k out of range, or queries of another dimension, not finite or not unit.
+        """
+        queries = _checked(queries, "queries")
+        if queries.shape[1] != self.unit.shape[1]:
+            raise ValueError(
+                f"queries: dimension {queries.shape[1]}, accepted is the faces' "
+                f"{self.unit.shape[1]}"
+            )
+        if not 1 <= k <= len(self.unit):
+            raise ValueError(f"k is {k}; accepted is 1 to the number of faces, {len(self.unit)}")
+        if tasks:
+            return self._spread(queries, k, memory_bytes, tasks, scan)
+        columns = _columns(memory_bytes)
+        rows = np.empty((len(queries), k), np.int64)
+        cosines = np.empty((len(queries), k))
+        for start in range(0, len(queries), ROWS):
+            part = slice(start, start + ROWS)
+            rows[part], cosines[part] = _search(queries[part], self.unit, k, columns, scan)
+        return Nearest(rows, cosines)
+
+    def _spread(
+        self, queries: np.ndarray, k: int, memory_bytes: int, tasks: int, scan: Scan
+    ) -> Nearest:
+        import ray
+
+        if not ray.is_initialized():
+            raise ValueError(f"tasks is {tasks}, but Ray is not connected; accepted then is 0")
+        held = ray.put(self.unit)
+        search = ray.remote(_task)
+        found = ray.get(
+            [
+                search.remote(part, held, k, memory_bytes // tasks, scan)
+                for part in np.array_split(queries, tasks)
+            ]
+        )
+        return Nearest(
+            np.concatenate([part.rows for part in found]),
+            np.concatenate([part.cosines for part in found]),
+        )
+
+
+def packed(
+    embeddings: np.ndarray, r: float, memory_bytes: int = MEMORY_BYTES, scan: Scan = SCANS[0]
+) -> np.ndarray:
+    """Say which faces a greedy walk keeps: those whose cosine to every face kept before is below r.
+
+    Time grows with N x K x D, where K faces are kept.
+
+    Args:
+        embeddings: rows of length 1 or 0, float [N, D], walked in order.
+        r: a cosine.
+        memory_bytes: bound on memory beside the embeddings.
+        scan: arithmetic of the scan; changes the time, never the answer.
+
+    Returns:
+        bool [N].
+
+    Raises:
+        ValueError: another shape, or a row that is not finite or has another length.
+    """
+    unit = _checked(embeddings, "faces")
+    kept = np.zeros(len(unit), bool)
+    columns = _columns(memory_bytes)
+    for start in range(0, len(unit), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(unit)))
+        earlier = np.flatnonzero(kept[:start])
+        for first in range(0, len(earlier), columns):
+            near = _close(unit[rows], unit[earlier[first : first + columns]], r, scan)
+            rows = rows[~near.any(axis=1)]
+        near = _close(unit[rows], unit[rows], r, scan)
+        free = np.ones(len(rows), bool)
+        for row in range(len(rows)):
+            if free[row]:
+                kept[rows[row]] = True
+                free[row + 1 :] &= ~near[row, row + 1 :]
+    return kept
+
+
+def _checked(embeddings: np.ndarray, what: str) -> np.ndarray:
+    if embeddings.ndim != 2:
+        raise ValueError(f"{what}: shape {list(embeddings.shape)}; accepted is [N, D]")
+    unit = np.ascontiguousarray(embeddings, np.float32)
+    squares = np.einsum("ij,ij->i", unit, unit)
+    good = (np.abs(squares - 1.0) < UNIT_ERROR) | (squares == 0.0)
+    if not good.all():  # a NaN or an infinity is not good either
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"{what}: row {row} has length {np.sqrt(squares[row]):g}; accepted is 1 or 0"
+        )
+    return unit
+
+
+def _columns(memory_bytes: int) -> int:
+    fitting = memory_bytes // (ROWS * PAIR_BYTES) // CHUNK * CHUNK
+    return int(min(max(fitting, CHUNK), MOST_COLUMNS))
+
+
+def _task(queries: np.ndarray, unit: np.ndarray, k: int, memory_bytes: int, scan: Scan) -> Nearest:
+    return Faces(unit).nearest(queries, k, memory_bytes, scan=scan)
+
+
+def _search(
+    queries: np.ndarray, unit: np.ndarray, k: int, columns: int, scan: Scan
+) -> tuple[np.ndarray, np.ndarray]:
+    best = np.full((len(queries), k), -np.inf)
+    rows = np.full((len(queries), k), len(unit))
+    for start in range(0, len(unit), columns):
+        cosines, error = _product(queries, unit[start : start + columns], scan)
+        query, face = _candidates(cosines, error, best[:, -1], k)
+        face += start
+        exact = _exact(queries, unit, query, face)
+        best, rows = _merged(best, rows, query, face, exact)
+    return rows, best
+
+
+def _product(x: np.ndarray, y: np.ndarray, scan: Scan) -> tuple[Tensor, float]:
+    """Return cosines [n, m] of unit rows, and a bound on their rounding.
+
+    Rows of length 1 bound the sum of |x y| by 1, so that adding up D products is off by at most
+    D float32 roundings; bfloat16 rounds x, y and the result by 2^-9 of their size each.
+    """
+    error = x.shape[1] * 2.0**-23
+    if scan == "float32":
+        return torch.tensor(x) @ torch.tensor(y).T, error
+    product = torch.tensor(x).bfloat16() @ torch.tensor(y).bfloat16().T
+    return product, error + 3.1 * 2.0**-9
+
+
+def _candidates(
+    cosines: Tensor, error: float, known: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row, column) of all that may be among the k highest of their row.
+
+    The k-th highest maximum over chunks of a row is at most its k-th highest cosine.
+
+    Args:
+        cosines: [n, m], off by at most `error`.
+        error: bound on the rounding.
+        known: float64 [n], a cosine that k faces are known to reach in each row.
+        k: how many are looked for.
+    """
+    width = cosines.shape[1]
+    rest = -width % CHUNK
+    padded = torch.nn.functional.pad(cosines, (0, rest), value=-torch.inf) if rest else cosines
+    chunks = padded.view(len(cosines), -1, CHUNK)
+    highest = chunks.amax(-1).float().numpy()
+    floor = known
+    count = highest.shape[1]
+    if count >= k:
+        reached = np.partition(highest, count - k, axis=1)[:, count - k]
+        floor = np.maximum(known, reached - error)
+    least = (floor - error).astype(np.float64)
+    row, chunk = np.nonzero(highest >= least[:, None])
+    inside = chunks[torch.from_numpy(row), torch.from_numpy(chunk)].float().numpy()
+    hit, place = np.nonzero(inside >= least[row][:, None])
+    column = chunk[hit] * CHUNK + place
+    real = column < width
+    return row[hit][real], column[real]
+
+
+def _exact(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Return float64 dot products of rows x[i] and y[j], each summed in one order."""
+    found = np.empty(len(i))
+    for start in range(0, len(i), RESCORED):
+        part = slice(start, start + RESCORED)
+        pair = x[i[part]].astype(np.float64), y[j[part]].astype(np.float64)
+        found[part] = np.einsum("ij,ij->i", *pair)
+    return found
+
+
+def _merged(
+    best: np.ndarray, rows: np.ndarray, query: np.ndarray, face: np.ndarray, cosines: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    count, k = best.shape
+    queries = np.concatenate([np.repeat(np.arange(count), k), query])
+    faces = np.concatenate([rows.ravel(), face])
+    values = np.concatenate([best.ravel(), cosines])
+    order = np.lexsort((faces, -values, queries))
+    first = np.searchsorted(queries[order], np.arange(count))
+    taken = order[(first[:, None] + np.arange(k)).ravel()]
+    return values[taken].reshape(count, k), faces[taken].reshape(count, k)
+
+
+def _close(x: np.ndarray, y: np.ndarray, r: float, scan: Scan) -> np.ndarray:
+    """Say of each pair of rows whether its cosine is r or more, bool [n, m]."""
+    cosines, error = _product(x, y, scan)
+    doubt = (cosines - r).abs() <= error
+    if scan == "bfloat16" and int(doubt.sum()) > DOUBTFUL * doubt.numel():
+        return _close(x, y, r, "float32")
+    close = (cosines >= r).numpy()
+    i, j = np.nonzero(doubt.numpy())
+    close[i, j] = _exact(x, y, i, j) >= r
+    return close
