@@ -156,7 +156,8 @@ def wiring(recipe: GenerateRecipe) -> list[Crew]:
     attempt; pools of later attempts have one actor, since only rejected slots reach them.
     """
     pool, screens = recipe.pool, recipe.screens
-    screened = screens.identity_drift is not None or screens.near_duplicate is not None
+    rules = (screens.identity_drift, screens.near_duplicate, screens.real_lookalike)
+    screened = any(rule is not None for rule in rules)
     attempts = range(screens.max_attempts if screened else 1)
     tries = [(f"styles:{n}", "render", "screen") for n in attempts]
     if pool.fused:

@@ -33,6 +33,9 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 
+FOREIGN = ("onnx", "arcface_torch", "adaface")  # prefixes of recognizers that others made
+
+
 class Weights(Part):
     """A file of weights, named by where it lies and what it holds."""
 
@@ -46,9 +49,16 @@ class Weights(Part):
 
 
 def local_path(location: str) -> Path:
-    """Resolve a location on local disk; `package:` is relative to the installed factory package."""
-    if location.startswith("package:"):
-        return Path(str(resources.files("factory"))) / location.removeprefix("package:")
+    """Resolve a location on local disk.
+
+    `package:` is relative to the installed factory package; of a recognizer of others, as
+    `adaface:FILE?channels=bgr`, it is the file that counts.
+    """
+    prefix, colon, rest = location.partition(":")
+    if colon and prefix == "package":
+        return Path(str(resources.files("factory"))) / rest
+    if colon and prefix in FOREIGN:
+        return Path(rest.partition("?")[0])
     return Path(location)
 
 
@@ -103,11 +113,26 @@ class NearDuplicate(Part):
     max_cosine: Cosine
 
 
+class KnownFaces(Part):
+    """Embeddings of real faces under the teacher, named by where they lie and what they are."""
+
+    location: str = Field(description="A .safetensors, .npy or .parquet file, or a folder of such.")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RealLookalike(Part):
+    """Reject an image closer than `max_cosine` to any of the embeddings, under the teacher."""
+
+    max_cosine: Cosine
+    embeddings: KnownFaces
+
+
 class Screens(Part):
     """Which images are rejected, and how often a rejected slot is tried again."""
 
     identity_drift: IdentityDrift | None = None
     near_duplicate: NearDuplicate | None = None
+    real_lookalike: RealLookalike | None = None
     max_attempts: Positive = 3
 
 
@@ -157,6 +182,12 @@ class GenerateRecipe(Part):
                 f"shard.slots is {self.shard.slots}, accepted is 1 to identities.images_each "
                 f"({self.identities.images_each})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lookalikes_are_seen(self) -> "GenerateRecipe":
+        if self.screens.real_lookalike is not None and "teacher" not in self.weights:
+            raise ValueError("screens.real_lookalike needs weights.teacher, which is missing")
         return self
 
 
@@ -523,11 +554,20 @@ def content_digest(recipe: GenerateRecipe, versions: dict[str, str]) -> str:
             **_pixels(recipe),
             "bank": bank_digest(recipe),
             "image": recipe.image.model_dump(mode="json"),
-            "screens": recipe.screens.model_dump(mode="json"),
+            "screens": _screens(recipe.screens),
             "shard": recipe.shard.model_dump(mode="json"),
             "versions": versions,
         }
     )
+
+
+def _screens(screens: Screens) -> dict[str, Any]:
+    """Return what screens decide by: of embeddings their sha256, not where they lie."""
+    decides = screens.model_dump(mode="json", exclude={"real_lookalike"})
+    rule = screens.real_lookalike
+    if rule is not None:  # absent, it leaves the digest as it was before the screen was known
+        decides["real_lookalike"] = [rule.max_cosine, rule.embeddings.sha256]
+    return decides
 
 
 def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:

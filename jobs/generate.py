@@ -23,10 +23,12 @@ def job(arguments: argparse.Namespace) -> None:
         return
     from factory.engine import connect, generate, preflight
     from factory.provenance import models, versions
+    from factory.stages.screen import known_faces
     from factory.systems import create
 
     create(recipe)
     models(recipe.weights)
+    known_faces(recipe)
     store, digest = Store(arguments.out), content_digest(recipe, versions())
     check_claim(store, recipe, digest, arguments.extend)
     connect(arguments.address)

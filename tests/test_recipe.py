@@ -31,6 +31,7 @@ GENERATE: dict[str, Any] = {
     "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
     "weights": {"teacher": {"location": "package:weights/t.safetensors", "sha256": "a" * 64}},
 }
+LOOKALIKE = {"max_cosine": 0.5, "embeddings": {"location": "real.npy", "sha256": "c" * 64}}
 ENGINE = {"name": "torch"}
 OPTIMIZER = {"name": "sgd", "lr": 0.1}
 TRAIN: dict[str, Any] = {
@@ -201,6 +202,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
         ("name", "other", False, False),
         ("cost.source", "another", False, False),
         ("weights.teacher.location", "elsewhere", False, False),
+        ("screens.real_lookalike", LOOKALIKE, True, False),
     ],
 )
 def test_digests_change_with_pixels_only(field: str, value: Any, content: bool, bank: bool) -> None:
@@ -210,6 +212,31 @@ def test_digests_change_with_pixels_only(field: str, value: Any, content: bool, 
     versions = {"numpy": "2.0"}
     assert (content_digest(before, versions) != content_digest(after, versions)) is content
     assert (bank_digest(before) != bank_digest(after)) is bank
+
+
+def test_known_faces_count_by_what_they_are_not_by_where_they_lie() -> None:
+    def digest(path: str, value: Any) -> str:
+        recipe = parse(changed(changed(GENERATE, "screens.real_lookalike", LOOKALIKE), path, value))
+        assert isinstance(recipe, GenerateRecipe)
+        return content_digest(recipe, {})
+
+    rule = "screens.real_lookalike"
+    assert digest(f"{rule}.embeddings.location", "a") == digest(f"{rule}.embeddings.location", "b")
+    assert len({digest(f"{rule}.embeddings.sha256", letter * 64) for letter in "abc"}) == 3
+    assert len({digest(f"{rule}.max_cosine", cosine) for cosine in (0.3, 0.4)}) == 2
+    # no screen of this kind: the digest of datasets made before it was known
+    old = changed(GENERATE, "screens", {"identity_drift": None, "near_duplicate": None})
+    with_none = changed(old, "screens.real_lookalike", None)
+    assert content_digest(parse(old), {}) == content_digest(parse(with_none), {})  # type: ignore[arg-type]
+
+
+def test_a_lookalike_needs_eyes_to_be_seen() -> None:
+    raw = changed(changed(GENERATE, "screens.real_lookalike", LOOKALIKE), "weights", {})
+    with pytest.raises(InputError, match=r"screens\.real_lookalike needs weights\.teacher"):
+        parse(raw)
+    raw = changed(GENERATE, "screens.real_lookalike", {"max_cosine": 0.5})
+    with pytest.raises(InputError, match=r"screens\.real_lookalike\.embeddings: missing"):
+        parse(raw)
 
 
 def test_versions_are_part_of_the_content() -> None:

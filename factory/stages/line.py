@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 from factory import identities
-from factory.recipe import GenerateRecipe, bank_digest, parse
+from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.manifest import ShardManifest
 from factory.shards.store import Store
 from factory.stages.encode import Commit
 from factory.stages.identities import Identities
 from factory.stages.render import Render
-from factory.stages.screen import Screen
+from factory.stages.screen import Screen, known_faces
 from factory.stages.styles import Styles
 from factory.stages.work import ShardWork
 from factory.systems import create
@@ -51,7 +51,7 @@ class Line:
         kinds = {stage.partition(":")[0] for stage in stages}
         if "render" in kinds:
             system.load()
-        bank = teacher = None
+        bank = teacher = faces = None
         if "identities" in kinds and system.banked:
             bank = identities.load_bank(assignment.store, bank_digest(recipe))
         if "screen" in kinds and "teacher" in recipe.weights:
@@ -59,6 +59,12 @@ class Line:
             gpus = pool.num_gpus if pool.fused else pool.screen_num_gpus
             device = "cuda" if gpus else "cpu"
             teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
+            faces = known_faces(recipe)
+            if faces is not None and faces.unit.shape[1] != teacher.dimension:
+                raise InputError(
+                    "recipe field screens.real_lookalike.embeddings: dimension "
+                    f"{faces.unit.shape[1]}, accepted is the teacher's {teacher.dimension}"
+                )
         self.commit = Commit(
             recipe, assignment.store, assignment.content_digest, assignment.versions
         )
@@ -66,7 +72,7 @@ class Line:
             "identities": lambda _: Identities(system, bank),
             "styles": lambda attempt: Styles(system, int(attempt)),
             "render": lambda _: Render(system),
-            "screen": lambda _: Screen(system, teacher),
+            "screen": lambda _: Screen(system, teacher, faces),
             "commit": lambda _: self.commit,
         }
         self.stages = [made[kind](n) for kind, _, n in (s.partition(":") for s in stages)]

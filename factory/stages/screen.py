@@ -4,13 +4,17 @@ from typing import Protocol
 
 import numpy as np
 
-from factory.recipe import Screens
+from factory.provenance import checked_sha256
+from factory.recipe import GenerateRecipe, Screens
+from factory.recognition.faces import load_faces
+from factory.recognition.neighbours import Faces
 from factory.shards.manifest import REASONS
-from factory.stages.work import KEEP, ShardWork
+from factory.stages.work import KEEP, Sample, ShardWork
 from factory.systems.base import System
 
-IDENTITY_DRIFT, NEAR_DUPLICATE = "identity_drift", "near_duplicate"
-assert {IDENTITY_DRIFT, NEAR_DUPLICATE} <= set(REASONS)
+IDENTITY_DRIFT, REAL_LOOKALIKE = "identity_drift", "real_lookalike"
+NEAR_DUPLICATE = "near_duplicate"
+assert {IDENTITY_DRIFT, REAL_LOOKALIKE, NEAR_DUPLICATE} <= set(REASONS)
 
 
 class Embedder(Protocol):
@@ -21,12 +25,34 @@ class Embedder(Protocol):
         ...
 
 
+def known_faces(recipe: GenerateRecipe) -> Faces | None:
+    """Return the faces no image may come near; None where the recipe names none.
+
+    Raises:
+        InputError: they are not there, are not those the recipe names, or not the teacher's.
+    """
+    rule = recipe.screens.real_lookalike
+    if rule is None:
+        return None
+    teacher = checked_sha256("teacher", recipe.weights["teacher"])
+    named = "recipe field screens.real_lookalike.embeddings"
+    return load_faces(rule.embeddings.location, rule.embeddings.sha256, teacher, named)
+
+
 class Screen:
     """Measure each fresh image under the teacher and mark it with a verdict."""
 
-    def __init__(self, system: System, teacher: Embedder | None) -> None:
-        """Without a teacher nothing is measured and every image is kept."""
-        self.system, self.teacher = system, teacher
+    def __init__(
+        self, system: System, teacher: Embedder | None, faces: Faces | None = None
+    ) -> None:
+        """Without a teacher nothing is measured and every image is kept.
+
+        Args:
+            system: whose images are screened.
+            teacher: under which they are.
+            faces: what `real_lookalike` compares with.
+        """
+        self.system, self.teacher, self.faces = system, teacher, faces
         self.screens: Screens = system.recipe.screens
 
     def __call__(self, work: ShardWork) -> ShardWork:
@@ -43,21 +69,35 @@ class Screen:
         embeddings = teacher.embed(np.stack([sample.image for sample in work.fresh]))
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
         cosines = np.sum(embeddings * work.conditions.context, axis=1)
+        known = self._nearest_known(embeddings)
         for row, sample in enumerate(work.fresh):
             sample.cosine = float(cosines[row])
             drift = sample.cosine - float(work.conditions.target[row])
-            sample.verdict, sample.score = self._verdict(work, sample, drift, embeddings[row])
+            sample.verdict, sample.score = self._verdict(
+                work, sample, drift, embeddings[row], float(known[row])
+            )
             if sample.verdict == KEEP:
                 slot = (sample.position.identity, sample.position.slot)
                 work.embeddings[slot] = embeddings[row]
 
+    def _nearest_known(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the cosine to the nearest known face, float64 [B]; NaN where there is none."""
+        found = np.full(len(embeddings), np.nan)
+        finite = np.isfinite(embeddings).all(axis=1)
+        if self.faces is not None and finite.any():
+            found[finite] = self.faces.nearest(embeddings[finite]).cosines[:, 0]
+        return found
+
     def _verdict(
-        self, work: ShardWork, sample, drift: float, embedding: np.ndarray
+        self, work: ShardWork, sample: Sample, drift: float, embedding: np.ndarray, known: float
     ) -> tuple[str, float | None]:
         rule = self.screens.identity_drift
         distance = max(-drift, 0.0) if self.system.one_sided else abs(drift)
         if rule is not None and not distance <= rule.tolerance:  # a NaN is a drift
             return IDENTITY_DRIFT, distance
+        rule = self.screens.real_lookalike
+        if rule is not None and not known <= rule.max_cosine:  # nor is a NaN known to be far
+            return REAL_LOOKALIKE, known
         rule = self.screens.near_duplicate
         if rule is not None:
             kept = [v for k, v in work.embeddings.items() if k[0] == sample.position.identity]

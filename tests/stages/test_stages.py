@@ -1,5 +1,6 @@
 """One shard through the stages, with a system whose images say what they are."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from factory.shards.tar import read_tar
 from factory.stages.encode import Commit
 from factory.stages.identities import Identities
 from factory.stages.render import Render
-from factory.stages.screen import Screen
+from factory.stages.screen import Screen, known_faces
 from factory.stages.styles import Styles
 from factory.stages.work import KEEP, ShardWork
 from factory.systems.base import Conditions, Position, Rendered, System
@@ -39,6 +40,7 @@ def recipe(**screens) -> GenerateRecipe:
             "cost": {"seconds_per_image": [0, 1], "source": "test"},
             "sampler": {"name": "ddim", "steps": 1, "batch_size": 4},
             "screens": screens,
+            "weights": {"teacher": {"location": __file__}},  # what screens ask of it is in Teacher
         }
     )
     assert isinstance(made, GenerateRecipe)
@@ -85,10 +87,10 @@ class Teacher:
 
 
 def through(made: GenerateRecipe, teacher: Teacher | None, folder: Path, attempts: int):
-    system, store = Toy(made), Store(str(folder))
+    system, store, faces = Toy(made), Store(str(folder)), known_faces(made)
     work = Identities(system, None)(ShardWork(Shard(2, 4, 0, 3)))
     for attempt in range(attempts):
-        for stage in (Styles(system, attempt), Render(system), Screen(system, teacher)):
+        for stage in (Styles(system, attempt), Render(system), Screen(system, teacher, faces)):
             work = stage(work)
     verdicts = [(s.position.slot, s.position.attempt, s.verdict) for s in work.samples]
     Commit(made, store, "digest", {})(work)
@@ -137,6 +139,47 @@ def test_a_nan_embedding_is_a_drift(tmp_path: Path) -> None:
     made = recipe(identity_drift={"tolerance": 0.5})
     *_, manifest, _ = through(made, Broken(0), tmp_path, attempts=1)
     assert manifest.kept == 0 and manifest.reasons == {"identity_drift": 6}
+
+
+class Sighted(Teacher):
+    """Sees identity, slot and attempt, each in a direction of its own."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        out = super().embed(images)
+        for row, (_, slot, attempt) in enumerate(images[:, 0, 0]):
+            out[row, 4 + slot] += 2.0 * (attempt + 1)
+        return out
+
+
+def looks_like(folder: Path, image: tuple[int, int, int], cosine: float) -> dict:
+    """Return the rule that refuses what comes as near as `cosine` to a toy image."""
+    pixels = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    pixels[0, 0, 0] = image
+    np.save(folder / "real.npy", np.concatenate([np.eye(8)[:1], Sighted(0).embed(pixels)]))
+    sha256 = hashlib.sha256((folder / "real.npy").read_bytes()).hexdigest()
+    embeddings = {"location": str(folder / "real.npy"), "sha256": sha256}
+    return {"max_cosine": cosine, "embeddings": embeddings}
+
+
+def test_an_image_that_looks_like_a_known_face_is_rejected(tmp_path: Path) -> None:
+    rule = looks_like(tmp_path, (3, 1, 0), 0.999)
+    made = recipe(real_lookalike=rule, near_duplicate={"max_cosine": 1.0})
+    *_, manifest, verdicts = through(made, Sighted(0), tmp_path, attempts=2)
+    assert manifest.kept == 6 and manifest.reasons == {"real_lookalike": 1}
+    assert [v for v in verdicts if v[2] != KEEP] == [(1, 0, "real_lookalike")]
+    rejects = pq.read_table(tmp_path / f"shards/{manifest.name}.rejects.parquet").to_pylist()
+    assert [(r["key"], r["reason"]) for r in rejects] == [("0000003_0001", "real_lookalike")]
+    assert rejects[0]["score"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_what_cannot_be_compared_with_known_faces_is_rejected(tmp_path: Path) -> None:
+    class Broken(Teacher):
+        def embed(self, images: np.ndarray) -> np.ndarray:
+            return super().embed(images) * np.where(images[:, 0, 0, 1:2] == 2, np.nan, 1.0)
+
+    made = recipe(real_lookalike=looks_like(tmp_path, (0, 0, 0), 0.9))
+    *_, manifest, _ = through(made, Broken(0), tmp_path, attempts=1)
+    assert manifest.kept == 4 and manifest.reasons == {"real_lookalike": 2}
 
 
 @pytest.mark.parametrize("attempts", [1, 2])

@@ -1,0 +1,126 @@
+"""Embeddings in files: the faces a generation must not come near, named by their sha256."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from factory.provenance import sha256_file
+from factory.recipe import InputError, local_path
+from factory.recognition.neighbours import Faces
+
+FORMAT = "face-data-factory/faces"
+COLUMN = "embedding"
+ACCEPTED = (
+    ".safetensors as `measure --embeddings` writes it, .npy, .parquet with a column `embedding`, "
+    "or a folder of such .parquet files"
+)
+
+
+def save_faces(path: str | Path, embeddings: np.ndarray, recognizer_sha256: str) -> str:
+    """Write embeddings with the recognizer they belong to, and return the file's sha256.
+
+    Args:
+        path: the .safetensors file to write.
+        embeddings: float32 [N, D].
+        recognizer_sha256: of the recognizer's weights.
+    """
+    from safetensors.numpy import save
+
+    metadata = {"format": FORMAT, "recognizer_sha256": recognizer_sha256}
+    content = save({"faces": np.ascontiguousarray(embeddings, np.float32)}, metadata)
+    Path(path).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def faces_sha256(location: str, field: str) -> str:
+    """Return the sha256 of a file of embeddings.
+
+    A folder's is that of one line `SHA256 NAME` for each of its .parquet files, in order of names.
+
+    Raises:
+        InputError: there is no such file, or no .parquet file in the folder.
+    """
+    path = local_path(location)
+    if path.is_file():
+        return sha256_file(path)
+    lines = [f"{sha256_file(part)} {part.name}\n" for part in sorted(path.glob("*.parquet"))]
+    if not lines:
+        raise InputError(f"{field}.location: no file at {location}; accepted is {ACCEPTED}")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -> Faces:
+    """Read embeddings and bring them to length 1.
+
+    Args:
+        location: a local path or package:PATH, of one of the forms `ACCEPTED` lists.
+        sha256: as `faces_sha256` gives it.
+        recognizer_sha256: the recognizer they must belong to, wherever a file says.
+        field: the recipe field that names them, for errors.
+
+    Raises:
+        InputError: no such file, another sha256, another recognizer's embeddings, or embeddings
+            that are not finite or of length zero.
+    """
+    found = faces_sha256(location, field)
+    if found != sha256:
+        raise InputError(f"{field}.sha256: {sha256}, but {location} has {found}")
+    path = local_path(location)
+    parts = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    read = [_read(part, recognizer_sha256, field) for part in parts]
+    try:
+        embeddings = np.concatenate(read) if len(read) > 1 else read[0]
+    except ValueError:
+        shapes = ", ".join(str(list(part.shape)) for part in read[:3])
+        raise InputError(f"{field}.location: {location} holds shapes {shapes}") from None
+    if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind != "f":
+        raise InputError(
+            f"{field}.location: {location} holds {embeddings.dtype} {list(embeddings.shape)}; "
+            "accepted is float [N, D], N of 1 or more"
+        )
+    lengths = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
+    good = np.isfinite(lengths) & (lengths > 0)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise InputError(
+            f"{field}.location: {location} row {row} has length {lengths[row]:g}; accepted are "
+            "finite rows that are not zero"
+        )
+    return Faces((embeddings / lengths[:, None]).astype(np.float32))
+
+
+def _read(path: Path, recognizer_sha256: str, field: str) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":  # says nothing of its recognizer
+            return np.load(path, allow_pickle=False)
+        embeddings, made_by = _parquet(path) if path.suffix == ".parquet" else _safetensors(path)
+    except (ValueError, EOFError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{field}.location: {path} cannot be read ({reason}); accepted is {ACCEPTED}"
+        ) from None
+    if made_by != recognizer_sha256:
+        raise InputError(
+            f"{field}.location: {path} was made by the recognizer {made_by or 'of no name'}, "
+            f"accepted is the teacher's {recognizer_sha256}"
+        )
+    return embeddings
+
+
+def _safetensors(path: Path) -> tuple[np.ndarray, str]:
+    with safe_open(path, "np") as file:
+        return file.get_tensor("faces"), (file.metadata() or {}).get("recognizer_sha256", "")
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=[COLUMN])
+    rows = table[COLUMN].combine_chunks()
+    if not pa.types.is_fixed_size_list(rows.type):
+        raise ValueError(f"column {COLUMN} is {rows.type}, accepted is a list of fixed size")
+    made_by = (table.schema.metadata or {}).get(b"recognizer_sha256", b"").decode()
+    return np.asarray(rows.flatten()).reshape(len(rows), rows.type.list_size), made_by
