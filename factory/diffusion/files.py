@@ -1,6 +1,7 @@
 """Weights on disk: safetensors that say what they are and how to build the network they fit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,6 @@ from factory.diffusion.autoencoder import (
     VQConfig,
     make_autoencoder,
 )
-from factory.diffusion.unet import UNet, UNetConfig
 from factory.provenance import checked_sha256
 from factory.recipe import InputError, Weights, checked
 
@@ -24,6 +24,7 @@ FORMAT = "face-data-factory/"
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
 
 M = TypeVar("M", bound=nn.Module)
+D = TypeVar("D", bound=nn.Module)
 
 
 def save_weights(
@@ -75,10 +76,32 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
     return metadata
 
 
-def load_state(weights: Weights, module: nn.Module, name: str) -> None:
-    """Load a weights file into a network of the same shape; InputError where it does not fit."""
+def load_state(
+    weights: Weights, module: nn.Module, name: str, fresh: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Load a weights file into a network.
+
+    Args:
+        weights: where it lies.
+        module: the network.
+        name: its name among the recipe's `weights`, for messages.
+        fresh: prefixes of parameters that may keep their fresh values where the file has none of
+            their name and shape; with any given, what else the file holds is left out.
+
+    Returns:
+        Names of the parameters that kept their fresh values.
+
+    Raises:
+        InputError: the file does not fit.
+    """
     with safe_open(weights.path(), "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    left: tuple[str, ...] = ()
+    if fresh:
+        own = module.state_dict()
+        state = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        left = tuple(key for key in own if key not in state and key.startswith(fresh))
+        state |= {key: own[key] for key in left}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -86,19 +109,27 @@ def load_state(weights: Weights, module: nn.Module, name: str) -> None:
             f"recipe field weights.{name}.location: {weights.location} does not fit the network: "
             f"{' '.join(str(error).split())}"
         ) from error
+    return left
 
 
-def load_denoiser(weights: Weights, name: str = "denoiser") -> tuple[UNet, dict[str, Any]]:
+def load_denoiser(
+    weights: Weights, build: Callable[[dict[str, Any]], D], name: str = "denoiser"
+) -> tuple[D, dict[str, Any]]:
     """Build the denoiser a file describes, in evaluation mode.
+
+    Args:
+        weights: where it lies.
+        build: makes the network from the file's `config`.
+        name: its name among the recipe's `weights`, for messages.
 
     Returns:
         The network, and the file's `config`: the network's sizes under `model`, and what its
         training decided, such as the prediction type.
     """
     config = json.loads(read_metadata(weights, name, "denoiser")["config"])
-    unet = UNet(checked(UNetConfig, config["model"], f"{weights.location} model."))
-    load_state(weights, unet, name)
-    return channels_last(unet.eval()), config
+    network = build(config)
+    load_state(weights, network, name)
+    return channels_last(network.eval().requires_grad_(False)), config
 
 
 def load_autoencoder(weights: Weights, name: str = "autoencoder") -> Bottleneck | VQ:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from factory.diffusion.schedule import Process, make_scheduler
-from factory.diffusion.unet import UNet
 from factory.recipe import Sampler
 from factory.seeding import generator, seed64
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+Given = Tensor | tuple[Tensor, ...] | None
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> Tensor:
@@ -89,8 +89,8 @@ def _ancestral_step(
 
 
 def guided(
-    unet: UNet,
-    context: Tensor | None,
+    network: Callable[..., Tensor],
+    given: Given,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
@@ -99,8 +99,10 @@ def guided(
     """Return a prediction under classifier-free guidance, u + scale (c - u).
 
     Args:
-        unet: denoiser with a learned empty context, unless `scale` is 1.
-        context: embeddings [B, D]; None samples without an identity.
+        network: called as (x, t, given, keep=None, empty=mask); its empty context was learned,
+            unless `scale` is 1.
+        given: what the images are made from, a tensor or a tuple of tensors [B, ...]; None samples
+            without an identity.
         scale: 1 is off and calls the network once.
         interval: share t/T of the process, both ends included, inside which guidance is on
             (Kynkaanniemi et al. 2024).
@@ -111,16 +113,23 @@ def guided(
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         share = float(t[0]) / timesteps
-        if context is None or scale == 1.0 or not interval[0] <= share <= interval[1]:
-            return unet(x, t, context)
+        if given is None or scale == 1.0 or not interval[0] <= share <= interval[1]:
+            return network(x, t, given, keep=None, empty=None)
         batch = len(x)
         empty = torch.arange(2 * batch, device=x.device) >= batch
-        twice = (torch.cat([part, part]) for part in (x, t, context))
-        both = unet(*twice, keep=None, empty=empty)
+        both = network(_twice(x), _twice(t), _doubled(given), keep=None, empty=empty)
         with_context, without = both.float().chunk(2)
         return guide(with_context, without, scale, rescale)
 
     return predict
+
+
+def _twice(part: Tensor) -> Tensor:
+    return torch.cat([part, part])
+
+
+def _doubled(given: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return _twice(given) if isinstance(given, Tensor) else tuple(map(_twice, given))
 
 
 def guide(with_context: Tensor, without: Tensor, scale: float, rescale: float) -> Tensor:

@@ -7,18 +7,19 @@ from typing import Any
 from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
 
+SHARED = ("base", "diffusion")  # modules of this package that are no system
+
 
 def names() -> list[str]:
     """Return the systems there are: one module in this package each."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
 
 
 def system_class(name: str) -> type[System]:
     """Return the class of a system; InputError names the systems there are."""
     if name not in names():
         raise InputError(f"recipe field system: {name!r}; accepted: {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    return module.SYSTEM
+    return _module(name).SYSTEM
 
 
 def create(recipe: GenerateRecipe) -> System:
@@ -28,8 +29,12 @@ def create(recipe: GenerateRecipe) -> System:
 
 def training_class(name: str) -> Any:
     """Return what trains a system's denoiser; InputError where the system has nothing to train."""
-    module = importlib.import_module(system_class(name).__module__)
+    module = _module(system_class(name).__module__.rpartition(".")[2])
     if not hasattr(module, "TRAINING"):
-        trained = "idiff_face"
+        trained = ", ".join(n for n in names() if hasattr(_module(n), "TRAINING"))
         raise InputError(f"recipe field system: {name!r} trains nothing; accepted: {trained}")
     return module.TRAINING
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

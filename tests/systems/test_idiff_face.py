@@ -175,7 +175,10 @@ def test_weights_that_do_not_belong_are_refused(files: dict[str, Path], tmp_path
         loaded(generating(files, weights=wrong))
     with pytest.raises(InputError, match=r"image\.size"):
         loaded(generating(files, image={"size": 32}))
-    unet, config = load_denoiser(Weights(location=str(files["denoiser"])))
+    unet, config = load_denoiser(
+        Weights(location=str(files["denoiser"])),
+        lambda config: UNet(UNetConfig.model_validate(config["model"])),
+    )
     smoke = tmp_path / "smoke.safetensors"
     save_weights(smoke, "denoiser", unet, config, {"random_init": "teacher"})
     marked = located(files) | {"denoiser": {"location": str(smoke)}}
@@ -280,8 +283,9 @@ def test_training_learns_and_batches_are_functions_of_the_step(
     again = IDiffFaceTraining(recipe, Place(0, 1, tmp_path))
     first = next(iter(trained.batches(41, 42)))
     second = next(iter(again.batches(41, 42)))
-    for name in ("clean", "noise", "t", "context", "keep", "empty"):
+    for name in ("clean", "noise", "t", "keep", "empty"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert torch.equal(first.given[0], second.given[0])
     assert len({int(v) * 8 // 1000 for v in first.t}) == 8  # one of each eighth of the process
     halves = [
         next(iter(IDiffFaceTraining(recipe, Place(rank, 2, tmp_path)).batches(41, 42)))
@@ -302,7 +306,7 @@ def test_contexts_come_from_the_same_person(
         rows = held.data.peers[held.data.first[label] : held.data.first[label + 1]]
         assert (labels[rows] == label).all() and len(rows) == 4
     batch = next(iter(held.batches(0, 1)))
-    for clean, context in zip(batch.clean, batch.context, strict=True):
+    for clean, context in zip(batch.clean, batch.given[0], strict=True):
         image = np.abs(held.data.latents.astype(np.float32) - clean.numpy()).sum((2, 3, 4))
         source = np.abs(table - context.numpy()).sum(2)
         image_row = np.unravel_index(image.argmin(), image.shape)

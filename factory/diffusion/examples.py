@@ -1,0 +1,290 @@
+"""What a denoiser learns from: a dataset's latents, embeddings and more, computed once and kept.
+
+A training step then costs only the denoiser. Each kind is an array of its own on disk, named by
+what it is computed from, so that systems share what they have in common. What is computed from an
+image is kept twice, for the image as it is and mirrored.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from factory.diffusion.autoencoder import VQ, Bottleneck, to_pixels
+from factory.recipe import InputError, digest
+from factory.recognition.backbones import IResNet
+from factory.shards.feed import Feed
+from factory.shards.manifest import TAR, committed, shard_file
+from factory.shards.store import Store
+from factory.shards.tar import members
+
+BATCH = 64
+KINDS = ("images", "latents", "embeddings", "norms", "maps", "truth")
+MAP_LAYER = "layer4.0"  # DCFace's spatial identity features: the first unit of stage 4
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The networks that see each image once, before the training.
+
+    Attributes:
+        autoencoder: encodes images to latents; None where the denoiser works on pixels.
+        teacher: network from [B, 3, size, size] in [-1, 1] to embeddings [B, D].
+        teacher_size: height and width of the teacher's images.
+    """
+
+    autoencoder: Bottleneck | VQ | None
+    teacher: nn.Module
+    teacher_size: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A dataset as its generator sees it; N images, mapped from disk.
+
+    Attributes:
+        labels: int64 [N].
+        peers: int64 [N], the images ordered by label.
+        first: int64 [classes + 1], where each label's images begin in `peers`.
+        images: uint8 [N, S, S, 3] RGB.
+        latents: float16 [2, N, C, H, W]; the second half is of the mirrored images.
+        embeddings: float16 [2, N, D], unit vectors.
+        norms: float16 [2, N], the lengths the embeddings had.
+        maps: float16 [2, N, C, h, w], the teacher's features after the first unit of stage 4.
+        truth: float32 [N, A], the attributes named in `attributes`, of the unmirrored image.
+        attributes: names of truth's columns.
+    """
+
+    labels: np.ndarray
+    peers: np.ndarray
+    first: np.ndarray
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """Return an array by its kind."""
+        if name in KINDS and name in self.arrays:
+            return self.arrays[name]
+        raise AttributeError(name)
+
+    def clean(self, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return what the denoiser should find, float32 [B, C, H, W]: latents, else pixels.
+
+        Args:
+            flip: int64 [B], 1 where the mirrored image is meant.
+            rows: int64 [B].
+        """
+        if "latents" in self.arrays:
+            return self.latents[flip, rows].astype(np.float32)
+        return self.pixels(flip, rows)
+
+    def pixels(self, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return images as float32 [B, 3, S, S] in [-1, 1]."""
+        taken = self.images[rows]
+        taken[flip == 1] = taken[flip == 1][:, :, ::-1]
+        return np.ascontiguousarray(taken.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1.0
+
+
+def embed(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
+    """Return unit embeddings float32 [B, D] of images [B, 3, S, S], resized where need be.
+
+    Args:
+        teacher: network from [B, 3, size, size] in [-1, 1].
+        size: height and width it takes.
+        pixels: images in [-1, 1].
+    """
+    return F.normalize(teacher(resized(pixels, size)).float(), dim=1)
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Return images [B, 3, size, size]."""
+    if pixels.shape[2] == size:
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+
+def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return raw embeddings [B, D] and spatial features [B, C, h, w] of images in one pass."""
+    if not isinstance(teacher, IResNet):
+        raise InputError(
+            f"recipe field weights.teacher: {type(teacher).__name__} has no spatial features; "
+            "accepted is an IResNet"
+        )
+    held: list[Tensor] = []
+    hook = teacher.get_submodule(MAP_LAYER).register_forward_hook(
+        lambda module, given, made: held.append(made)
+    )
+    try:
+        raw = teacher(resized(pixels, size))
+    finally:
+        hook.remove()
+    return raw.float(), held[0].float()
+
+
+def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
+    """Return 16 hex digits naming what decides latents: a decoder trained further changes none."""
+    hashed = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if "decoder." not in name and "post_quant" not in name:
+            hashed.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def load_examples(
+    feed: Feed,
+    urls: Sequence[str],
+    kinds: Sequence[str],
+    frozen: Frozen,
+    sources: dict[str, str],
+    cache: Path,
+    low_precision: bool,
+    attributes: Sequence[str] = (),
+) -> Examples:
+    """Return a dataset's arrays, from the cache where it has them.
+
+    Args:
+        feed: the dataset, with a batch size of 1; its first epoch's order is the order kept.
+        urls: the datasets of the feed.
+        kinds: which of `KINDS` are wanted.
+        frozen: the networks.
+        sources: what names each array: digests of `data`, `autoencoder` and `teacher`.
+        cache: folder of the cache.
+        low_precision: compute in bfloat16.
+        attributes: columns of `truth`.
+
+    Raises:
+        InputError: a sample lacks an attribute.
+    """
+    about = {"data": sources["data"], "images": len(feed)}
+    seen = {**about, "low_precision": low_precision}
+    named = {
+        "labels": about,
+        "images": about,
+        "latents": {**seen, "autoencoder": sources.get("autoencoder")},
+        **{kind: {**seen, "teacher": sources["teacher"]} for kind in ("embeddings", "norms")},
+        "maps": {**seen, "teacher": sources["teacher"], "layer": MAP_LAYER},
+        "truth": {**about, "attributes": list(attributes)},
+    }
+    wanted = ("labels", *kinds)
+    paths = {kind: cache / f"{kind}-{digest(named[kind])}.npy" for kind in wanted}
+    missing = [kind for kind in wanted if not paths[kind].is_file()]
+    if missing:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".examples-", dir=cache) as aside:
+            made = {kind: Path(aside) / f"{kind}.npy" for kind in missing}
+            _compute(made, feed, urls, frozen, low_precision, attributes)
+            for kind, path in made.items():  # another worker's move of the same bytes is harmless
+                os.replace(path, paths[kind])
+    arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in kinds}
+    labels = np.load(paths["labels"])
+    peers = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[peers], np.arange(labels.max() + 2))
+    return Examples(labels, peers, first, arrays, tuple(attributes))
+
+
+@torch.inference_mode()
+def _compute(
+    made: dict[str, Path],
+    feed: Feed,
+    urls: Sequence[str],
+    frozen: Frozen,
+    low_precision: bool,
+    attributes: Sequence[str],
+) -> None:
+    """Write the arrays asked for in one pass over the dataset."""
+    count = len(feed)
+    device = next(frozen.teacher.parameters()).device
+    known = _truth(urls, attributes) if "truth" in made else {}
+    arrays: dict[str, np.ndarray] = {}
+
+    def keep(kind: str, rows: slice, values: np.ndarray, side: int | None = None) -> None:
+        if kind not in made:
+            return
+        if kind not in arrays:
+            sides = () if side is None else (2,)
+            shape = (*sides, count, *values.shape[1:])
+            arrays[kind] = np.lib.format.open_memmap(made[kind], "w+", values.dtype, shape)
+        arrays[kind][rows if side is None else (side, rows)] = values
+
+    for start, images, labels, keys in _batches(feed):
+        rows = slice(start, start + len(images))
+        keep("labels", rows, labels)
+        keep("images", rows, images)
+        if known:
+            keep("truth", rows, np.array([_row(known, key, attributes) for key in keys]))
+        straight = to_pixels(torch.from_numpy(images)).to(device)
+        for side, pixels in enumerate((straight, straight.flip(3))):
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+                if "latents" in made:
+                    assert frozen.autoencoder is not None
+                    latents = frozen.autoencoder.encode(pixels)
+                    keep("latents", rows, latents.half().cpu().numpy(), side)
+                if "maps" in made:
+                    raw, maps = features(frozen.teacher, frozen.teacher_size, pixels)
+                    keep("maps", rows, maps.half().cpu().numpy(), side)
+                elif "embeddings" in made or "norms" in made:
+                    raw = frozen.teacher(resized(pixels, frozen.teacher_size)).float()
+                else:
+                    continue
+            norms = raw.norm(dim=1)
+            keep("norms", rows, norms.half().cpu().numpy(), side)
+            keep("embeddings", rows, (raw / norms[:, None]).half().cpu().numpy(), side)
+    for array in arrays.values():
+        assert isinstance(array, np.memmap)
+        array.flush()
+
+
+def _batches(feed: Feed) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[str]]]:
+    """Yield (first row, images, labels, keys) of the feed's first epoch."""
+    count = len(feed)
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    for number, batch in enumerate(feed.batches(0, count), start=1):
+        images.append(batch.images[0])
+        labels.append(int(batch.labels[0]))
+        keys.append(batch.keys[0])
+        if len(images) == BATCH or number == count:
+            yield number - len(images), np.stack(images), np.array(labels), keys
+            images, labels, keys = [], [], []
+
+
+def _truth(urls: Sequence[str], attributes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the truth of every sidecar of the datasets, by key."""
+    known: dict[str, dict[str, Any]] = {}
+    for url in urls:
+        store = Store(url)
+        for name in sorted(committed(store)):
+            with store.open_input(shard_file(name, TAR)) as file:
+                for member in members(file):
+                    if member.extension == "json":
+                        if member.key in known:
+                            raise InputError(
+                                f"recipe field data.train: {url} repeats the key {member.key} of "
+                                "another dataset; attributes accept one dataset"
+                            )
+                        truth = json.loads(member.data).get("truth", {})
+                        known[member.key] = {n: truth[n] for n in attributes if n in truth}
+    return known
+
+
+def _row(known: dict[str, dict[str, Any]], key: str, attributes: Sequence[str]) -> np.ndarray:
+    lacking = [name for name in attributes if name not in known.get(key, {})]
+    if lacking:
+        raise InputError(
+            f"recipe field options.attributes: sample {key} has no {lacking[0]} in its sidecar"
+        )
+    return np.array([known[key][name] for name in attributes], np.float32)
