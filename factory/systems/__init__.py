@@ -17,8 +17,6 @@ def names() -> list[str]:
 
 def system_class(name: str) -> type[System]:
     """Return the class of a system; InputError names the systems there are."""
-    if name not in names():
-        raise InputError(f"recipe field system: {name!r}; accepted: {', '.join(names())}")
     return _module(name).SYSTEM
 
 
@@ -29,7 +27,7 @@ def create(recipe: GenerateRecipe) -> System:
 
 def training_class(name: str) -> Any:
     """Return what trains a system's denoiser; InputError where the system has nothing to train."""
-    module = _module(system_class(name).__module__.rpartition(".")[2])
+    module = _module(name)
     if not hasattr(module, "TRAINING"):
         trained = ", ".join(n for n in names() if hasattr(_module(n), "TRAINING"))
         raise InputError(f"recipe field system: {name!r} trains nothing; accepted: {trained}")
@@ -37,4 +35,6 @@ def training_class(name: str) -> Any:
 
 
 def _module(name: str) -> Any:
+    if name not in names():
+        raise InputError(f"recipe field system: {name!r}; accepted: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
