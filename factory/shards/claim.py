@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from factory.plan import Extent, ListedShard, Shard, shards
-from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
+from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
+from factory.recipe import ComposeRecipe, GenerateRecipe, InputError, bank_digest, parse
 from factory.shards.store import Store
 
 CLAIM = "recipe.json"
@@ -22,11 +22,12 @@ def read_claim(store: Store) -> dict[str, Any]:
     return json.loads(store.read(CLAIM))
 
 
-def planned(claim: dict[str, Any]) -> Iterator[Shard]:
+def planned(claim: dict[str, Any]) -> Iterator[Shard | Slice]:
     """Yield every shard a claim plans, in order.
 
     A generated dataset's plan follows from its recipe. A dataset made of images that were there
     before lists its shards in the claim's `shards`: (first identity, end, first slot, end, images).
+    A materialised composition has positions: as many as the claim's `images`.
 
     Raises:
         InputError, KeyError, TypeError, ValueError: the claim is damaged.
@@ -36,8 +37,11 @@ def planned(claim: dict[str, Any]) -> Iterator[Shard]:
             yield ListedShard(*(int(number) for number in numbers))
         return
     recipe = parse(claim["recipe"])
+    if isinstance(recipe, ComposeRecipe):
+        yield from slices(int(claim["images"]), recipe.shard_images)
+        return
     if not isinstance(recipe, GenerateRecipe):
-        raise ValueError(f"recipe of kind {recipe.kind}, accepted is generate")
+        raise ValueError(f"recipe of kind {recipe.kind}, accepted is generate or compose")
     yield from shards(recipe, tuple((int(count), int(images)) for count, images in claim["grown"]))
 
 

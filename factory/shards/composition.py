@@ -7,22 +7,22 @@ OUT/composition.json   the recipe, the pools' digests and counts, written last: 
 import hashlib
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from factory.provenance import Model
 from factory.recipe import InputError, Natural, Part
-from factory.shards.index import column
-from factory.shards.manifest import DatasetManifest, Sha256, load_manifest
+from factory.shards.index import Copies, column
+from factory.shards.manifest import Sha256, load_manifest
 from factory.shards.store import Store
 
 COMPOSITION = "composition.json"
 INDEX = "index.parquet"
-SYSTEM = "composition"  # what made the shards of a materialised one
 SCHEMA = pa.schema(
     [
         pa.field("label", pa.int64(), nullable=False),
@@ -56,6 +56,7 @@ class Taken(Part):
     content_digest: str
     system: str
     licence: str
+    digital_source_type: str
     real: bool
     offered_identities: Natural
     offered_images: Natural
@@ -80,7 +81,8 @@ class Composition(Part):
     image_size: Natural
     pools: dict[str, Taken]
     models: tuple[Model, ...]
-    licence: str
+    licence: str = Field(description="The strictest of the pools' and their models'.")
+    digital_source_type: str = Field(description="Of the pools, joined by AND where they differ.")
 
 
 @dataclass(frozen=True)
@@ -165,16 +167,30 @@ def read_rows(store: Store, composition: Composition) -> Rows:
     )
 
 
-def pool_manifest(name: str, taken: Taken) -> DatasetManifest:
-    """Read the manifest of a composition's pool; InputError when it is another dataset by now."""
-    store = Store(taken.url)
-    manifest = load_manifest(store)
-    if manifest.content_digest != taken.content_digest:
-        raise InputError(
-            f"composition's pool {name}: {store.url} has content digest "
-            f"{manifest.content_digest}, composed was {taken.content_digest}"
-        )
-    return manifest
+def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> list[Path]:
+    """Return a local path of each of `rows.shards`; remote ones are copied to the cache once.
+
+    Raises:
+        InputError: a pool is another dataset by now, or a shard is gone.
+    """
+    paths: dict[tuple[int, str], Path] = {}
+    for number, name in enumerate(rows.pools):
+        taken = composition.pools[name]
+        store = Store(taken.url)
+        manifest = load_manifest(store)
+        if manifest.content_digest != taken.content_digest:
+            raise InputError(
+                f"composition's pool {name}: {store.url} has content digest "
+                f"{manifest.content_digest}, composed was {taken.content_digest}"
+            )
+        held = {entry.name: entry.sha256 for entry in manifest.shards}
+        used = [shard for pool, shard in rows.shards if pool == number]
+        gone = next((shard for shard in used if shard not in held), None)
+        if gone is not None:
+            raise InputError(f"composition's pool {name}: {store.url} has no shard {gone} any more")
+        copied = Copies(store, held, cache).fetch(used)
+        paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
+    return [paths[shard] for shard in rows.shards]
 
 
 def _coded(values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -20,7 +20,7 @@ from factory.seeding import generator, seed64
 from factory.shards.composition import (
     is_composition,
     load_composition,
-    pool_manifest,
+    local_shards,
     read_rows,
 )
 from factory.shards.index import Copies, Reader, contents, index, ranks
@@ -259,25 +259,8 @@ def _images(store: Store, cache: Path | None) -> _Images:
 def _composed(store: Store, cache: Path | None) -> _Images:
     composition = load_composition(store)
     rows = read_rows(store, composition)
-    paths: dict[tuple[int, str], Path] = {}
-    for number, name in enumerate(rows.pools):
-        taken = composition.pools[name]
-        held = {entry.name: entry.sha256 for entry in pool_manifest(name, taken).shards}
-        used = [shard for pool, shard in rows.shards if pool == number]
-        gone = next((shard for shard in used if shard not in held), None)
-        if gone is not None:
-            raise InputError(f"{store.url}: pool {name} has no shard {gone} any more")
-        copied = Copies(Store(taken.url), held, cache).fetch(used)
-        paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
-    return _Images(
-        [paths[shard] for shard in rows.shards],
-        rows.label,
-        rows.key,
-        rows.shard,
-        rows.offset,
-        rows.size,
-        rows.repeat,
-    )
+    paths = local_shards(composition, rows, cache)
+    return _Images(paths, rows.label, rows.key, rows.shard, rows.offset, rows.size, rows.repeat)
 
 
 def _chosen(found: _Images, identities: int | None, images_each: int | None) -> _Images:

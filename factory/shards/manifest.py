@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from factory.plan import Extent, Shard
+from factory.plan import Extent, Shard, Slice
 from factory.provenance import DIGITAL_SOURCE_TYPE, Model, strictest
 from factory.recipe import InputError, Natural, Part
 from factory.shards.claim import read_claim
@@ -26,6 +26,7 @@ REASONS = (
 )
 MANIFEST = "manifest.json"
 FOLDER = "shards"
+COMPOSED = "composition"  # the system of a materialised composition
 TAR, REJECTS, COMMIT = ".tar", ".rejects.parquet", ".json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -155,7 +156,7 @@ def load_manifest(store: Store) -> DatasetManifest:
         raise InputError(f"{store.url}/{MANIFEST}: {field}: {what['msg']}") from None
 
 
-def merge(store: Store, shards: Iterable[Shard]) -> DatasetManifest:
+def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
     """Merge the manifests of all planned shards into the dataset's, and write it.
 
     Args:
@@ -193,9 +194,13 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
         for library, version in one.versions.items():
             versions.setdefault(library, set()).add(version)
     recipe = claim["recipe"]
-    models = tuple(
-        Model(name=name, **part) for name, part in sorted(recipe.get("weights", {}).items())
-    )
+    if "models" in claim:  # of a composition: its pools'
+        models = tuple(Model(**part) for part in claim["models"])
+    else:
+        models = tuple(
+            Model(name=name, **part) for name, part in sorted(recipe.get("weights", {}).items())
+        )
+    licence = claim["licence"] if "licence" in claim else recipe["licence"]
     return DatasetManifest(
         recipe=recipe,
         grown=tuple((count, images) for count, images in claim["grown"]),
@@ -210,7 +215,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
             seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
         ),
         models=models,
-        licence=strictest([recipe["licence"], *(model.licence for model in models)]),
+        licence=strictest([licence, *(model.licence for model in models)]),
         created_with={library: ", ".join(sorted(found)) for library, found in versions.items()},
         digitalSourceType=claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE),
     )
@@ -221,11 +226,11 @@ def to_bytes(manifest: DatasetManifest) -> bytes:
     return json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
 
 
-def _loaded(store: Store, shards: Iterable[Shard]) -> Iterator[ShardManifest]:
+def _loaded(store: Store, shards: Iterable[Shard | Slice]) -> Iterator[ShardManifest]:
     missing: list[str] = []
     faulty: list[str] = []
 
-    def load(shard: Shard) -> ShardManifest | None:
+    def load(shard: Shard | Slice) -> ShardManifest | None:
         try:
             return load_shard_manifest(store, shard.name)
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from factory.plan import Shard, sample_key
+from factory.plan import Shard, Slice, position_key, sample_key
 from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import InputError
 from factory.shards.claim import CLAIM, planned, read_claim
@@ -17,6 +17,7 @@ from factory.shards.embeddings import FOLDER as EMBEDDINGS
 from factory.shards.embeddings import shard_of
 from factory.shards.manifest import (
     COMMIT,
+    COMPOSED,
     FOLDER,
     MANIFEST,
     REJECTS,
@@ -34,6 +35,7 @@ BANK = "bank"
 OURS = {CLAIM, MANIFEST, LOCK, "README.md", "LICENSE", "report.html"}
 MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
+POSITION = len(position_key(0))
 SIDECAR = TypeAdapter(dict[str, Any])
 
 MISSING_SHARD = "missing_shard"
@@ -83,7 +85,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Expected:
-    """What every shard of a dataset must agree with."""
+    """What every shard of a dataset must agree with; without `image` any known format will do."""
 
     content_digest: str
     system: str
@@ -91,9 +93,9 @@ class Expected:
     source_type: str
 
     @cached_property
-    def extensions(self) -> set[str]:
-        """Return the extensions of a sample's members."""
-        return {"cls", "json", self.image}
+    def extensions(self) -> list[set[str]]:
+        """Return the sets of extensions that the members of a sample may have."""
+        return [{"cls", "json", image} for image in ([self.image] if self.image else MAGIC)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
     faults: list[Fault] = []
     whole = True
 
-    def check(shard: Shard) -> Checked:
+    def check(shard: Shard | Slice) -> Checked:
         return check_shard(store, shard, names, expected, deep)
 
     def mergeable() -> Iterator[ShardManifest]:
@@ -149,7 +151,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
 
 
 def check_shard(
-    store: Store, shard: Shard, names: set[str], expected: Expected, deep: bool
+    store: Store, shard: Shard | Slice, names: set[str], expected: Expected, deep: bool
 ) -> Checked:
     """Check one planned shard.
 
@@ -226,12 +228,14 @@ def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
     return sorted(removed)
 
 
-def _claimed(claim: dict[str, Any]) -> tuple[Expected, tuple[Shard, ...]]:
+def _claimed(claim: dict[str, Any]) -> tuple[Expected, tuple[Shard | Slice, ...]]:
     shards = tuple(planned(claim))
     for field in ("content_digest", "bank_digest"):
         if not isinstance(claim[field], str):
             raise ValueError(f"{field} is {claim[field]!r}")
     recipe = claim["recipe"]
+    if recipe["kind"] == "compose":
+        return Expected(claim["content_digest"], COMPOSED, "", ""), shards
     source_type = claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE)
     image = recipe["image"].get("format", "jpg")
     if image not in MAGIC:
@@ -300,7 +304,7 @@ class _Findings:
 
 
 def _tar(
-    store: Store, name: str, shard: Shard, manifest: ShardManifest, expected: Expected
+    store: Store, name: str, shard: Shard | Slice, manifest: ShardManifest, expected: Expected
 ) -> list[Fault]:
     sha, findings, empty = hashlib.sha256(), _Findings(), set(manifest.missing)
     samples, last = 0, ""
@@ -342,16 +346,22 @@ def _grouped(found: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, byt
 def _sample(
     key: str,
     sample: list[tuple[str, bytes]],
-    shard: Shard,
+    shard: Shard | Slice,
     expected: Expected,
     findings: _Findings,
 ) -> None:
     parts = dict(sample)
-    if len(sample) != 3 or parts.keys() != expected.extensions:
+    if len(sample) != 3 or parts.keys() not in expected.extensions:
         found = [extension for extension, _ in sample]
         kind = DUPLICATE_KEY if len(parts) < len(sample) else WRONG_MEMBERS
-        due = ", ".join(sorted(expected.extensions))
+        due = " or ".join(", ".join(sorted(one)) for one in expected.extensions)
         findings.add(kind, f"{key} has {', '.join(found)}; {due} are due")
+        return
+    image = next(extension for extension in parts if extension in MAGIC)
+    if not parts[image].startswith(MAGIC[image]):
+        findings.add(WRONG_IMAGE, f"{key}.{image} is no {image} image")
+    if isinstance(shard, Slice):
+        _positioned(key, parts, shard, findings)
         return
     first, _, second = key.partition("_")
     identity, slot = (int(first), int(second)) if (first + second).isdecimal() else (-1, -1)
@@ -364,11 +374,23 @@ def _sample(
         return
     if parts["cls"] != b"%d" % identity:
         findings.add(WRONG_LABEL, f"{key}.cls is {parts['cls'][:20]!r}, {identity} is expected")
-    if not parts[expected.image].startswith(MAGIC[expected.image]):
-        findings.add(WRONG_IMAGE, f"{key}.{expected.image} is no {expected.image} image")
     wrong = _sidecar(parts["json"], identity, slot, expected)
     if wrong:
         findings.add(WRONG_SIDECAR, f"{key}.json: {wrong}")
+
+
+def _positioned(key: str, parts: dict[str, bytes], shard: Slice, findings: _Findings) -> None:
+    """Check a sample whose key is its position; only its sidecar knows its label."""
+    if not (key.isdecimal() and shard.start <= int(key) < shard.stop and len(key) == POSITION):
+        findings.add(FOREIGN_KEY, f"{key} is no position of this shard")
+        return
+    try:
+        label = SIDECAR.validate_json(parts["json"])["label"]
+    except (ValueError, KeyError):
+        findings.add(WRONG_SIDECAR, f"{key}.json: not a JSON object with a label")
+        return
+    if parts["cls"] != str(label).encode():
+        findings.add(WRONG_LABEL, f"{key}.cls is {parts['cls'][:20]!r}, {label} is expected")
 
 
 def _sidecar(data: bytes, identity: int, slot: int, expected: Expected) -> str:
