@@ -20,7 +20,13 @@ ENTRY_POINT_LINES = 80
 FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
-    "evaluate": {"--recognizer", "--benchmarks", "--json", "--resize"},
+    "evaluate": {
+        *("--recognizer", "--benchmarks", "--json", "--resize"),
+        *("--protocol", "--groups", "--switches"),
+    },
+    "export": {
+        *("--format", "--to", "--dialect", "--size", "--seed", "--pairs", "--measured", "--c2pa"),
+    },
     "generate": {"--out", "--extend", "--dry-run"},
     "make_benchmarks": {"--out", "--pairs", "--size", "--seed"},
     "measure": {
@@ -28,6 +34,9 @@ FLAGS: dict[str, set[str]] = {
     },
     "plan": set(),
     "report": {"--to"},
+    "train_attributes": {
+        *("--out", "--epochs", "--seed", "--licence", "--identities", "--threads"),
+    },
     "train_diffusion": {"--out", "--max-steps"},
     "train_recognizer": {"--out"},
     "verify": {"--repair"},
@@ -36,11 +45,13 @@ POSITIONAL: dict[str, list[str]] = {
     "bench": ["RECIPE"],
     "demo": [],
     "evaluate": [],
+    "export": ["URL"],
     "generate": ["RECIPE"],
     "make_benchmarks": [],
     "measure": ["URL"],
     "plan": ["RECIPE"],
     "report": ["URL"],
+    "train_attributes": ["URL"],
     "train_diffusion": ["RECIPE"],
     "train_recognizer": ["RECIPE"],
     "verify": ["URL"],

@@ -1,0 +1,1 @@
+"""Datasets and compositions handed on in the formats of other trainers."""

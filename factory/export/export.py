@@ -1,0 +1,227 @@
+"""Handing a dataset on: read once into scratch files, then written in the order of the format."""
+
+import re
+import struct
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import simplejpeg
+
+import factory
+from factory.evaluation.images import PNG_MAGIC, decode, fitted
+from factory.export.about import About
+from factory.export.card import card, licence_text
+from factory.export.folder import write_folder
+from factory.export.kits import write_arcface, write_cvlface
+from factory.export.output import Output
+from factory.export.parquet import write_hf
+from factory.export.recordio import DIALECTS
+from factory.export.sheet import ContactSheet, sign
+from factory.export.source import Source, open_source
+from factory.export.spool import BUCKET_BYTES, Placed, Spool, grouped, shuffled
+from factory.export.wds import write_wds
+from factory.export.zip import write_edm
+from factory.recipe import InputError
+from factory.shards.store import Store
+
+FORMATS: dict[str, Callable[[Iterator[Placed], About, Output], None]] = {
+    "arcface_torch": write_arcface,
+    "cvlface": write_cvlface,
+    "imagefolder": write_folder,
+    "hf": write_hf,
+    "wds": write_wds,
+    "edm": write_edm,
+}
+RECORDS = ("arcface_torch", "cvlface")
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+NOISE = "synthetic"  # arcface_torch and CVLface train on random noise under this name
+QUALITY = 95  # of images that were resized
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export.
+
+    Attributes:
+        format: one of `FORMATS`.
+        dialect: of RecordIO, im2rec or insightface.
+        size: resize to this height and width in pixels; None leaves the images' bytes as they are.
+        seed: of the order.
+        pairs: verification pairs of identities that are kept out of the training images.
+        measured: results of `jobs/measure.py --json` for the card.
+        c2pa: PEM files of a certificate and its key, to sign a contact sheet.
+    """
+
+    format: str
+    dialect: str | None = None
+    size: int | None = None
+    seed: int = 0
+    pairs: int = 0
+    measured: tuple[dict[str, Any], ...] = ()
+    c2pa: tuple[Path, Path] | None = None
+
+
+def export(source_store: Store, target: Store, options: Options) -> About:
+    """Write a dataset or composition in another format; the same call again writes the same bytes.
+
+    Memory does not grow with the dataset beyond nine bytes an identity. Scratch files as large as
+    the images are written below the folder for temporary files (TMPDIR).
+
+    Args:
+        source_store: a dataset's or composition's folder or URL.
+        target: an empty folder or URL; the last part of its address names the export.
+        options: how.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        InputError: source, target or options are not accepted.
+        FaultError: a shard is not what its manifest says.
+    """
+    name = _name(target.url)
+    dialect = _dialect(options)
+    if options.size is not None and not 16 <= options.size <= 1024:
+        raise InputError(f"--size {options.size}; accepted is 16 to 1024")
+    source = open_source(source_store)
+    out = Output(target, _claim(name, dialect, source, options))
+    in_labels = options.format in ("imagefolder", "edm") or dialect == "insightface"
+    order = grouped(source.labels) if in_labels else shuffled(options.seed)
+    with tempfile.TemporaryDirectory(prefix="factory-") as folder:
+        spool = Spool(Path(folder), order, source.bytes, BUCKET_BYTES)
+        kind, sheet = _Kind(options.size), ContactSheet()
+        for item in source.read():
+            kind.see(item.encoded, item.label)
+            number = spool.add(item.label, item.encoded, item.sidecar)
+            if options.c2pa is not None:
+                sheet.see(Placed(item.label, number, item.encoded, b""))
+        ranks = _ranks(spool)
+        about = About(
+            name=name,
+            format=options.format,
+            source=source,
+            images=sum(spool.counts),
+            classes=sum(1 for count in spool.counts if count),
+            size=options.size or kind.size,
+            made_size=kind.size,
+            extension=kind.extension,
+            dialect=dialect,
+            seed=options.seed,
+            pairs=0,
+            held_out=0,
+        )
+        items = (kind.fit(item)._replace(label=ranks[item.label]) for item in spool.read())
+        FORMATS[options.format](items, about, out)
+    out.write("LICENSE", licence_text(about).encode())
+    out.write("README.md", card(about, options.measured).encode())
+    if options.c2pa is not None:
+        cert, key = options.c2pa
+        signed = sign(sheet.jpeg(), f"{name} contact sheet", source.sha256, cert, key)
+        out.write("contact_sheet.jpg", signed)
+    out.finish()
+    return about
+
+
+class _Kind:
+    """What the images are: one size and one encoding, or else they are made so."""
+
+    def __init__(self, wanted: int | None) -> None:
+        self.wanted, self.size, self.extension = wanted, 0, ""
+
+    def see(self, encoded: bytes, label: int) -> None:
+        """Take note of an image; InputError when it differs and nothing was said about it."""
+        extension, (height, width) = _extension(encoded), image_size(encoded)
+        if not self.size:
+            self.size, self.extension = height, extension
+        if self.wanted is None and (height, width, extension) != (
+            self.size,
+            self.size,
+            self.extension,
+        ):
+            raise InputError(
+                f"an image of label {label} is a {width} x {height} {extension}, the first is "
+                f"{self.size} x {self.size} {self.extension}; accepted are square images of one "
+                "size and encoding, or --size to make them so"
+            )
+        if extension == "jpg":
+            self.extension = extension
+
+    def fit(self, item: Placed) -> Placed:
+        """Return the image in the size and encoding of the export."""
+        same = _extension(item.encoded) == self.extension
+        if self.wanted is None or (same and image_size(item.encoded) == (self.wanted,) * 2):
+            return item
+        from factory.recipe import Image
+        from factory.stages.encode import encode_image
+
+        what = f"image {item.number} of label {item.label}"
+        face = fitted(decode(item.encoded, what), self.wanted, what, resize=True)
+        how = Image(size=self.wanted, format="jpg", quality=QUALITY)
+        if self.extension == "png":
+            how = how.model_copy(update={"format": "png"})
+        return item._replace(encoded=encode_image(face, how))
+
+
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """Return height and width of a JPEG or PNG in pixels; InputError when it is neither."""
+    if encoded.startswith(PNG_MAGIC) and len(encoded) >= 24:
+        width, height = struct.unpack(">2I", encoded[16:24])
+        return height, width
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError as error:
+        raise InputError(f"an image cannot be read ({error}); accepted is JPEG or PNG") from None
+    return int(height), int(width)
+
+
+def _extension(encoded: bytes) -> str:
+    return "png" if encoded.startswith(PNG_MAGIC) else "jpg"
+
+
+def _ranks(spool: Spool) -> Sequence[int]:
+    """Return the label of each source label: contiguous, without those that have no image."""
+    return array("I", accumulate((count > 0 for count in spool.counts), initial=0))
+
+
+def _name(url: str) -> str:
+    name = PurePosixPath(url.partition("?")[0].partition("://")[2] or url).name
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"--to {url}: its last part names the export; accepted are letters, digits, _ and -"
+        )
+    if name == NOISE:
+        raise InputError(
+            f"--to {url}: arcface_torch and CVLface train on random noise when a dataset is called "
+            f"{NOISE}; accepted is any other name"
+        )
+    return name
+
+
+def _dialect(options: Options) -> str:
+    if options.dialect is not None and options.format not in RECORDS:
+        raise InputError(
+            f"--dialect {options.dialect}: only {' and '.join(RECORDS)} have dialects, not "
+            f"{options.format}"
+        )
+    dialect = options.dialect or DIALECTS[0]
+    if dialect not in DIALECTS:
+        raise InputError(f"--dialect {dialect}; accepted is {' or '.join(DIALECTS)}")
+    return dialect
+
+
+def _claim(name: str, dialect: str, source: Source, options: Options) -> dict[str, Any]:
+    return {
+        "name": name,
+        "format": options.format,
+        "dialect": dialect if options.format in RECORDS else None,
+        "size": options.size,
+        "seed": options.seed,
+        "pairs": options.pairs,
+        "source_sha256": source.sha256,
+        "factory": factory.__version__,
+    }

@@ -1,0 +1,21 @@
+"""ImageFolder: one folder an identity, as torchvision, timm and many trainers read it.
+
+Names have equally many digits, so that sorting them as text and as numbers is the same: trainers
+that count folders one way or the other find the same labels.
+"""
+
+from collections.abc import Iterator
+
+from factory.export.about import About
+from factory.export.output import Output
+from factory.export.spool import Placed
+
+
+def write_folder(items: Iterator[Placed], about: About, out: Output) -> None:
+    """Write `0000000/0000.jpg`, ...: the folder's number is the label."""
+    digits = max(7, len(str(about.classes - 1)))
+
+    def name(item: Placed) -> str:
+        return f"{item.label:0{digits}d}/{item.number:04d}.{about.extension}"
+
+    out.write_all((name(item), item.encoded) for item in items)

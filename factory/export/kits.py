@@ -1,0 +1,122 @@
+"""Ready-made folders for arcface_torch and CVLface: records, labels, landmarks, configurations."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from factory.export.about import About
+from factory.export.output import Output
+from factory.export.recordio import check_counts, write_records
+from factory.export.spool import Placed
+
+NETWORKS = ("r50", "r100", "mbf")
+REAL_BENCHMARKS = ("lfw", "cfp_fp", "agedb_30")  # arcface_torch passes over those not there
+EPOCHS, WARMUP_EPOCHS = 20, 1
+BATCH_SIZE, LEARNING_RATE, GPUS = 128, 0.1, 8
+TRAINER_SIZE = 112
+
+
+def write_arcface(items: Iterator[Placed], about: About, out: Output) -> None:
+    """Write `train.rec`, `train.idx`, `train.tsv`, `property` and a configuration a network."""
+    _write_records(items, about, out, landmarks=False)
+    size = f"{about.size},{about.size}"
+    out.write("property", f"{about.classes},{size}\n".encode())
+    for network in NETWORKS:
+        out.write(f"{about.name}_{network}.py", arcface_config(about, network).encode())
+
+
+def write_cvlface(items: Iterator[Placed], about: About, out: Output) -> None:
+    """Write the records, `train.tsv`, `ldmk_5points.csv` and the dataset's configuration."""
+    _write_records(items, about, out, landmarks=True)
+    out.write(f"{about.name}.yaml", cvlface_config(about).encode())
+
+
+def validation_name(about: About) -> str:
+    """Return the name of the held-out pairs, as a list of benchmarks has it."""
+    return f"{about.name}_val"
+
+
+def arcface_config(about: About, network: str) -> str:
+    """Return a configuration of arcface_torch, with CosFace's margin as synthetic sets use it."""
+    variable = "DATA_ROOT"
+    targets = [validation_name(about)] if about.pairs else []
+    return f'''"""{about.name}: {about.images:,} images of {about.classes:,} identities."""
+
+import os
+from pathlib import Path
+
+from easydict import EasyDict
+
+here = Path(__file__).resolve().parent  # of the data, when this file is linked into configs/
+if not (here / "train.rec").is_file():
+    here = Path(os.environ.get("{variable}", "")) / "{about.name}"
+if not (here / "train.rec").is_file():
+    raise FileNotFoundError(
+        "no train.rec: link this file into configs/ instead of copying it (ln -s), "
+        "or set {variable} to the folder that holds {about.name}/"
+    )
+
+config = EasyDict()
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "{network}"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 1.0
+config.fp16 = True
+config.momentum = 0.9
+config.weight_decay = {"1e-4" if network == "mbf" else "5e-4"}
+config.batch_size = {BATCH_SIZE}
+config.lr = {LEARNING_RATE}  # for {GPUS} GPUs of {BATCH_SIZE} images; scale it with their product
+config.verbose = 2000
+config.dali = False
+
+config.rec = str(here)
+config.num_classes = {about.classes}
+config.num_image = {about.images}
+config.num_epoch = {EPOCHS}
+config.warmup_epoch = {WARMUP_EPOCHS}
+config.val_targets = {[*targets, *REAL_BENCHMARKS]}
+'''
+
+
+def cvlface_config(about: About) -> str:
+    """Return a dataset's configuration of CVLface; DATA_ROOT holds the folder of this name."""
+    return f"""data_root: ${{oc.env:DATA_ROOT}}
+rec: '{about.name}'
+color_space: 'RGB'
+num_classes: {about.classes}
+num_image: {about.images}
+
+repeated_sampling_cfg: null
+semi_sampling_cfg: null
+"""
+
+
+def _write_records(items: Iterator[Placed], about: About, out: Output, landmarks: bool) -> None:
+    """Write the records, and line by line the tables that go with them.
+
+    `train.tsv` has key, path and label; `ldmk_5points.csv` has the row's number and five points as
+    shares of the image, the same for all since every face is aligned on the template.
+    """
+    check_counts(about.images, about.classes, about.dialect)
+    with ExitStack() as stack:
+        rec, idx, tsv = (
+            stack.enter_context(out.open(f"train.{kind}")) for kind in ("rec", "idx", "tsv")
+        )
+        table = stack.enter_context(out.open("ldmk_5points.csv")) if landmarks else None
+        points = _template()
+        if table is not None:
+            table.write(b"idx," + b",".join(b"ldmk_%d" % n for n in range(10)) + b"\n")
+        written = write_records(items, rec, idx, about.images, about.dialect)
+        for row, (key, item) in enumerate(written):
+            path = f"{item.label}/{item.number:04d}.{about.extension}"
+            tsv.write(f"{key}\t{path}\t{item.label}\n".encode())
+            if table is not None:
+                table.write(b"%d,%s\n" % (row, points))
+
+
+def _template() -> bytes:
+    """Return the ArcFace template's points, x and y in turn, as shares of the image."""
+    from factory.studio.render import TEMPLATE_112
+
+    return ",".join(f"{value / 112:.6f}" for value in TEMPLATE_112.ravel().tolist()).encode()

@@ -1,0 +1,109 @@
+"""Where an export goes: a folder or URL of files, each hashed as it is written."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from factory.recipe import InputError
+from factory.shards.store import Store, in_order
+
+CLAIM = "export.json"
+SUMS = "SHA256SUMS"
+
+
+class Hashed:
+    """A file open for writing in order, with the sha256 of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Wrap an open binary file."""
+        self.sha, self.closed = hashlib.sha256(), False
+        self._file, self._at = file, 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        self.sha.update(data)
+        self._file.write(data)
+        size = memoryview(data).nbytes
+        self._at += size
+        return size
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self._at
+
+    def flush(self) -> None:
+        """Do nothing; the store flushes when the file is complete."""
+
+    def close(self) -> None:
+        """Do nothing; the store closes the file."""
+
+
+class Output:
+    """The files of an export. `SHA256SUMS`, written last, says that it is complete."""
+
+    def __init__(self, store: Store, claim: dict[str, Any]) -> None:
+        """Claim a folder for an export.
+
+        Args:
+            store: an empty folder, or one that an export of the same claim has begun or filled.
+            claim: what is exported and how; kept in `export.json`.
+
+        Raises:
+            InputError: the folder holds anything else.
+        """
+        self.store = store
+        content = json.dumps(claim, indent=1, sort_keys=True).encode() + b"\n"
+        if store.exists(CLAIM):
+            if store.read(CLAIM) != content:
+                raise InputError(
+                    f"--to {store.url}: holds another export ({CLAIM} differs); accepted is an "
+                    "empty folder, or the folder of the same export"
+                )
+        elif next(iter(store.list()), None) is not None:
+            raise InputError(f"--to {store.url}: not empty; accepted is an empty folder")
+        store.sweep()
+        self._sums = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        store.delete(SUMS)
+        self.write(CLAIM, content)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Hashed]:
+        """Open a file to be written in order."""
+        with self.store.open_output(name) as file:
+            hashed = Hashed(file)
+            yield hashed
+        self._note(name, hashed.sha.hexdigest())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file."""
+        self.store.write(name, data)
+        self._note(name, hashlib.sha256(data).hexdigest())
+
+    def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write many small files, several at once."""
+        for name, sha256 in in_order(self._written, files, self.store.workers):
+            self._note(name, sha256)
+
+    def put(self, local: Path, name: str, sha256: str) -> None:
+        """Copy a local file whose sha256 is known."""
+        self.store.put(local, name)
+        self._note(name, sha256)
+
+    def finish(self) -> None:
+        """Write the checksums of all files, as `sha256sum --check` reads them."""
+        self._sums.seek(0)
+        with self._sums as sums, self.store.open_output(SUMS) as out:
+            for line in sums:
+                out.write(line)
+
+    def _written(self, file: tuple[str, bytes]) -> tuple[str, str]:
+        name, data = file
+        self.store.write(name, data)
+        return name, hashlib.sha256(data).hexdigest()
+
+    def _note(self, name: str, sha256: str) -> None:
+        self._sums.write(f"{sha256}  {name}\n".encode())

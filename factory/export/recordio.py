@@ -1,0 +1,107 @@
+"""RecordIO: the `train.rec` and `train.idx` that arcface_torch, CVLface and DALI read.
+
+A record is the magic number, a word of 3 bits that say which part of a payload it is and 29 bits of
+length, the payload, and zeros up to a multiple of four. A payload that has the magic number at
+a multiple of four is split there, since readers look for it; they put it back between the parts.
+An image's payload starts with its header: flag, label, id, id2, and `flag` more labels.
+"""
+
+import struct
+from collections.abc import Iterator
+
+from factory.export.output import Hashed
+from factory.export.spool import Placed
+from factory.recipe import InputError
+
+DIALECTS = ("im2rec", "insightface")
+MAGIC = struct.pack("<I", 0xCED7230A)
+HEADER = struct.Struct("<IfQQ")
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+LONGEST = (1 << 29) - 1
+EXACT = 1 << 24  # float32 counts exactly up to here
+
+
+def frame(payload: bytes) -> bytes:
+    """Return a payload as the record, or the records, that carry it."""
+    parts: list[bytes] = []
+    start = at = 0
+    while (at := payload.find(MAGIC, at)) >= 0:
+        if at % 4:
+            at += 1
+            continue
+        parts.append(payload[start:at])
+        start = at = at + 4
+    parts.append(payload[start:])
+    kinds = [FIRST, *[MIDDLE] * (len(parts) - 2), LAST] if len(parts) > 1 else [WHOLE]
+    return b"".join(_part(kind, part) for kind, part in zip(kinds, parts, strict=True))
+
+
+def _part(kind: int, data: bytes) -> bytes:
+    if len(data) > LONGEST:
+        raise InputError(f"a record of {len(data)} bytes; RecordIO accepts {LONGEST}")
+    return MAGIC + struct.pack("<I", kind << 29 | len(data)) + data + bytes(-len(data) % 4)
+
+
+def image_record(label: int, key: int, encoded: bytes) -> bytes:
+    """Return the payload of one image."""
+    return HEADER.pack(0, label, key, 0) + encoded
+
+
+def labels_record(labels: tuple[int, int], key: int, id2: int) -> bytes:
+    """Return the payload of a record that has two numbers and no image."""
+    return HEADER.pack(2, 0.0, key, id2) + struct.pack("<2f", *labels)
+
+
+def check_counts(images: int, classes: int, dialect: str) -> None:
+    """Refuse what 32-bit floats, in which RecordIO keeps labels, cannot count.
+
+    Raises:
+        InputError: there are more than 2**24 identities, or, in the insightface dialect, whose
+            header counts records, more than 2**24 records.
+    """
+    if classes > EXACT:
+        raise InputError(f"{classes} identities; RecordIO counts {EXACT} at most")
+    if dialect == "insightface" and images + 1 + classes > EXACT:
+        raise InputError(
+            f"--dialect insightface: {images} images and {classes} identities; it counts {EXACT} "
+            "records at most; accepted is --dialect im2rec"
+        )
+
+
+def write_records(
+    items: Iterator[Placed], rec: Hashed, idx: Hashed, images: int, dialect: str
+) -> Iterator[tuple[int, Placed]]:
+    """Write images one after another, and yield each with its key once it is written.
+
+    Args:
+        items: the images; for the insightface dialect grouped by label.
+        rec: `train.rec`.
+        idx: `train.idx`: one line a record, its key and offset in bytes.
+        images: how many there are.
+        dialect: im2rec has keys from 0 and images only. insightface has keys from 1, then a record
+            for each identity with its first and last key + 1, then key 0 with the numbers of the
+            first identity's record and of the one after the last.
+    """
+    offset = 0
+
+    def add(key: int, payload: bytes) -> None:
+        nonlocal offset
+        idx.write(b"%d\t%d\n" % (key, offset))
+        offset += rec.write(frame(payload))
+
+    if dialect == "im2rec":
+        for key, item in enumerate(items):
+            add(key, image_record(item.label, key, item.encoded))
+            yield key, item
+        return
+    starts: list[int] = []
+    for key, item in enumerate(items, 1):
+        if item.label == len(starts):
+            starts.append(key)
+        add(key, image_record(item.label, key, item.encoded))
+        yield key, item
+    stops = [*starts[1:], images + 1]
+    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        key = images + 1 + number
+        add(key, labels_record((start, stop), key, 0))
+    add(0, labels_record((images + 1, images + 1 + len(starts)), 0, 1))

@@ -1,0 +1,171 @@
+"""What is exported: the images of a dataset or a composition, one after another."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from factory.cli import FaultError
+from factory.provenance import Model, sha256_file
+from factory.recipe import InputError
+from factory.shards.manifest import (
+    MANIFEST,
+    TAR,
+    DatasetManifest,
+    ShardEntry,
+    load_manifest,
+    shard_file,
+)
+from factory.shards.store import Store
+from factory.shards.tar import TarError, members
+
+EXTENSIONS = ("jpg", "png")
+PLANNED = re.compile(r"i\d+-(\d+)-")  # a planned shard's name states where its identities end
+ROWS = 1 << 16  # of a composition's index, looked at together
+
+
+class Item(NamedTuple):
+    """One image as the source has it."""
+
+    label: int
+    encoded: bytes
+    sidecar: bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset or a composition that can be read from start to end.
+
+    Attributes:
+        sha256: of the file that says what it is, manifest.json or composition.json.
+        recipe: how it was made.
+        manifests: of the datasets its images lie in.
+        models: that touched an image.
+        licence: what the export inherits, the strictest of all that took part.
+        bytes: about how many bytes its images are, repeats counted.
+        labels: labels are usually below this.
+        read: yields its items, repeats expanded; the order is a function of the source.
+    """
+
+    sha256: str
+    recipe: dict[str, Any]
+    manifests: tuple[DatasetManifest, ...]
+    models: tuple[Model, ...]
+    licence: str
+    bytes: int
+    labels: int
+    read: Callable[[], Iterator[Item]]
+
+
+def open_source(store: Store) -> Source:
+    """Return the dataset or the composition that lies in a store.
+
+    Raises:
+        InputError: there is neither, or a composition's pool has changed.
+    """
+    if not store.exists(MANIFEST):
+        from factory.shards.composition import is_composition
+
+        if is_composition(store):
+            return _open_composition(store)
+    manifest = load_manifest(store)
+    stops = [int(found[1]) for s in manifest.shards if (found := PLANNED.match(s.name))]
+    return Source(
+        sha256=hashlib.sha256(store.read(MANIFEST)).hexdigest(),
+        recipe=manifest.recipe,
+        manifests=(manifest,),
+        models=manifest.models,
+        licence=manifest.licence,
+        bytes=manifest.totals.bytes,
+        labels=max(stops, default=max(1, manifest.totals.kept)),
+        read=lambda: (item for entry in manifest.shards for _, item in _shard(store, entry)),
+    )
+
+
+def _open_composition(store: Store) -> Source:
+    from factory.shards.composition import COMPOSITION, load_composition
+
+    composition = load_composition(store)
+    manifests: dict[str, DatasetManifest] = {}
+    for name, taken in composition.pools.items():
+        found = manifests[name] = load_manifest(Store(taken.url))
+        if found.content_digest != taken.content_digest:
+            raise InputError(
+                f"composition {store.url} pool {name}: {taken.url} has content digest "
+                f"{found.content_digest} by now, composed was {taken.content_digest}"
+            )
+    pools = {
+        name: (Store(taken.url), {entry.name: entry for entry in manifests[name].shards})
+        for name, taken in composition.pools.items()
+    }
+
+    def size(name: str) -> int:
+        totals, taken = manifests[name].totals, composition.pools[name]
+        return totals.bytes * taken.images_with_repeats // max(1, totals.kept)
+
+    return Source(
+        sha256=hashlib.sha256(store.read(COMPOSITION)).hexdigest(),
+        recipe=composition.recipe,
+        manifests=tuple(manifests[name] for name in sorted(manifests)),
+        models=composition.models,
+        licence=composition.licence,
+        bytes=sum(size(name) for name in manifests),
+        labels=composition.identities,
+        read=lambda: _composed(store, composition.index_sha256, pools),
+    )
+
+
+def _composed(
+    store: Store, index_sha256: str, pools: dict[str, tuple[Store, dict[str, ShardEntry]]]
+) -> Iterator[Item]:
+    """Yield the images of a composition, reading its index piece by piece.
+
+    The index is ordered by pool and key, so that a shard's rows are together, or nearly so.
+    """
+    import pyarrow.parquet as pq
+
+    from factory.shards.composition import INDEX
+
+    columns = ["pool", "shard", "key", "label", "repeat"]
+    with store.local(INDEX) as path:
+        if sha256_file(path) != index_sha256:
+            raise InputError(f"{store.url}/{INDEX}: not the one composed; compose it again")
+        for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
+            wanted: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+            for row in batch.to_pylist():
+                shard = wanted.setdefault((row["pool"], row["shard"]), {})
+                shard[row["key"]] = row["label"], row["repeat"]
+            for (pool, name), keys in wanted.items():
+                home, entries = pools[pool]
+                for key, item in _shard(home, entries[name]):
+                    label, repeat = keys.get(key, (0, 0))
+                    for _ in range(repeat):
+                        yield item._replace(label=label)
+
+
+def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, Item]]:
+    """Yield keys and samples of a shard; its end tells whether it is the one that was committed."""
+    sha, where, kept = hashlib.sha256(), f"{store.url}/{shard_file(entry.name, TAR)}", 0
+    try:
+        with store.open_input(shard_file(entry.name, TAR)) as file:
+            for key, group in groupby(members(file, sha.update), attrgetter("key")):
+                parts = {member.extension: member.data for member in group}
+                kept += 1
+                yield key, _item(f"{where} sample {key}", parts)
+    except (FileNotFoundError, TarError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else error
+        raise FaultError(f"{where}: {what}; jobs/verify.py names every fault") from None
+    if sha.hexdigest() != entry.sha256 or kept != entry.kept:
+        raise FaultError(f"{where}: not what its manifest says; jobs/verify.py names every fault")
+
+
+def _item(where: str, parts: dict[str, bytes]) -> Item:
+    encoded = next((parts[kind] for kind in EXTENSIONS if kind in parts), None)
+    if encoded is None or not parts.get("cls", b"").isdigit():
+        raise InputError(
+            f"{where}: has {', '.join(sorted(parts))}; accepted is a label (.cls) and a jpg or png"
+        )
+    return Item(int(parts["cls"]), encoded, parts.get("json", b"{}"))
