@@ -84,9 +84,13 @@ def flip_sum(recognizer: Embeds, images: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns:
         The sums of the two, float64 [B, D], and the lengths of all of them, float64 [2B].
     """
-    mirrored = np.ascontiguousarray(images[:, :, ::-1])
-    pair = [recognizer.embed(part).astype(np.float64) for part in (images, mirrored)]
+    pair = [recognizer.embed(part).astype(np.float64) for part in (images, mirrored(images))]
     return pair[0] + pair[1], np.concatenate([lengths(part) for part in pair])
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Return the mirror images of uint8 [B, S, S, 3]."""
+    return np.ascontiguousarray(images[:, :, ::-1])
 
 
 def lengths(embeddings: np.ndarray) -> np.ndarray:

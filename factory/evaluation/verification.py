@@ -71,11 +71,76 @@ class Verification:
         """Return the result as a JSON-able mapping."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, found: "Distances") -> "Verification":
+        """Return the result of measured distances."""
+        same, distances = found.same, found.distances
+        right = (distances < found.thresholds) == same
+        accuracies = [np.mean(right[test]) for test in folds(len(same))]
+        tars = fold_tars(distances, same, FAR)
+        over_all = rates(-distances[same], -distances[~same])
+        return cls(
+            name=found.name,
+            pairs=len(same),
+            accuracy=float(np.mean(accuracies)),
+            accuracy_std=float(np.std(accuracies)),
+            threshold=float(np.mean([found.thresholds[test[0]] for test in folds(len(same))])),
+            auc=over_all.auc,
+            eer=over_all.eer,
+            tar=float(np.mean(tars)),
+            tar_std=float(np.std(tars)),
+            far=FAR,
+            tar_resolved=resolved(FAR, int((~same).sum())),
+            xnorm=found.xnorm,
+        )
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The pairs of one benchmark as a recognizer sees them.
+
+    Attributes:
+        name: the benchmark.
+        distances: squared L2 between unit flip sums, float64 [pairs] in [0, 4].
+        same: whether each pair shows one person, bool [pairs].
+        thresholds: that of each pair's fold, best on the other folds, float64 [pairs].
+        far_thresholds: that of each pair's fold at FAR 1e-3 on the others, float64 [pairs].
+        xnorm: mean length of the embeddings before they are summed and scaled.
+    """
+
+    name: str
+    distances: np.ndarray
+    same: np.ndarray
+    thresholds: np.ndarray
+    far_thresholds: np.ndarray
+    xnorm: float
+
+    @classmethod
+    def of(
+        cls, name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
+    ) -> "Distances":
+        """Find the folds' thresholds of squared distances, float64 [pairs], issame bool [pairs]."""
+        tests = folds(len(same))
+        best, far = np.empty(len(same)), np.empty(len(same))
+        found = zip(tests, fold_accuracies(distances, same)[1], strict=True)
+        for test, threshold in found:
+            best[test] = threshold
+        for test, threshold in zip(tests, far_thresholds(distances, same, FAR), strict=True):
+            far[test] = threshold
+        return cls(name, distances, same, best, far, xnorm)
+
 
 def verify(
     recognizer: Embeds, benchmark: Pairs, resize: bool = False, batch_size: int = 256
 ) -> Verification:
-    """Measure a recognizer on one benchmark by the ten-fold flip protocol.
+    """Measure a recognizer on one benchmark by the ten-fold flip protocol; see `measured`."""
+    return Verification.of(measured(recognizer, benchmark, resize, batch_size))
+
+
+def measured(
+    recognizer: Embeds, benchmark: Pairs, resize: bool = False, batch_size: int = 256
+) -> Distances:
+    """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
     Args:
         recognizer: what is measured.
@@ -84,7 +149,8 @@ def verify(
         batch_size: images embedded at a time; the mirror images are a batch of their own.
 
     Raises:
-        InputError: an image is unreadable or has another size than the recognizer takes.
+        InputError: an image is unreadable or has another size than the recognizer takes, or the
+            recognizer answers with what is not a number.
     """
 
     def images() -> Iterable[np.ndarray]:
@@ -97,31 +163,20 @@ def verify(
     )
     unit = normalized(np.concatenate(sums))
     distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
+    if not np.isfinite(distances).all():
+        raise InputError(
+            f"recognizer {recognizer.name}: it answers with what is not a number on benchmark "
+            f"{benchmark.name}; accepted are finite embeddings"
+        )
     xnorm = float(np.concatenate(lengths).mean())
-    return evaluate_distances(benchmark.name, distances, benchmark.same, xnorm)
+    return Distances.of(benchmark.name, distances, benchmark.same, xnorm)
 
 
 def evaluate_distances(
     name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
 ) -> Verification:
     """Return the result of squared distances, float64 [pairs], and issame, bool [pairs]."""
-    accuracies, thresholds = fold_accuracies(distances, same)
-    tars = fold_tars(distances, same, FAR)
-    over_all = rates(-distances[same], -distances[~same])
-    return Verification(
-        name=name,
-        pairs=len(same),
-        accuracy=float(np.mean(accuracies)),
-        accuracy_std=float(np.std(accuracies)),
-        threshold=float(np.mean(thresholds)),
-        auc=over_all.auc,
-        eer=over_all.eer,
-        tar=float(np.mean(tars)),
-        tar_std=float(np.std(tars)),
-        far=FAR,
-        tar_resolved=resolved(FAR, int((~same).sum())),
-        xnorm=xnorm,
-    )
+    return Verification.of(Distances.of(name, distances, same, xnorm))
 
 
 def folds(count: int) -> list[np.ndarray]:
@@ -146,19 +201,28 @@ def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray
 
 
 def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return the true accept rate of each fold at the threshold of `far` on the others, [10].
-
-    The threshold is interpolated linearly in steps of 0.001, and 0 where `far` is never reached.
-    """
+    """Return the true accept rate of each fold at the threshold of `far` on the others, [10]."""
     tars = np.zeros(FOLDS)
+    chosen = zip(folds(len(same)), far_thresholds(distances, same, far), strict=True)
+    for fold, (test, threshold) in enumerate(chosen):
+        genuine = distances[test][same[test]]
+        tars[fold] = np.mean(genuine < threshold) if len(genuine) else 0.0
+    return tars
+
+
+def far_thresholds(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
+    """Return the threshold of each fold at which the others falsely accept `far`, float64 [10].
+
+    It is interpolated linearly in steps of 0.001, and 0 where `far` is never reached.
+    """
+    found = np.zeros(FOLDS)
     for fold, test in enumerate(folds(len(same))):
         train = np.setdiff1d(np.arange(len(same)), test)
         impostor = distances[train][~same[train]]
         reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
-        threshold = np.interp(far, reached, FAR_THRESHOLDS) if reached.max() >= far else 0.0
-        genuine = distances[test][same[test]]
-        tars[fold] = np.mean(genuine < threshold) if len(genuine) else 0.0
-    return tars
+        if reached.max() >= far:
+            found[fold] = np.interp(far, reached, FAR_THRESHOLDS)
+    return found
 
 
 def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -176,14 +240,23 @@ def evaluate(
     Raises:
         InputError: the folder holds no `.bin` file, or one that is not a benchmark.
     """
+    found = {}
+    for name, benchmark in read_folder(folder).items():
+        say(f"benchmark {name}")
+        found[name] = verify(recognizer, benchmark, resize)
+    return found
+
+
+def read_folder(folder: str | Path) -> dict[str, Pairs]:
+    """Read every `.bin` file of a folder, by name.
+
+    Raises:
+        InputError: the folder holds no `.bin` file, or one that is not a benchmark.
+    """
     files = sorted(Path(folder).glob("*.bin"))
     if not files:
         raise InputError(f"benchmarks {folder}: no .bin file; accepted is a folder of them")
-    found = {}
-    for file in files:
-        say(f"benchmark {file.stem}")
-        found[file.stem] = verify(recognizer, read_bin(file), resize)
-    return found
+    return {file.stem: read_bin(file) for file in files}
 
 
 def average(results: Iterable[Verification]) -> float:

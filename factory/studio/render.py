@@ -110,8 +110,16 @@ def _rotation(view: View) -> np.ndarray:
     return (lean @ nod @ turn).astype(np.float32)
 
 
-def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares rotation, scale and shift [2, 3] that takes source points to target points."""
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares rotation, scale and shift that takes source points to target points.
+
+    Args:
+        source: float64 [n, 2], x and y in pixels.
+        target: likewise.
+
+    Returns:
+        float64 [2, 3], without reflection (Umeyama 1991).
+    """
     s, t = source - source.mean(0), target - target.mean(0)
     norm = (s**2).sum()
     a = (s * t).sum() / norm
@@ -141,7 +149,7 @@ def _place(vertices: np.ndarray, worn: np.ndarray, who: Person, view: View, size
     flat = camera[:, :2] / away[:, None] * np.array([view.distance, -view.distance], np.float32)
     marks = np.stack([flat[rows].mean(0) for rows in head.landmark_rows])
     target = TEMPLATE_112 * (size / 112.0)
-    fit = _similarity(marks.astype(np.float64), target.astype(np.float64))
+    fit = similarity(marks.astype(np.float64), target.astype(np.float64))
     tilt = np.radians(view.tilt)
     jitter = view.zoom * np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
     middle = np.full(2, size / 2)

@@ -238,6 +238,26 @@ def test_images_that_do_not_fit_are_named():
     assert resized.accuracy == pytest.approx(plain.accuracy, abs=0.11)
 
 
+def test_embeddings_that_are_no_numbers_are_refused():
+    class Broken(Means):
+        def embed(self, images):
+            found = super().embed(images)
+            found[0, 0] = np.nan
+            return found
+
+    images, same = faces(10)
+    benchmark = verification.Pairs("toy", tuple(images), np.array(same))
+    with pytest.raises(InputError, match="not a number on benchmark toy"):
+        verification.verify(Broken(), benchmark)
+
+
+def test_all_distances_equal_judge_nobody():
+    same = np.tile([True, False], 20)
+    found = verification.evaluate_distances("toy", np.full(40, 1.0), same)
+    assert found.accuracy == 0.5
+    assert (found.auc, found.eer) == (0.5, 0.5)
+
+
 def test_evaluate_reads_a_folder(tmp_path):
     for name in ("b", "a"):
         verification.write_bin(tmp_path / f"{name}.bin", *faces(20))

@@ -1,0 +1,201 @@
+"""Verification by group: who is judged worse, and by how much.
+
+Groups come from a file the user has; nothing here guesses who belongs to which. All groups are
+judged at the thresholds of the whole benchmark, as a system in use would judge them; what each
+reaches with thresholds of its own stands beside it.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.evaluation.scores import rates, resolved
+from factory.evaluation.verification import FAR, FOLDS, Distances, Verification
+from factory.recipe import InputError
+
+DEFINITIONS = {
+    "group": "of a pair; where its images are of two groups, both names with ' x ' between",
+    "accuracy": "share of the group's pairs judged rightly at the folds' thresholds of all pairs",
+    "fmr, fnmr": "share of its impostor and genuine pairs judged wrongly at the same thresholds",
+    "tar": "share of its genuine pairs accepted at the folds' thresholds of FAR 1e-3, all pairs",
+    "far": "share of its impostor pairs accepted there; None below 10 / 1e-3 impostor pairs",
+    "own": "the whole protocol on the group's pairs alone, in their order, thresholds its own",
+    "spread": "population standard deviation of the groups' accuracies",
+    "gap": "accuracy of the best group less that of the worst; resolved where it exceeds the "
+    "standard error of the difference, by binomial errors of both",
+}
+ACCEPTED = (
+    "a .csv with the columns benchmark, pair (or image), group, or a .json of "
+    '{benchmark: {"pairs": [group, ...]}} or {benchmark: {"images": [...]}}'
+)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What a recognizer reaches on the pairs of one group; `DEFINITIONS` states each figure.
+
+    Rates are in [0, 1] and None where the group has no pair of the kind.
+    """
+
+    pairs: int
+    genuine: int
+    impostors: int
+    accuracy: float
+    accuracy_error: float
+    fnmr: float | None
+    fmr: float | None
+    tar: float | None
+    far: float | None
+    eer: float | None
+    auc: float | None
+    own: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """The groups of one benchmark, and how far they lie apart."""
+
+    groups: dict[str, GroupResult]
+    spread: float
+    best: str
+    worst: str
+    gap: float
+    gap_resolved: bool
+    ungrouped: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON-able mapping with its definitions."""
+        return {**asdict(self), "definitions": DEFINITIONS}
+
+
+def read_groups(path: str | Path) -> dict[str, list[str]]:
+    """Read the group of every pair, "" where none is given, by benchmark.
+
+    In a .csv, pairs or images are numbered from 0 in the order of the benchmark's file.
+
+    Raises:
+        InputError: no such file, or one of another form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--groups {path}: no such file; accepted is {ACCEPTED}")
+    try:
+        if path.suffix == ".json":
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        if path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as file:
+                return _from_csv(list(csv.DictReader(file)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--groups {path}: {error!r}; accepted is {ACCEPTED}") from None
+    raise InputError(f"--groups {path}: accepted is {ACCEPTED}")
+
+
+def by_group(found: Distances, groups: Sequence[str]) -> Fairness:
+    """Return every verification figure by group.
+
+    Args:
+        found: the pairs' distances, issame and folds' thresholds.
+        groups: the group of each pair; "" leaves a pair out.
+
+    Raises:
+        InputError: another number of groups than of pairs, or no group at all.
+    """
+    if len(groups) != len(found.same):
+        raise InputError(
+            f"groups of benchmark {found.name}: {len(groups)} for {len(found.same)} pairs; "
+            "accepted is one for each pair, or one for each of its images"
+        )
+    of = np.array(groups, dtype=object)
+    names = sorted({group for group in groups if group})
+    if not names:
+        raise InputError(f"groups of benchmark {found.name}: none; accepted is one or more")
+    results = {name: _one(found, np.flatnonzero(of == name)) for name in names}
+    ranked = sorted(names, key=lambda name: (results[name].accuracy, name))
+    worst, best = results[ranked[0]], results[ranked[-1]]
+    gap = best.accuracy - worst.accuracy
+    error = float(np.hypot(best.accuracy_error, worst.accuracy_error))
+    return Fairness(
+        groups=results,
+        spread=float(np.std([result.accuracy for result in results.values()])),
+        best=ranked[-1],
+        worst=ranked[0],
+        gap=gap,
+        gap_resolved=gap > error,
+        ungrouped=int((of == "").sum()),
+    )
+
+
+def _one(found: Distances, rows: np.ndarray) -> GroupResult:
+    distances, same = found.distances[rows], found.same[rows]
+    genuine, impostors = distances[same], distances[~same]
+    accepted = distances < found.thresholds[rows]
+    at_far = distances < found.far_thresholds[rows]
+    both = len(genuine) > 0 and len(impostors) > 0
+    overall = rates(-genuine, -impostors) if both else None
+    accuracy = float(np.mean(accepted == same))
+    own = None
+    if both and len(rows) >= FOLDS:
+        own = Verification.of(Distances.of(found.name, distances, same, found.xnorm)).as_dict()
+    return GroupResult(
+        pairs=len(rows),
+        genuine=len(genuine),
+        impostors=len(impostors),
+        accuracy=accuracy,
+        accuracy_error=float(np.sqrt(accuracy * (1 - accuracy) / len(rows))),
+        fnmr=_share(~accepted[same]),
+        fmr=_share(accepted[~same]),
+        tar=_share(at_far[same]),
+        far=_share(at_far[~same]) if resolved(FAR, len(impostors)) else None,
+        eer=None if overall is None else overall.eer,
+        auc=None if overall is None else overall.auc,
+        own=own,
+    )
+
+
+def _share(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _from_json(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    found = {}
+    for benchmark, given in content.items():
+        ((kind, groups),) = given.items()
+        if kind not in ("pairs", "images") or not all(isinstance(group, str) for group in groups):
+            raise ValueError(f"benchmark {benchmark} gives {kind}")
+        found[benchmark] = _of_pairs(benchmark, groups) if kind == "images" else list(groups)
+    return found
+
+
+def _from_csv(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    if not rows:
+        raise ValueError("no row")
+    kind = "pair" if "pair" in rows[0] else "image"
+    known: dict[str, dict[int, str]] = {}
+    for row in rows:
+        of = known.setdefault(row["benchmark"], {})
+        if of.setdefault(int(row[kind]), row["group"]) != row["group"]:
+            raise ValueError(f"{row['benchmark']} {kind} {row[kind]} has two groups")
+    found = {}
+    for benchmark, of in known.items():
+        if sorted(of) != list(range(len(of))):
+            raise ValueError(f"{benchmark}: {kind} numbers are not 0 to {len(of) - 1}")
+        groups = [of[number] for number in range(len(of))]
+        found[benchmark] = _of_pairs(benchmark, groups) if kind == "image" else groups
+    return found
+
+
+def _of_pairs(benchmark: str, images: Sequence[str]) -> list[str]:
+    if len(images) % 2:
+        raise ValueError(f"{benchmark}: {len(images)} images are not two a pair")
+    return [_joined(*pair) for pair in zip(images[0::2], images[1::2], strict=True)]
+
+
+def _joined(first: str, second: str) -> str:
+    if not (first and second):
+        return ""
+    return first if first == second else " x ".join(sorted((first, second)))

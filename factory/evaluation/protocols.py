@@ -1,0 +1,116 @@
+"""The protocols `jobs/evaluate.py` knows, each from a recognizer and a folder to an outcome."""
+
+from collections.abc import Callable
+
+from factory.evaluation.fairness import Fairness, by_group, read_groups
+from factory.evaluation.ijb import Switches, evaluate_ijb
+from factory.evaluation.images import Embeds
+from factory.evaluation.tables import Outcome, Table, percent
+from factory.evaluation.tinyface import evaluate_tinyface
+from factory.evaluation.verification import Verification, average, measured, read_folder
+from factory.recipe import InputError
+
+PROTOCOLS = ("verification", "ijb", "tinyface")
+Say = Callable[[str], None]
+
+
+def evaluate(
+    recognizer: Embeds,
+    protocol: str,
+    folder: str,
+    say: Say,
+    resize: bool = False,
+    groups: str = "",
+    switches: str = "N1D1F1",
+) -> Outcome:
+    """Measure a recognizer by one of `PROTOCOLS`.
+
+    Args:
+        recognizer: what is measured.
+        protocol: its name.
+        folder: `.bin` files, an IJB release or a TinyFace test set.
+        say: called with a line of progress.
+        resize: resize images of another size; an IJB release is aligned to the size anyway.
+        groups: for verification, a file of groups (`fairness.read_groups`), or "".
+        switches: for ijb, one or more of the form N1D1F1, with commas between.
+
+    Raises:
+        InputError: the protocol does not take what is given, or the folder is not whole.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {protocol}; accepted: {', '.join(PROTOCOLS)}")
+    if groups and protocol != "verification":
+        raise InputError(f"--groups {groups}: {protocol} has no groups; accepted is verification")
+    if protocol == "ijb":
+        settings = [Switches.parse(text) for text in switches.split(",")]
+        return evaluate_ijb(recognizer, folder, settings, say)
+    if protocol == "tinyface":
+        return evaluate_tinyface(recognizer, folder, resize, say)
+    return _verification(recognizer, folder, say, resize, groups)
+
+
+def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, groups: str) -> Outcome:
+    benchmarks = read_folder(folder)
+    known = read_groups(groups) if groups else {}
+    strangers = sorted(set(known) - set(benchmarks))
+    if strangers:
+        raise InputError(
+            f"--groups {groups}: benchmark {strangers[0]}; accepted: {', '.join(benchmarks)}"
+        )
+    results: dict[str, Verification] = {}
+    fair: dict[str, Fairness] = {}
+    for name, benchmark in benchmarks.items():
+        say(f"benchmark {name}")
+        found = measured(recognizer, benchmark, resize)
+        results[name] = Verification.of(found)
+        if name in known:
+            fair[name] = by_group(found, known[name])
+    mean = average(results.values())
+    content = {
+        "benchmarks": {
+            name: result.as_dict() | ({"fairness": fair[name].as_dict()} if name in fair else {})
+            for name, result in results.items()
+        },
+        "average": mean,
+    }
+    metrics = {f"{name}.accuracy": result.accuracy for name, result in results.items()}
+    metrics |= {
+        f"{name}.group.{group}.accuracy": one.accuracy
+        for name, found in fair.items()
+        for group, one in found.groups.items()
+    }
+    tables = [_table(recognizer.name, results, mean)]
+    tables += [_group_table(name, found) for name, found in fair.items()]
+    return Outcome(content, tables, metrics | {"average": mean})
+
+
+def _table(name: str, results: dict[str, Verification], mean: float) -> Table:
+    columns = ("benchmark", "pairs", "Accuracy-Flip", "EER", "TAR@FAR=1e-3")
+    table = Table(f"{name}, in percent", columns)
+    for result in results.values():
+        table.rows.append((
+            result.name,
+            f"{result.pairs}",
+            f"{percent(result.accuracy)} +- {percent(result.accuracy_std)}",
+            percent(result.eer),
+            percent(result.tar if result.tar_resolved else None),
+        ))  # fmt: skip
+    table.rows.append(("average", "", percent(mean), "", ""))
+    return table
+
+
+def _group_table(name: str, found: Fairness) -> Table:
+    columns = ("group", "pairs", "accuracy", "FNMR", "FMR", "TAR@FAR=1e-3", "EER", "own accuracy")
+    table = Table(f"{name} by group, in percent", columns)
+    for group, one in found.groups.items():
+        own = one.own["accuracy"] if one.own else None
+        shares = (one.fnmr, one.fmr, one.tar, one.eer, own)
+        cells = ("-" if share is None else percent(share) for share in shares)
+        error = f"{percent(one.accuracy)} +- {percent(one.accuracy_error)}"
+        table.rows.append((group, f"{one.pairs}", error, *cells))
+    verdict = "" if found.gap_resolved else ", not resolved"
+    table.rows.append(
+        (f"spread {percent(found.spread)}, worst {found.worst}: gap {percent(found.gap)}{verdict}",
+         *[""] * 7)
+    )  # fmt: skip
+    return table

@@ -1,0 +1,116 @@
+"""Figures by group against counting pairs by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from factory.evaluation.fairness import by_group, read_groups
+from factory.evaluation.verification import Distances, Verification, fold_accuracies, folds
+from factory.recipe import InputError
+
+
+def measured(pairs=400, seed=0):
+    rng = np.random.default_rng(seed)
+    same = rng.random(pairs) < 0.5
+    groups = rng.choice(["a", "b", "c", ""], pairs, p=[0.5, 0.3, 0.1, 0.1])
+    harder = np.where(groups == "b", 0.35, 0.1)
+    distances = np.clip(np.where(same, 0.9, 1.6) + rng.normal(0, 1, pairs) * harder, 0, 4)
+    return Distances.of("toy", distances, same), groups.tolist()
+
+
+def test_groups_are_judged_at_the_thresholds_of_all():
+    found, groups = measured()
+    fair = by_group(found, groups)
+    _, thresholds = fold_accuracies(found.distances, found.same)
+    right = {name: [] for name in "abc"}
+    wrong_impostors = {name: [] for name in "abc"}
+    for test, threshold in zip(folds(len(groups)), thresholds, strict=True):
+        for pair in test:
+            if groups[pair]:
+                accepted = found.distances[pair] < threshold
+                right[groups[pair]].append(accepted == found.same[pair])
+                if not found.same[pair]:
+                    wrong_impostors[groups[pair]].append(accepted)
+    assert list(fair.groups) == ["a", "b", "c"]
+    for name, one in fair.groups.items():
+        assert one.accuracy == pytest.approx(np.mean(right[name]))
+        assert one.fmr == pytest.approx(np.mean(wrong_impostors[name]))
+        assert one.pairs == one.genuine + one.impostors == len(right[name])
+    accuracies = [np.mean(values) for values in right.values()]
+    assert fair.spread == pytest.approx(np.std(accuracies))
+    assert fair.worst == "b"
+    assert fair.gap == pytest.approx(max(accuracies) - min(accuracies))
+    assert fair.gap_resolved
+    assert fair.ungrouped == groups.count("")
+    json.dumps(fair.as_dict(), allow_nan=False)
+
+
+def test_own_is_the_whole_protocol_on_the_group_alone():
+    found, groups = measured()
+    rows = np.flatnonzero(np.array(groups) == "b")
+    alone = Verification.of(Distances.of("toy", found.distances[rows], found.same[rows]))
+    assert by_group(found, groups).groups["b"].own == alone.as_dict()
+
+
+def test_one_group_of_all_is_the_benchmark():
+    found, _ = measured()
+    fair = by_group(found, ["all"] * 400)
+    whole = Verification.of(found)
+    assert fair.groups["all"].accuracy == pytest.approx(whole.accuracy)
+    assert fair.groups["all"].own == whole.as_dict()
+    assert (fair.gap, fair.gap_resolved, fair.spread) == (0.0, False, 0.0)
+
+
+def test_a_group_of_one_kind_has_no_rates_of_the_other():
+    found, _ = measured()
+    groups = np.where(found.same, "genuine", "impostor").tolist()
+    fair = by_group(found, groups)
+    one = fair.groups["genuine"]
+    assert one.fmr is None and one.eer is None and one.own is None and one.far is None
+    assert one.fnmr == pytest.approx(1 - one.accuracy)
+    assert fair.groups["impostor"].tar is None
+
+
+def test_files_of_both_kinds_say_the_same(tmp_path):
+    images = ["x", "x", "x", "y", "", "y"]
+    (tmp_path / "g.json").write_text(json.dumps({"toy": {"images": images}}))
+    rows = [f"toy,{n},{group}" for n, group in enumerate(images)]
+    (tmp_path / "g.csv").write_text("\n".join(["benchmark,image,group", *reversed(rows)]))
+    (tmp_path / "p.json").write_text(json.dumps({"toy": {"pairs": ["x", "x x y", ""]}}))
+    (tmp_path / "p.csv").write_text("benchmark,pair,group\ntoy,0,x\ntoy,1,x x y\ntoy,2,\n")
+    for name in ("g.json", "g.csv", "p.json", "p.csv"):
+        assert read_groups(tmp_path / name) == {"toy": ["x", "x x y", ""]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("g.txt", "x"),
+        ("g.json", "{"),
+        ("g.json", "[]"),
+        ("g.json", '{"toy": ["a"]}'),
+        ("g.json", '{"toy": {"people": ["a"]}}'),
+        ("g.json", '{"toy": {"pairs": [1]}}'),
+        ("g.json", '{"toy": {"images": ["a"]}}'),
+        ("g.csv", ""),
+        ("g.csv", "benchmark,pair\ntoy,0\n"),
+        ("g.csv", "benchmark,pair,group\ntoy,1,a\n"),
+        ("g.csv", "benchmark,pair,group\ntoy,0,a\ntoy,0,b\n"),
+        ("g.csv", "benchmark,pair,group\ntoy,x,a\n"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"--groups .*accepted is a \.csv"):
+        read_groups(tmp_path / name)
+
+
+def test_counts_must_agree():
+    found, groups = measured()
+    with pytest.raises(InputError, match="399 for 400 pairs"):
+        by_group(found, groups[1:])
+    with pytest.raises(InputError, match="accepted is one or more"):
+        by_group(found, [""] * 400)
+    with pytest.raises(InputError, match="no such file"):
+        read_groups("none.csv")
