@@ -1,0 +1,382 @@
+"""DCFace (Kim et al., CVPR 2023): one image says who, another how; a denoiser mixes the two.
+
+Read it beside the paper. Stage 1 is an unconditional model of faces: its images, screened, are the
+bank of identities. Stage 2 is the mixer: spatial features of an identity image and patch-wise
+statistics of a style image enter its attention, the identity's embedding its time embedding. It is
+trained on two images of one person, the style image being the one to be found again; generated, the
+style image is anybody's. A model without `conditions` is stage 1's, with them stage 2's.
+
+Where the paper leaves room: the reference of style and of the identity loss is the teacher; the
+images that `trim_outliers` replaces are the tenth furthest from their centres in the whole dataset;
+the average kept for sampling covers the conditioner too. Beyond the paper, each off by default:
+velocity, latents, min-SNR weights, learned empty tokens with guidance.
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from factory.diffusion.adm import ADM, ADMConfig
+from factory.diffusion.examples import features, resized
+from factory.diffusion.sampling import Given
+from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter, draw_kept
+from factory.recipe import Backbone, InputError, Part, Positive
+from factory.recognition.backbones import IResNet, make_backbone
+from factory.recognition.recognizers import load_recognizer
+from factory.seeding import generator, seed64
+from factory.systems.diffusion import (
+    DenoiserBatch,
+    DenoiserTraining,
+    Drawn,
+    IdentityLoss,
+    TrainingOptions,
+)
+
+OUTLIERS = 0.1  # share of the images that trim_outliers replaces
+BLOCK = 65_536  # embeddings read at a time
+
+
+class ConditionsConfig(Part):
+    """Sizes of the mixer's conditions; the defaults are the paper's."""
+
+    embedding_size: Positive = Field(default=512, description="Of the identity's embedding.")
+    map_channels: Positive = Field(default=512, description="Of its spatial features.")
+    map_size: Positive = Field(default=7, description="Their height and width.")
+    style_channels: Positive = Field(default=64, description="Of the early features of a style.")
+    style_size: Positive = Field(default=56, description="Their height and width.")
+    style_grid: Literal[1, 3, 5, 7] = Field(default=5, description="k of the k x k patches.")
+    style_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    token_channels: Positive = 512
+    learn_empty: bool = Field(default=False, description="Learn empty tokens, for guidance.")
+    identity_encoder: Literal["r18", "r34", "r50", "r100"] | None = Field(
+        default=None,
+        description="Train this network on identity images, as the paper does; without one the "
+        "teacher stands in, frozen.",
+    )
+    identity_size: Positive = Field(default=112, description="Of the images that network takes.")
+
+
+class DCFaceConfig(Part):
+    """The denoiser, and for stage 2 its conditions."""
+
+    unet: ADMConfig = ADMConfig()
+    conditions: ConditionsConfig | None = None
+
+
+class DCFaceNet(nn.Module):
+    """The denoiser with its conditioner; without `conditions` it samples faces of nobody.
+
+    What it is given, in this order: the identity's raw embedding [B, D] and spatial features
+    [B, C, h, w], or in their place its image [B, 3, S, S] where the network has an identity
+    encoder of its own; the style's early features [B, C, H, H]; in training, what dropout keeps of
+    them. Nothing given stands for the empty tokens.
+    """
+
+    def __init__(self, config: DCFaceConfig) -> None:
+        """Make the network with fresh weights."""
+        super().__init__()
+        self.unet = ADM(config.unet)
+        self.has_conditions = config.conditions is not None
+        if config.conditions is None:
+            return
+        sizes, unet = config.conditions, config.unet
+        self.encoder = None
+        if sizes.identity_encoder:
+            backbone = Backbone(name=sizes.identity_encoder, embedding_size=sizes.embedding_size)
+            self.encoder = make_backbone(backbone, sizes.identity_size)
+            self.encoder_size = sizes.identity_size
+        width, places = sizes.token_channels, sizes.map_size**2
+        self.identity = IdentityTokens(
+            sizes.embedding_size, sizes.map_channels, places, width, unet.feature_channels
+        )
+        self.style = StyleTokens(
+            sizes.style_channels, sizes.style_size, sizes.style_grid, width, sizes.style_dropout
+        )
+        count = places + 1 + sizes.style_grid**2
+        self.adapter = TokenAdapter(count, width, unet.key_channels, sizes.learn_empty)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        given: tuple[Tensor, ...] | None,
+        keep: Tensor | None = None,
+        empty: Tensor | None = None,
+    ) -> Tensor:
+        """Predict noise or velocity, [B, C, H, W].
+
+        Args:
+            x: noisy images or latents [B, C, H, W].
+            t: time steps [B] in [0, T).
+            given: see the class.
+            keep: not used; dropout's mask is part of what is given.
+            empty: bool [B], samples that get the empty tokens.
+        """
+        return self.denoise(x, t, self.mixed(*given) if given else None, keep, empty)
+
+    def mixed(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, M, token_channels] and the addition to the time embedding."""
+        if self.encoder is None:
+            embedding, spatial, *style = given
+        else:
+            pixels, *style = given
+            embedding, spatial = features(self.encoder, self.encoder_size, pixels)
+        tokens, feature = self.identity(embedding, spatial)
+        return torch.cat([tokens, self.style(*style)], dim=1), feature
+
+    def denoise(
+        self,
+        x: Tensor,
+        t: Tensor,
+        given: tuple[Tensor, Tensor] | None,
+        keep: Tensor | None = None,
+        empty: Tensor | None = None,
+    ) -> Tensor:
+        """Predict as `forward` does, from what `mixed` returned: sampling mixes only once."""
+        if not self.has_conditions:
+            return self.unet(x, t)
+        tokens, feature = given if given is not None else (None, None)
+        if self.adapter.empty is None:
+            empty = None
+        keys = self.adapter(tokens, len(x), empty)
+        if feature is not None and empty is not None:
+            feature = feature.masked_fill(empty[:, None], 0.0)
+        return self.unet(x, t, keys, feature)
+
+
+def early_features(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
+    """Return a recognizer's features at the end of stage 1, float [B, C, H, H], for style.
+
+    Args:
+        teacher: frozen IResNet.
+        size: height and width of its images.
+        pixels: images [B, 3, S, S] in [-1, 1].
+    """
+    if not isinstance(teacher, IResNet):
+        raise InputError(
+            f"recipe field weights.teacher: {type(teacher).__name__} has no stages; accepted is "
+            "an IResNet"
+        )
+    x = teacher.prelu(teacher.bn1(teacher.conv1(resized(pixels, size))))
+    return teacher.get_submodule("layer1")(x).float()
+
+
+class DCFaceOptions(TrainingOptions):
+    """DCFace's own fields of a train recipe; the defaults are the paper's."""
+
+    near: Positive = Field(
+        default=4, description="Identity images are among so many nearest their person's centre."
+    )
+    trim_outliers: bool = Field(
+        default=True, description="Put a better image of the person for those far from the centre."
+    )
+    identity_loss: Literal["interpolated", "identity", "style"] = Field(
+        default="interpolated", description="Whose face x0-hat is held to."
+    )
+    identity: IdentityLoss = IdentityLoss(weight=0.05, max_t=1.0, glances=False)
+
+
+class DCFaceTraining(DenoiserTraining):
+    """Train stage 1, the unconditional model, or stage 2, the mixer."""
+
+    system = "dcface"
+    Model = DCFaceConfig
+    Options = DCFaceOptions
+    fresh = ("encoder.", "identity.", "style.", "adapter.")
+
+    def check(self) -> None:
+        """Refuse conditions where there are none, and an empty context that is not learned."""
+        self.sizes: ConditionsConfig | None = self.config.conditions
+        prob, learned = self.options.empty_context_prob, self.sizes and self.sizes.learn_empty
+        if prob and not learned:
+            raise InputError(
+                f"recipe field options.empty_context_prob: {prob}; without "
+                "model.conditions.learn_empty accepted is 0"
+            )
+        if self.sizes is None:
+            self.kinds = ()
+            if self.options.identity.weight:
+                raise InputError(
+                    f"recipe field options.identity.weight: {self.options.identity.weight}; "
+                    "a model without conditions accepts 0"
+                )
+        else:
+            who = () if self.sizes.identity_encoder else ("norms", "maps")
+            self.kinds = ("embeddings", "images", *who)
+
+    def build(self) -> nn.Module:
+        """Make the network; an identity encoder starts from the weights the recipe names."""
+        network = DCFaceNet(self.config)
+        if self.sizes is not None and self.sizes.identity_encoder:
+            if "identity_encoder" not in self.recipe.weights:
+                raise InputError(
+                    "recipe field weights.identity_encoder: missing; model.conditions."
+                    "identity_encoder is trained from it"
+                )
+            given = load_recognizer(self.recipe.weights["identity_encoder"].location)
+            assert network.encoder is not None
+            try:
+                network.encoder.load_state_dict(given.module.state_dict() if given.module else {})
+            except RuntimeError as error:
+                raise InputError(
+                    f"recipe field weights.identity_encoder.location: {given.location} is no "
+                    f"{self.sizes.identity_encoder} of {self.sizes.identity_size} pixels"
+                ) from error
+        return network
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of what is denoised."""
+        return self.config.unet.shape
+
+    @property
+    def embedding_size(self) -> int:
+        """Return the dimensions of the embeddings the network takes."""
+        return (self.sizes or ConditionsConfig()).embedding_size
+
+    def fits(self) -> None:
+        """Check the sizes of the conditions, and find which images stand for a person."""
+        if self.sizes is None:
+            return
+        count = np.diff(self.data.first)
+        if count.min() < 2:
+            raise InputError(
+                f"recipe field data.train: identity {int(count.argmin())} has {count.min()} image; "
+                "dcface accepts two or more of each"
+            )
+        first = np.zeros(1, np.int64)
+        early = self._early(torch.from_numpy(self.data.pixels(first, first)))
+        found: dict[str, tuple[int, ...]] = {"style": early.shape[1:]}
+        if "maps" in self.kinds:
+            found["map"] = self.data.maps.shape[2:]
+        for name, shape in found.items():
+            channels = getattr(self.sizes, f"{name}_channels")
+            size = getattr(self.sizes, f"{name}_size")
+            if tuple(shape) != (channels, size, size):
+                raise InputError(
+                    f"recipe field model.conditions.{name}_channels, {name}_size: {channels}, "
+                    f"{size}; the teacher makes {shape[0]}, {shape[1]}"
+                )
+        cosines = self._centredness()
+        self.nearest = self._nearest(cosines)
+        self.target = np.arange(len(self.data))
+        if self.options.trim_outliers:
+            self._trim(cosines)
+
+    def _centredness(self) -> np.ndarray:
+        """Return each image's cosine to the mean embedding of its person, float32 [N]."""
+        data = self.data
+        sums = np.zeros((len(data.first) - 1, data.embeddings.shape[2]), np.float32)
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(data), BLOCK)]
+        for block in blocks:
+            np.add.at(sums, data.labels[block], data.embeddings[0, block].astype(np.float32))
+        centres = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.concatenate(
+            [
+                (data.embeddings[0, block].astype(np.float32) * centres[data.labels[block]]).sum(1)
+                for block in blocks
+            ]
+        )
+
+    def _nearest(self, cosines: np.ndarray) -> np.ndarray:
+        """Return each person's images nearest the centre, int64 [classes, near], -1 for none."""
+        data = self.data
+        order = np.lexsort((-cosines, data.labels))
+        places = data.first[:-1, None] + np.arange(self.options.near)
+        return np.where(places < data.first[1:, None], order[np.minimum(places, len(data) - 1)], -1)
+
+    def _trim(self, cosines: np.ndarray) -> None:
+        """Put an inlier of the same person in the place of each outlier."""
+        data, threshold = self.data, np.quantile(cosines, OUTLIERS)
+        for row in np.flatnonzero(cosines < threshold):
+            label = data.labels[row]
+            peers = data.peers[data.first[label] : data.first[label + 1]]
+            inliers = peers[cosines[peers] >= threshold]
+            if len(inliers):
+                draws = generator(seed64(self.recipe.seed, "inlier", int(row)))
+                self.target[row] = inliers[draws.integers(len(inliers))]
+            else:
+                self.target[row] = self.nearest[label, 0]
+
+    def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
+        return super()._batch(rows if self.sizes is None else self.target[rows], step, part)
+
+    def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
+        """Draw the identity image of each target, mirrored or not on its own; the style is it."""
+        if self.sizes is None:
+            return Drawn(())
+        data, count = self.data, len(rows)
+        mirrored = (draws.random(count) < 0.5).astype(np.int64)
+        who = self.identity_rows(rows, draws.random(count))
+        if self.sizes.identity_encoder:
+            given = (data.pixels(mirrored, who),)
+        else:
+            given = self._features(mirrored, who)
+        wanted = {
+            "context": data.embeddings[mirrored, who],
+            "style": data.embeddings[flip, rows],
+            "pixels": data.pixels(flip, rows),
+            "seeds": draws.integers(2**63, size=count),
+        }
+        return Drawn(given, wanted)
+
+    def identity_rows(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Return the identity image of each target, one of its person's nearest but itself.
+
+        Args:
+            rows: the targets, int64 [B].
+            shares: uniform draws in [0, 1), float [B].
+        """
+        near = self.nearest[self.data.labels[rows]]
+        usable = (near >= 0) & (near != rows[:, None])
+        usable |= (near >= 0) & ~usable.any(axis=1, keepdims=True)
+        wanted = (shares * usable.sum(axis=1)).astype(np.int64)
+        column = (usable.cumsum(axis=1) == wanted[:, None] + 1).argmax(axis=1)
+        return near[np.arange(len(rows)), column]
+
+    def _features(self, flip: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        data = self.data
+        norms = data.norms[flip, rows].astype(np.float32)[:, None]
+        return data.embeddings[flip, rows].astype(np.float32) * norms, data.maps[flip, rows]
+
+    @torch.no_grad()
+    def _early(self, pixels: Tensor) -> Tensor:
+        return early_features(self.teacher, self.teacher_size, pixels.to(self.device))
+
+    def encoded(self, module: nn.Module, batch: DenoiserBatch) -> Given:
+        """Return what the network takes as `given`."""
+        if self.sizes is None:
+            return None
+        assert isinstance(self.module, DCFaceNet)
+        style = self.module.style
+        kept = draw_kept(batch.wanted["seeds"].tolist(), style.shape, style.dropout)
+        return (*batch.given, self._early(batch.wanted["pixels"]), kept.to(self.device))
+
+    def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
+        """Return L_ID: g (1 - cos to the identity) + (1 - g) (1 - cos to the style), g = t / T."""
+        apart = {
+            name: 1.0 - (seen * batch.wanted[name][rows]).sum(dim=1)
+            for name in ("context", "style")
+        }
+        if self.options.identity_loss != "interpolated":
+            return apart["context" if self.options.identity_loss == "identity" else "style"]
+        gamma = self.noising.gamma(batch.t[rows])
+        return gamma * apart["context"] + (1.0 - gamma) * apart["style"]
+
+    def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
+        """Return each row's image as identity, with styles from all over the dataset."""
+        if self.sizes is None:
+            return None
+        straight = np.zeros(len(rows), np.int64)
+        styles = np.linspace(0, len(self.data) - 1, len(rows)).astype(np.int64)
+        early = self._early(torch.from_numpy(self.data.pixels(straight, styles)))
+        if self.sizes.identity_encoder:
+            return self._array(self.data.pixels(straight, rows)), early
+        embedding, spatial = self._features(straight, rows)
+        return self._array(embedding), self._array(spatial), early
+
+
+TRAINING: Any = DCFaceTraining
