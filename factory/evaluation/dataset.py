@@ -41,7 +41,7 @@ class Embedded:
     """The embeddings of a dataset under one recognizer.
 
     Attributes:
-        unit: float64 [N, D], rows of unit length.
+        unit: float32 [N, D], rows of unit length; what sums them does so in float64.
         labels: int64 [N].
         keys: the samples' keys, in the order of the rows.
     """
@@ -74,7 +74,9 @@ def samples(
             continue
         for sample in _shard(store, name):
             if identities is not None and sample.label >= identities:
-                break  # labels rise inside a shard
+                if start:
+                    break  # labels rise inside a planned shard
+                continue
             seen[sample.label] += 1
             if images_each is None or seen[sample.label] <= images_each:
                 yield sample
@@ -90,29 +92,52 @@ def embed_dataset(
 ) -> Embedded:
     """Embed a dataset, once per image and without mirror images.
 
-    Images are streamed; the embeddings of the whole selection are held in memory.
+    Images are streamed; the embeddings of the whole selection are held in memory, 4 x N x D bytes.
 
     Raises:
-        InputError: as `samples`, or an image has another size than the recognizer takes.
+        InputError: as `samples`, an image has another size than the recognizer takes, or the
+            recognizer gives numbers that are not finite.
     """
     parts: list[np.ndarray] = []
     labels: list[int] = []
     keys: list[str] = []
     batch: list[np.ndarray] = []
+
+    def embed() -> None:
+        unit = normalized(recognizer.embed(np.stack(batch)).astype(np.float64))
+        broken = ~np.isfinite(unit).all(axis=1)
+        if broken.any():
+            key = keys[len(keys) - len(batch) + int(np.argmax(broken))]
+            raise InputError(
+                f"dataset {store.url} sample {key}: recognizer {recognizer.name} gives numbers "
+                "that are not finite"
+            )
+        parts.append(unit.astype(np.float32))
+        batch.clear()
+
     for sample in samples(store, identities, images_each):
         what = f"dataset {store.url} sample {sample.key}"
         batch.append(fitted(decode(sample.encoded, what), recognizer.size, what, resize))
         labels.append(sample.label)
         keys.append(sample.key)
         if len(batch) == batch_size:
-            parts.append(recognizer.embed(np.stack(batch)))
-            batch = []
+            embed()
     if batch:
-        parts.append(recognizer.embed(np.stack(batch)))
+        embed()
     if not parts:
         raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
-    unit = normalized(np.concatenate(parts).astype(np.float64))
-    return Embedded(unit, np.array(labels, dtype=np.int64), tuple(keys))
+    return Embedded(_joined(parts), np.array(labels, dtype=np.int64), tuple(keys))
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Join rows, freeing each part as it is copied, so that memory does not double."""
+    rows = sum(len(part) for part in parts)
+    joined = np.empty((rows, parts[0].shape[1]), parts[0].dtype)
+    while parts:
+        part = parts.pop()
+        rows -= len(part)
+        joined[rows : rows + len(part)] = part
+    return joined
 
 
 def _shard(store: Store, name: str) -> Iterator[Sample]:

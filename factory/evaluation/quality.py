@@ -23,6 +23,7 @@ from factory.evaluation.scores import (
     threshold_at,
 )
 from factory.recipe import InputError
+from factory.recognition.neighbours import packed
 from factory.seeding import seed64
 from factory.studio.people import person
 from factory.studio.render import render
@@ -92,10 +93,9 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
             f"dataset: {len(rows)} identities, at most {largest} images each; accepted are two "
             "identities or more, and one of two images or more"
         )
-    genuine = genuine_scores(embedded.unit, labels)
-    impostor, chosen = impostor_scores(embedded.unit, labels, seed)
-    centres = np.stack([embedded.unit[row].mean(axis=0) for row in rows])
-    unit_centres = normalized(centres)
+    genuine, genuine_choice = genuine_scores(embedded.unit, labels, seed)
+    impostor, impostor_choice = impostor_scores(embedded.unit, labels, seed)
+    unit_centres = centres(embedded.unit, rows)
     return {
         "identities": len(rows),
         "images": len(labels),
@@ -106,10 +106,16 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
         "r": radius.r,
         "r_fpr": radius.fpr,
         "r_pairs": radius.pairs,
-        "impostor_choice": chosen,
+        "genuine_choice": genuine_choice,
+        "impostor_choice": impostor_choice,
         "histograms": {"genuine": histogram(genuine), "impostor": histogram(impostor)},
         "definitions": QUALITY_DEFINITIONS,
     }
+
+
+def centres(unit: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """Return the mean embedding of each identity, brought to length 1, float64 [C, D]."""
+    return normalized(np.stack([unit[row].mean(axis=0, dtype=np.float64) for row in rows]))
 
 
 def spread(unit: np.ndarray, rows: list[np.ndarray]) -> float:
@@ -120,8 +126,9 @@ def spread(unit: np.ndarray, rows: list[np.ndarray]) -> float:
     found = []
     for row in rows:
         if len(row) > 1:
-            others = normalized(unit[row].sum(axis=0) - unit[row])
-            found.append(1.0 - np.einsum("ij,ij->i", unit[row], others))
+            own = unit[row].astype(np.float64)
+            others = normalized(own.sum(axis=0) - own)
+            found.append(1.0 - np.einsum("ij,ij->i", own, others))
     return float(np.concatenate(found).mean())
 
 
@@ -131,13 +138,7 @@ def uniqueness(unit_centres: np.ndarray, r: float) -> float:
     DCFace's equation as printed compares with all earlier centres, its text with those kept; this
     is the text's.
     """
-    kept = np.empty_like(unit_centres)
-    count = 0
-    for centre in unit_centres:
-        if not count or (kept[:count] @ centre).max() < r:
-            kept[count] = centre
-            count += 1
-    return count / len(unit_centres)
+    return float(packed(unit_centres, r).mean())
 
 
 def consistency(

@@ -14,6 +14,8 @@ from factory.seeding import generator, seed64
 
 RESOLVED = 10  # a rate below RESOLVED / pairs rests on too few pairs to be quoted
 BINS = 100  # of a histogram, over [-1, 1]
+PAIRS = 2_000_000  # above so many, pairs are drawn
+PAIRS_AT_ONCE = 16_384
 BLOCK_ROWS = 512
 
 DEFINITIONS = {
@@ -22,7 +24,10 @@ DEFINITIONS = {
     "fmr100": "lowest FNMR at FMR <= 1 %",
     "fmr1000": "lowest FNMR at FMR <= 0.1 %",
     "fdr": "(mean_g - mean_i)^2 / (var_g + var_i), population variances",
-    "genuine": "cosine of every pair of different images inside an identity",
+    "genuine": "cosine of a pair of different images inside an identity; all, or drawn as "
+    "genuine_choice says",
+    "impostor": "cosine of a pair of images of different identities; all, or drawn as "
+    "impostor_choice says",
     "resolved": f"a rate is resolved from {RESOLVED} / impostor pairs upward",
 }
 
@@ -63,11 +68,19 @@ class Rates:
 
 
 def rates(genuine: np.ndarray, impostor: np.ndarray) -> Rates:
-    """Return the rates of genuine and impostor scores, each float [n], n of 1 or more."""
+    """Return the rates of genuine and impostor scores, each float [n], n of 1 or more.
+
+    Raises:
+        ValueError: there are no scores of a kind, or one is not finite.
+    """
     if not len(genuine) or not len(impostor):
         raise ValueError(
             f"{len(genuine)} genuine and {len(impostor)} impostor scores; accepted is 1 or more"
         )
+    for kind, found in (("genuine", genuine), ("impostor", impostor)):
+        broken = int((~np.isfinite(found)).sum())
+        if broken:
+            raise ValueError(f"{broken} of {len(found)} {kind} scores are not finite")
     fmr, fnmr = error_rates(genuine, impostor)
     variances = genuine.var() + impostor.var()
     return Rates(
@@ -125,24 +138,43 @@ def histogram(scores: np.ndarray) -> list[int]:
     return counts.tolist()
 
 
-def genuine_scores(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the cosine of each pair of different images inside an identity, float64 [pairs].
+def genuine_scores(
+    embeddings: np.ndarray, labels: np.ndarray, seed: int = 0, limit: int = PAIRS
+) -> tuple[np.ndarray, str]:
+    """Return cosines between different images of an identity, float64, and how they were chosen.
 
     Args:
         embeddings: unit rows, [N, D].
         labels: integers [N].
+        seed: root seed of the sample.
+        limit: all pairs are taken where there are no more than this; else so many are drawn,
+            uniformly among the pairs and with replacement.
     """
-    found = [np.empty(0)]
-    for rows in rows_of(labels):
-        cosines = embeddings[rows] @ embeddings[rows].T
-        found.append(cosines[np.triu_indices(len(rows), 1)])
-    return np.concatenate(found)
+    rows = rows_of(labels)
+    each = np.array([len(row) * (len(row) - 1) // 2 for row in rows])
+    ends = np.cumsum(each)
+    pairs = int(ends[-1])
+    if pairs <= limit:
+        found = [np.empty(0)]
+        for row in rows:
+            unit = embeddings[row].astype(np.float64)
+            found.append((unit @ unit.T)[np.triu_indices(len(row), 1)])
+        return np.concatenate(found), f"all {pairs} pairs inside an identity"
+    drawn = generator(seed64(seed, "genuine")).integers(pairs, size=limit)
+    identity = np.searchsorted(ends, drawn, "right")
+    number = drawn - (ends - each)[identity]  # pairs (0, 1), (0, 2), (1, 2), (0, 3), ...
+    later = ((1.0 + np.sqrt(1.0 + 8.0 * number)) / 2.0).astype(np.int64)
+    earlier = number - later * (later - 1) // 2
+    starts = np.cumsum([0] + [len(row) for row in rows[:-1]])[identity]
+    order = np.concatenate(rows)
+    cosines = _cosines(embeddings, order[starts + earlier], order[starts + later])
+    return cosines, f"{limit} of {pairs} pairs inside an identity, drawn with seed {seed}"
 
 
 def impostor_scores(
-    embeddings: np.ndarray, labels: np.ndarray, seed: int, limit: int = 2_000_000
+    embeddings: np.ndarray, labels: np.ndarray, seed: int, limit: int = PAIRS
 ) -> tuple[np.ndarray, str]:
-    """Return cosines between images of different identities, and how the pairs were chosen.
+    """Return cosines between images of different identities, float64, and how they were chosen.
 
     Args:
         embeddings: unit rows, [N, D].
@@ -155,14 +187,14 @@ def impostor_scores(
     sizes = np.unique(labels, return_counts=True)[1]
     pairs = (n * n - int((sizes.astype(np.int64) ** 2).sum())) // 2
     if pairs <= limit:
-        found = [np.empty(0)]
+        found = [np.empty((2, 0), np.int64)]
         for start in range(0, n, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, n)
-            cosines = embeddings[start:stop] @ embeddings[start:].T
-            wanted = labels[start:stop, None] != labels[None, start:]
-            wanted &= np.arange(start, stop)[:, None] < np.arange(start, n)[None, :]
-            found.append(cosines[wanted])
-        return np.concatenate(found), f"all {pairs} pairs of different identities"
+            rows = np.arange(start, min(start + BLOCK_ROWS, n))
+            later = np.arange(start, n)
+            wanted = (labels[rows, None] != labels[later]) & (rows[:, None] < later)
+            found.append(np.stack(np.nonzero(wanted)) + start)
+        cosines = _cosines(embeddings, *np.concatenate(found, axis=1))
+        return cosines, f"all {pairs} pairs of different identities"
     draw = generator(seed64(seed, "impostors"))
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
@@ -171,11 +203,17 @@ def impostor_scores(
     own = np.searchsorted(ranked, ranked[first], "right") - low
     second = draw.integers(0, n - own)
     second = np.where(second >= low, second + own, second)  # step over the own identity
-    found = [
-        np.einsum("ij,ij->i", embeddings[order[first[part]]], embeddings[order[second[part]]])
-        for part in np.array_split(np.arange(limit), -(-limit // 65536))
-    ]
-    return np.concatenate(found), f"{limit} of {pairs} pairs of different identities, seed {seed}"
+    cosines = _cosines(embeddings, order[first], order[second])
+    return cosines, f"{limit} of {pairs} pairs of different identities, drawn with seed {seed}"
+
+
+def _cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    found = np.empty(len(first))
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        pair = (embeddings[rows[part]].astype(np.float64) for rows in (first, second))
+        found[part] = np.einsum("ij,ij->i", *pair)
+    return found
 
 
 def rows_of(labels: np.ndarray) -> list[np.ndarray]:

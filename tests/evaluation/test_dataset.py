@@ -50,3 +50,19 @@ def test_wrong_datasets_are_named(tmp_path):
     with pytest.raises(InputError, match=r"sample 0000000_0000: 64 x 64 pixels.*--resize"):
         embed_dataset(store, Corners())
     assert len(embed_dataset(store, Corners(), resize=True).labels) == 4
+
+
+def test_a_recognizer_that_fails_on_an_image_is_named(tmp_path):
+    class Broken(Corners):
+        name, calls = "broken", 0
+
+        def embed(self, images):
+            found = super().embed(images)
+            self.calls += 1
+            if self.calls == 2:
+                found[1, 3] = np.nan
+            return found
+
+    store = Store(make_dataset(tmp_path / "d", identities=4, images_each=3))
+    with pytest.raises(InputError, match=r"sample 0000002_0000: recognizer broken gives numbers"):
+        embed_dataset(store, Broken(), batch_size=5)

@@ -82,7 +82,8 @@ def test_all_pairs_are_taken_once():
     cosines = unit @ unit.T
     upper = np.triu(np.ones((700, 700), bool), 1)
     same = labels[:, None] == labels[None, :]
-    genuine = scores.genuine_scores(unit, labels)
+    genuine, how = scores.genuine_scores(unit, labels)
+    assert how == f"all {len(genuine)} pairs inside an identity"
     np.testing.assert_allclose(np.sort(genuine), np.sort(cosines[upper & same]))
     impostor, how = scores.impostor_scores(unit, labels, seed=0)
     np.testing.assert_allclose(np.sort(impostor), np.sort(cosines[upper & ~same]))
@@ -102,6 +103,52 @@ def test_sampled_impostors_are_impostors_uniform_and_seeded():
     other, _ = scores.impostor_scores(noisy, labels, seed=6, limit=20)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_sampled_genuine_pairs_are_each_as_likely():
+    """Every pair of five identities has a cosine of its own, which says which pair was drawn."""
+    rng = np.random.default_rng(3)
+    labels = rng.permutation(np.repeat([5, 1, 9, 2, 3], [1, 2, 3, 7, 12]))
+    unit = rng.normal(size=(len(labels), 6))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    every, _ = scores.genuine_scores(unit, labels)
+    assert len(every) == 0 + 1 + 3 + 21 + 66
+    drawn, how = scores.genuine_scores(unit, labels, seed=4, limit=90)
+    assert how == "90 of 91 pairs inside an identity, drawn with seed 4"
+    np.testing.assert_array_equal(drawn, scores.genuine_scores(unit, labels, seed=4, limit=90)[0])
+    many = np.concatenate(
+        [scores.genuine_scores(unit, labels, seed=n, limit=90)[0] for n in range(400)]
+    )
+    place = np.abs(np.sort(every)[:, None] - many[None, :]).argmin(axis=0)
+    np.testing.assert_allclose(np.sort(every)[place], many, atol=1e-12)
+    counts = np.bincount(place, minlength=91)
+    expected = len(many) / 91
+    assert ((counts - expected) ** 2 / expected).sum() < 148  # chi2, 90 degrees: one in 10^4
+
+
+def test_a_large_identity_needs_no_matrix_of_all_pairs():
+    """Few impostor pairs among many images; all of them are found."""
+    labels = np.r_[np.zeros(3000, int), np.arange(1, 4)]
+    unit = np.random.default_rng(0).normal(size=(3003, 3))
+    found, how = scores.impostor_scores(unit, labels, seed=0)
+    assert len(found) == 3 * 3000 + 3 and how.startswith("all 9003 ")
+    expected = np.r_[
+        (unit[:3000] @ unit[3000:].T).ravel(), (unit[-3:] @ unit[-3:].T)[[0, 0, 1], [1, 2, 2]]
+    ]
+    np.testing.assert_allclose(np.sort(found), np.sort(expected))
+
+
+def test_scores_that_are_no_numbers_and_one_class_are_refused():
+    good, bad = np.array([0.1, 0.2]), np.array([0.3, np.nan, np.inf])
+    with pytest.raises(ValueError, match="2 of 3 genuine scores are not finite"):
+        scores.rates(bad, good)
+    with pytest.raises(ValueError, match="2 of 3 impostor scores are not finite"):
+        scores.rates(good, bad)
+    with pytest.raises(ValueError, match="2 genuine and 0 impostor scores; accepted is 1 or more"):
+        scores.rates(good, np.empty(0))
+    unit = np.eye(3)
+    assert len(scores.genuine_scores(unit, np.arange(3))[0]) == 0  # nobody has two images
+    assert len(scores.impostor_scores(unit, np.zeros(3, int), seed=0)[0]) == 0  # one identity
 
 
 def test_histogram_counts_every_score():
