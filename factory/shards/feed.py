@@ -92,10 +92,10 @@ class Feed:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._paths: list[Path] = []
         self.classes = 0
-        parts: list[_Images] = []
+        parts: list[Images] = []
         for url in urls:
             left = None if identities is None else identities - self.classes
-            found = _chosen(_images(Store(url), cache), left, images_each)
+            found = _chosen(images_of(Store(url), cache), left, images_each)
             named, labels = np.unique(found.labels, return_inverse=True)
             parts.append(found.numbered(labels + self.classes, len(self._paths)))
             self.classes += len(named)
@@ -209,8 +209,8 @@ def decode(data: bytes) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The images of one dataset or composition.
+class Images:
+    """The images of one dataset or composition, and where each lies.
 
     Attributes:
         paths: local paths of its shards.
@@ -230,12 +230,12 @@ class _Images:
     size: np.ndarray
     repeat: np.ndarray
 
-    def rows(self, rows: np.ndarray) -> "_Images":
+    def rows(self, rows: np.ndarray) -> "Images":
         """Return some of the images, in the order of their row numbers."""
         arrays = (getattr(self, name)[rows] for name in ARRAYS)
-        return _Images(self.paths, *arrays)
+        return Images(self.paths, *arrays)
 
-    def numbered(self, labels: np.ndarray, first_path: int) -> "_Images":
+    def numbered(self, labels: np.ndarray, first_path: int) -> "Images":
         """Return the images with other labels, and their paths counted from another number."""
         return replace(self, labels=labels, shard=self.shard + first_path)
 
@@ -243,27 +243,31 @@ class _Images:
 ARRAYS = ("labels", "keys", "shard", "offset", "size", "repeat")
 
 
-def _images(store: Store, cache: Path | None) -> _Images:
-    """Return the images of a dataset in the order of their keys, or those of a composition."""
+def images_of(store: Store, cache: Path | None) -> Images:
+    """Return the images of a dataset in the order of their keys, or those of a composition.
+
+    Raises:
+        InputError: there is neither, or it is not what it states to be.
+    """
     if is_composition(store):
         return _composed(store, cache)
     shards = contents(store)
     paths = Copies(store, shards, cache).fetch(tuple(shards))
     found = index(store, shards, cache)
     once = np.ones(len(found), np.int32)
-    return _Images(
+    return Images(
         paths, found.labels, found.keys, found.shard, found.offset, found.size, repeat=once
     )
 
 
-def _composed(store: Store, cache: Path | None) -> _Images:
+def _composed(store: Store, cache: Path | None) -> Images:
     composition = load_composition(store)
     rows = read_rows(store, composition)
     paths = local_shards(composition, rows, cache)
-    return _Images(paths, rows.label, rows.key, rows.shard, rows.offset, rows.size, rows.repeat)
+    return Images(paths, rows.label, rows.key, rows.shard, rows.offset, rows.size, rows.repeat)
 
 
-def _chosen(found: _Images, identities: int | None, images_each: int | None) -> _Images:
+def _chosen(found: Images, identities: int | None, images_each: int | None) -> Images:
     """Return the first images of the first identities, each as often as it is repeated."""
     rows = np.arange(len(found.labels))
     if identities is not None:

@@ -1,0 +1,223 @@
+"""Verification pairs of identities that no training has seen, as a `.bin` benchmark file.
+
+A fold's identities are in no other fold, so that a threshold chosen on nine folds is judged on
+people it has not met. Half of every fold is genuine, in an order drawn by the seed.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from factory.evaluation.verification import FOLDS, write_bin
+from factory.recipe import InputError
+from factory.seeding import generator, seed64
+from factory.shards.composition import is_composition, load_composition, read_rows
+from factory.shards.feed import images_of
+from factory.shards.index import Reader
+from factory.shards.manifest import load_manifest
+from factory.shards.store import Store
+
+TRIES = 200  # draws of an impostor before the fold is called too small
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Pairs of rows.
+
+    Attributes:
+        rows: int64 [pairs, 2].
+        same: bool [pairs], whether a pair shows one person; half of every fold does.
+    """
+
+    rows: np.ndarray
+    same: np.ndarray
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file of pairs holds."""
+
+    sha256: str
+    pairs: int
+    identities: int
+
+
+def choose_pairs(
+    labels: np.ndarray,
+    pairs: int,
+    folds: int = FOLDS,
+    seed: int = 1,
+    groups: Mapping[int, str] | None = None,
+) -> Chosen:
+    """Choose verification pairs; equal arguments give equal pairs.
+
+    Genuine pairs come from all identities of a fold in turn before any gives a second one. No pair
+    of images is used twice.
+
+    Args:
+        labels: int64 [N], the identity of each image.
+        pairs: how many, a multiple of 2 * folds.
+        folds: consecutive equal parts, with no identity in common.
+        seed: draws identities, images and order.
+        groups: the group of each identity; impostors then are of one group.
+
+    Raises:
+        InputError: a wrong number of pairs, an identity without a group, or too few identities or
+            images for so many pairs.
+    """
+    if folds < 2 or pairs < 1 or pairs % (2 * folds):
+        raise InputError(
+            f"pairs: {pairs} in {folds} folds; accepted is a multiple of {2 * max(folds, 2)}, in 2 "
+            "folds or more"
+        )
+    order = np.argsort(labels, kind="stable")
+    people, first = np.unique(labels[order], return_index=True)
+    rows = dict(zip(people.tolist(), np.split(order, first[1:]), strict=True))
+    if groups is not None:
+        lost = next((who for who in rows if who not in groups), None)
+        if lost is not None:
+            raise InputError(f"groups: identity {lost} has none; accepted is one for each")
+    shuffled = generator(seed64(seed, "pairs")).permutation(people)
+    half = pairs // folds // 2
+    chosen, same = [], []
+    for fold, part in enumerate(np.array_split(shuffled, folds)):
+        members = {int(who): rows[int(who)] for who in part}
+        draws = generator(seed64(seed, "pairs of a fold", fold))
+        both = _genuine(members, half, draws) + _impostors(members, half, draws, groups)
+        for entry in draws.permutation(2 * half).tolist():
+            chosen.append(both[entry])
+            same.append(entry < half)
+    return Chosen(np.array(chosen, np.int64), np.array(same, bool))
+
+
+def write_pairs(
+    store: Store,
+    to: str | Path,
+    pairs: int,
+    folds: int = FOLDS,
+    seed: int = 1,
+    skip: int = 0,
+    without: Store | None = None,
+    groups: Mapping[int, str] | None = None,
+    cache: Path | None = None,
+) -> Written:
+    """Write a benchmark file of pairs from a dataset or composition; images are copied as they are.
+
+    Args:
+        store: the dataset or composition.
+        to: the `.bin` file; an older one is replaced.
+        pairs, folds, seed, groups: as `choose_pairs`.
+        skip: leave out the first N identities, those a training with `data.identities: N` saw.
+        without: a composition; identities it holds of this dataset are left out.
+        cache: folder of indexes and of copies of remote shards.
+
+    Raises:
+        InputError: as `choose_pairs`; no dataset; or a composition that holds none of it.
+    """
+    images = images_of(store, cache)
+    people = np.unique(images.labels)
+    held_out = people[skip:]
+    if without is not None:
+        held_out = np.setdiff1d(held_out, _used(store, without))
+    kept = np.flatnonzero(np.isin(images.labels, held_out))
+    chosen = choose_pairs(images.labels[kept], pairs, folds, seed, groups)
+    reader, files = Reader(), []
+    for row in kept[chosen.rows.ravel()]:
+        path = images.paths[images.shard[row]]
+        files.append(reader.read(path, int(images.offset[row]), int(images.size[row])))
+    reader.close()
+    sha256 = write_bin(to, files, chosen.same.tolist())
+    used = np.unique(images.labels[kept[chosen.rows]])
+    return Written(sha256, pairs, len(used))
+
+
+def read_identity_groups(path: str | Path) -> dict[int, str]:
+    """Read the group of each identity: a .json of {identity: group}, or a .csv identity,group.
+
+    Raises:
+        InputError: no such file, or one of another form.
+    """
+    path = Path(path)
+    accepted = "a .json of {identity: group}, or a .csv with the columns identity, group"
+    if not path.is_file():
+        raise InputError(f"--groups {path}: no such file; accepted is {accepted}")
+    try:
+        if path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as file:
+                return {int(row["identity"]): row["group"] for row in csv.DictReader(file)}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {int(identity): str(group) for identity, group in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--groups {path}: {error!r}; accepted is {accepted}") from None
+
+
+def _genuine(
+    members: dict[int, np.ndarray], half: int, draws: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Take one pair of each identity in turn, then a second, until there are `half`."""
+    found: list[tuple[int, int]] = []
+    queues = [combinations(draws.permutation(rows).tolist(), 2) for rows in members.values()]
+    while queues and len(found) < half:
+        taken = [(queue, next(queue, None)) for queue in queues]
+        found += [pair for _, pair in taken if pair is not None]
+        queues = [queue for queue, pair in taken if pair is not None]
+    if len(found) < half:
+        raise InputError(
+            f"pairs: a fold of {len(members)} identities has {len(found)} genuine pairs, {half} "
+            "are needed; lower --pairs or --folds, or hold out more identities"
+        )
+    return found[:half]
+
+
+def _impostors(
+    members: dict[int, np.ndarray],
+    half: int,
+    draws: np.random.Generator,
+    groups: Mapping[int, str] | None,
+) -> list[tuple[int, int]]:
+    """Pair each identity in turn with another one, of its group where there are groups."""
+    people = list(members)
+    alike: dict[str, list[int]] = {}
+    for who in people:
+        alike.setdefault(groups[who] if groups is not None else "", []).append(who)
+    first = [who for group in alike.values() if len(group) > 1 for who in group]
+    found: list[tuple[int, int]] = []
+    used: set[tuple[int, int]] = set()
+    tries = 0
+    while len(found) < half:
+        if not first or tries >= TRIES:
+            raise InputError(
+                f"pairs: a fold of {len(people)} identities has too few impostors"
+                f"{' of one group' if groups is not None else ''}, {half} are needed; lower "
+                "--pairs or --folds, or hold out more identities"
+            )
+        who = first[len(found) % len(first)]
+        others = alike[groups[who] if groups is not None else ""]
+        other = others[int(draws.integers(len(others)))]
+        one, two = (int(draws.choice(members[person])) for person in (who, other))
+        tries += 1
+        if who != other and (min(one, two), max(one, two)) not in used:
+            used.add((min(one, two), max(one, two)))
+            found.append((one, two))
+            tries = 0
+    return found
+
+
+def _used(store: Store, without: Store) -> np.ndarray:
+    """Return the identities of a dataset that a composition holds."""
+    if is_composition(store):
+        raise InputError(f"--without {without.url}: accepted with a dataset, not a composition")
+    composition = load_composition(without)
+    digest = load_manifest(store).content_digest
+    rows = read_rows(without, composition)
+    pools = [n for n, p in enumerate(rows.pools) if composition.pools[p].content_digest == digest]
+    if not pools:
+        raise InputError(
+            f"--without {without.url}: no pool of it is {store.url} (by content digest)"
+        )
+    return np.unique(rows.identity[np.isin(rows.pool, pools)])
