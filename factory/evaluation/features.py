@@ -1,0 +1,155 @@
+"""Feature networks: what sees two sets of images when their distributions are compared.
+
+Any recognizer will do. An ImageNet network, as DCFace and FID use, is taken where the user has one
+as TorchScript: it runs in TorchScript's own interpreter, without Python code and without pickle.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from factory.evaluation.dataset import samples
+from factory.evaluation.images import batches, decode, fitted, normalized
+from factory.provenance import sha256_file
+from factory.recipe import InputError, local_path
+from factory.shards.store import Store
+
+RANGES = ("signed", "unit", "imagenet", "bytes")
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ACCEPTED = (
+    "a recognizer, or torchscript:FILE?size=S&range=signed|unit|imagenet|bytes with an optional "
+    "argument=NAME that is passed as true"
+)
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that turns images into features.
+
+    Attributes:
+        name: what to call it in tables.
+        size: height and width of the images it takes.
+        sha256: of its file.
+        licence: of its weights; "unknown" where nobody said.
+        location: the reference it was loaded from.
+        scaled: whether its features are brought to unit length (a recognizer's are).
+    """
+
+    name: str
+    size: int
+    sha256: str
+    licence: str
+    location: str
+    scaled: bool
+    _extract: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+
+    def extract(self, images: np.ndarray) -> np.ndarray:
+        """Return features, float64 [B, D], of uint8 [B, S, S, 3] RGB images.
+
+        Raises:
+            InputError: a feature is not a number.
+        """
+        found = self._extract(images).astype(np.float64)
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise InputError(
+                f"feature network {self.name}: it gives {list(found.shape)} or what is not a "
+                "number; accepted is [B, D], finite"
+            )
+        return normalized(found) if self.scaled else found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what names the network, JSON-able."""
+        names = ("name", "size", "sha256", "licence", "location", "scaled")
+        return {name: getattr(self, name) for name in names}
+
+
+def load_features(reference: str) -> FeatureNetwork:
+    """Load the feature network a reference names.
+
+    Args:
+        reference: what `load_recognizer` takes, or `torchscript:FILE?size=S&range=R`: a scripted
+            network from float [B, 3, S, S] (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
+            ImageNet's mean and deviation) or uint8 (`bytes`) to [B, D]. `argument=return_features`
+            passes return_features=True, as some FID networks need.
+
+    Raises:
+        InputError: unknown form, no such file, or a file that is not a network.
+    """
+    prefix, colon, rest = reference.partition(":")
+    if colon and prefix == "torchscript":
+        return _scripted(rest, reference)
+    from factory.recognition.recognizers import load_recognizer
+
+    found = load_recognizer(reference)
+    return FeatureNetwork(
+        found.name, found.size, found.sha256, found.licence, reference, True, found.embed
+    )
+
+
+def extract_dataset(
+    store: Store,
+    network: FeatureNetwork,
+    identities: int | None = None,
+    images_each: int | None = None,
+    resize: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features, float64 [N, D], and labels, int64 [N], of a dataset's samples in order.
+
+    Images are streamed, features of the whole selection are held in memory.
+
+    Raises:
+        InputError: there is no sample, or an image has another size than the network takes and
+            `resize` is off.
+    """
+    labels: list[int] = []
+
+    def images() -> Any:
+        for sample in samples(store, identities, images_each):
+            what = f"dataset {store.url} sample {sample.key}"
+            labels.append(sample.label)
+            yield fitted(decode(sample.encoded, what), network.size, what, resize)
+
+    parts = [network.extract(batch) for batch in batches(images(), BATCH)]
+    if not parts:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    return np.concatenate(parts), np.array(labels, dtype=np.int64)
+
+
+def _scripted(rest: str, reference: str) -> FeatureNetwork:
+    import torch
+
+    file, _, query = rest.partition("?")
+    options = dict(parse_qsl(query))
+    size, scale, argument = options.get("size", ""), options.get("range"), options.get("argument")
+    if set(options) - {"size", "range", "argument"} or scale not in RANGES or not size.isdecimal():
+        raise InputError(f"--features {reference!r}; accepted: {ACCEPTED}")
+    path = local_path(file)
+    if not path.is_file():
+        raise InputError(f"--features {reference!r}: no file {path}; accepted: {ACCEPTED}")
+    try:
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--features {reference!r}: not TorchScript: {reason}") from None
+    keywords = {argument: True} if argument else {}
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    deviation = torch.tensor(IMAGENET_SD).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        if scale != "bytes":
+            batch = batch.float() / 255.0
+        if scale == "signed":
+            batch = batch * 2.0 - 1.0
+        if scale == "imagenet":
+            batch = (batch - mean) / deviation
+        return module(batch, **keywords).flatten(1).float().numpy()
+
+    return FeatureNetwork(
+        path.stem, int(size), sha256_file(path), "unknown", reference, False, extract
+    )

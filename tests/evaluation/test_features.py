@@ -1,0 +1,84 @@
+"""Feature networks: a recognizer's and a scripted one, on a small dataset."""
+
+import numpy as np
+import pytest
+import torch
+from faces import face, make_dataset
+
+from factory.evaluation.features import IMAGENET_MEAN, IMAGENET_SD, extract_dataset, load_features
+from factory.recipe import Backbone, InputError
+from factory.recognition.backbones import make_backbone
+from factory.recognition.recognizers import load_recognizer, save_recognizer
+from factory.shards.store import Store
+
+
+class Means(torch.nn.Module):
+    def forward(self, x, return_features: bool = False):
+        means = x.float().mean(dim=(2, 3))
+        return means if return_features else means * 0
+
+
+@pytest.fixture
+def scripted(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.jit.script(Means()).save(str(path))
+    return path
+
+
+def test_a_scripted_network_sees_the_range_it_asks_for(scripted):
+    images = np.stack([face(0, 0), face(1, 0)])
+    means = images.mean(axis=(1, 2))
+    expected = {
+        "bytes": means,
+        "unit": means / 255,
+        "signed": means / 127.5 - 1,
+        "imagenet": (means / 255 - IMAGENET_MEAN) / IMAGENET_SD,
+    }
+    for scale, values in expected.items():
+        network = load_features(
+            f"torchscript:{scripted}?size=32&range={scale}&argument=return_features"
+        )
+        np.testing.assert_allclose(network.extract(images), values, rtol=1e-4, atol=1e-4)
+    off = load_features(f"torchscript:{scripted}?size=32&range=unit")
+    assert (off.extract(images) == 0).all()
+    assert len(off.sha256) == 64
+
+
+def test_a_recognizers_features_are_its_unit_embeddings(tmp_path):
+    backbone = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    torch.manual_seed(0)
+    path = tmp_path / "net.safetensors"
+    save_recognizer(path, make_backbone(backbone, 32).state_dict(), backbone, 32, "net", "MIT")
+    network = load_features(str(path))
+    images = np.stack([face(0, 0), face(1, 0)])
+    raw = load_recognizer(str(path)).embed(images).astype(float)
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    np.testing.assert_allclose(network.extract(images), unit, rtol=1e-12)
+    assert (network.name, network.licence, network.scaled) == ("net", "MIT", True)
+
+
+def test_datasets_are_read_in_order_and_resized_only_when_asked(tmp_path, scripted):
+    store = Store(make_dataset(tmp_path / "d", identities=3, images_each=2))
+    network = load_features(f"torchscript:{scripted}?size=32&range=bytes&argument=return_features")
+    features, labels = extract_dataset(store, network)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert np.abs(features[3] - face(1, 1).mean(axis=(0, 1))).max() < 2  # but for JPEG
+    small = load_features(f"torchscript:{scripted}?size=16&range=bytes&argument=return_features")
+    with pytest.raises(InputError, match="--resize"):
+        extract_dataset(store, small)
+    assert len(extract_dataset(store, small, identities=2, images_each=1, resize=True)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("torchscript:{}?size=32", "range"),
+        ("torchscript:{}?size=x&range=unit", "size=S"),
+        ("torchscript:{}?size=32&range=unit&more=1", "accepted"),
+        ("torchscript:none.pt?size=32&range=unit", "no file"),
+        ("torchscript:" + __file__ + "?size=32&range=unit", "not TorchScript"),
+    ],
+)
+def test_other_references_are_refused(scripted, reference, message):
+    with pytest.raises(InputError, match=message):
+        load_features(reference.format(scripted))
