@@ -1,0 +1,144 @@
+"""Coverage: which poses, lights, ages and other attributes a dataset shows, beside real faces.
+
+Attributes are read by a predictor (`factory.recognition.attributes`), the same for both sides: what
+it gets wrong, it gets wrong on both.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from factory.evaluation.dataset import samples
+from factory.evaluation.images import batches, decode
+from factory.evaluation.tables import Table
+from factory.recipe import InputError
+from factory.recognition.attributes import Predictor
+from factory.shards.store import Store
+
+BATCH = 256
+
+COVERAGE_DEFINITIONS = {
+    "histogram": "of the predicted values in equal bins from low to high; values outside count in "
+    "the nearest bin",
+    "reference": "the same histogram of real faces under the same predictor: of --real where "
+    "given, else of the people held out when the predictor was trained",
+    "overlap": "sum over bins of the lesser of both shares: 1 where the distributions agree, 0 "
+    "where they share no bin",
+    "distance": "Wasserstein-1 distance of the two histograms, in the attribute's unit",
+    "held_out_error": "mean absolute error of the predictor on people it had not seen",
+    "true_error": "mean absolute error on this dataset, where its sidecars state the truth",
+}
+
+
+@dataclass
+class Predicted:
+    """Attributes of a dataset, float32 [N] by name, and the truth where sidecars state it."""
+
+    values: dict[str, np.ndarray]
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def predict_dataset(
+    store: Store,
+    predictor: Predictor,
+    identities: int | None = None,
+    images_each: int | None = None,
+) -> Predicted:
+    """Read the attributes of a dataset's images, in order; images are streamed.
+
+    Raises:
+        InputError: there is no sample, or an image cannot be read.
+    """
+    known: dict[str, list[float]] = {name: [] for name in predictor.attributes}
+    count = 0
+
+    def images() -> Any:
+        nonlocal count
+        for sample in samples(store, identities, images_each):
+            count += 1
+            truth = sample.sidecar.get("truth") or {}
+            for name in known:
+                if name in truth:
+                    known[name].append(truth[name])
+            yield decode(sample.encoded, f"dataset {store.url} sample {sample.key}")
+
+    parts = [predictor.predict(batch) for batch in batches(images(), BATCH)]
+    if not parts:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    values = {name: np.concatenate([part[name] for part in parts]) for name in known}
+    return Predicted(
+        values, {name: np.array(found) for name, found in known.items() if len(found) == count}
+    )
+
+
+def measure_coverage(
+    found: Predicted, predictor: Predictor, real: Predicted | None = None, beside: str = ""
+) -> dict[str, Any]:
+    """Return the figures of `COVERAGE_DEFINITIONS` as a JSON-able mapping.
+
+    Args:
+        found: the dataset's attributes.
+        predictor: what read them.
+        real: those of real images; None takes the predictor's own reference.
+        beside: what the real images are, in words.
+    """
+    attributes = {}
+    for name, meaning in predictor.attributes.items():
+        values = found.values[name]
+        counts = meaning.histogram(values)
+        reference = meaning.histogram(real.values[name]) if real else predictor.reference.get(name)
+        entry = {
+            "unit": meaning.unit,
+            "low": meaning.low,
+            "high": meaning.high,
+            "mean": float(values.mean()),
+            "sd": float(values.std()),
+            "histogram": counts,
+            "reference": reference,
+            "held_out_error": predictor.error.get(name),
+            "true_error": None,
+            "overlap": None,
+            "distance": None,
+        }
+        if name in found.truth:
+            entry["true_error"] = float(np.abs(values - found.truth[name]).mean())
+        if reference:
+            width = (meaning.high - meaning.low) / len(counts)
+            entry["overlap"] = overlap(counts, reference)
+            entry["distance"] = distance(counts, reference, width)
+        attributes[name] = entry
+    return {
+        "predictor": {
+            "name": predictor.name, "sha256": predictor.sha256, "licence": predictor.licence,
+        },
+        "images": len(next(iter(found.values.values()))),
+        "beside": beside if real else "people held out when the predictor was trained",
+        "attributes": attributes,
+        "definitions": COVERAGE_DEFINITIONS,
+    }  # fmt: skip
+
+
+def overlap(first: list[int], second: list[int]) -> float:
+    """Return the share two histograms of equal bins have in common, in [0, 1]."""
+    return float(np.minimum(_shares(first), _shares(second)).sum())
+
+
+def distance(first: list[int], second: list[int], width: float) -> float:
+    """Return the Wasserstein-1 distance of two histograms whose bins are `width` wide."""
+    return float(width * np.abs(np.cumsum(_shares(first) - _shares(second))).sum())
+
+
+def coverage_table(found: dict[str, Any]) -> Table:
+    """Return the figures as a table, an attribute a row."""
+    columns = ("attribute", "mean", "sd", "overlap", "distance", "held-out error", "unit")
+    table = Table(f"Coverage, beside {found['beside']}", columns)
+    for name, one in found["attributes"].items():
+        numbers = (one[key] for key in ("mean", "sd", "overlap", "distance", "held_out_error"))
+        cells = ("-" if number is None else f"{number:.3g}" for number in numbers)
+        table.rows.append((name, *cells, one["unit"]))
+    return table
+
+
+def _shares(counts: list[int]) -> np.ndarray:
+    return np.asarray(counts, dtype=np.float64) / max(sum(counts), 1)

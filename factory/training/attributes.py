@@ -1,0 +1,176 @@
+"""Training of the attribute predictor on a dataset whose sidecars state the truth (the studio's).
+
+One process, some minutes on a CPU: the network is small and the truth is exact, so that nothing
+here needs Ray.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from factory.evaluation.dataset import samples
+from factory.evaluation.images import decode
+from factory.recipe import InputError
+from factory.recognition.attributes import (
+    FILE,
+    STUDIO,
+    AttributeNet,
+    load_predictor,
+    save_predictor,
+)
+from factory.recognition.recognizers import to_input
+from factory.seeding import generator, seed64
+from factory.shards.manifest import load_manifest
+from factory.shards.store import Store
+
+HELD_OUT = 16  # every sixteenth identity is held out
+BATCH = 128
+PEAK, DECAY = 3e-3, 1e-2
+BLURRED = 0.3  # share of images shown at half the resolution
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A labelled set: uint8 [N, S, S, 3], float32 [N, K] in units, int64 [N] identities."""
+
+    images: np.ndarray
+    values: np.ndarray
+    labels: np.ndarray
+
+    def part(self, rows: np.ndarray) -> "Truth":
+        """Return some rows."""
+        return Truth(self.images[rows], self.values[rows], self.labels[rows])
+
+
+def read_truth(store: Store, identities: int | None = None) -> Truth:
+    """Read a dataset with the truth of its sidecars into memory.
+
+    Raises:
+        InputError: a sidecar states no truth, or not every attribute.
+    """
+    images, values, labels = [], [], []
+    for sample in samples(store, identities):
+        truth = sample.sidecar.get("truth") or {}
+        missing = [name for name in STUDIO if name not in truth]
+        if missing:
+            raise InputError(
+                f"dataset {store.url} sample {sample.key}: no truth for {missing[0]}; accepted is "
+                "a dataset of the system studio"
+            )
+        images.append(decode(sample.encoded, sample.key))
+        values.append([truth[name] for name in STUDIO])
+        labels.append(sample.label)
+    return Truth(np.stack(images), np.array(values, np.float32), np.array(labels))
+
+
+def train_attributes(
+    url: str,
+    out: str | Path,
+    epochs: int,
+    seed: int,
+    licence: str,
+    say: Callable[[str], None],
+    identities: int | None = None,
+) -> dict[str, Any]:
+    """Train a predictor, measure it on held-out people and write it with its record.
+
+    Args:
+        url: a dataset of the studio; every sixteenth identity is held out.
+        out: folder of `attributes.safetensors` and `recipe.json`.
+        epochs: passes over the rest.
+        seed: root seed of weights, order and augmentation.
+        licence: of the weights made.
+        say: called with a line an epoch.
+        identities: only labels below this.
+
+    Returns:
+        The record: mean absolute error of each attribute on the held-out people, beside that of
+        always answering the training median.
+    """
+    store = Store(url)
+    truth = read_truth(store, identities)
+    held = truth.labels % HELD_OUT == HELD_OUT - 1
+    if held.all() or not held.any():
+        raise InputError(f"dataset {url}: too few identities; accepted are {HELD_OUT} or more")
+    train, test = truth.part(np.flatnonzero(~held)), truth.part(np.flatnonzero(held))
+    mean, scale = train.values.mean(axis=0), train.values.std(axis=0)
+    size = train.images.shape[1]
+    net = _fit(train, mean, scale, size, epochs, seed, say)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_predictor(folder / FILE, net, size, mean, scale)
+    predicted = load_predictor(str(folder / FILE)).predict(test.images)
+    median = np.median(train.values, axis=0)
+    error, baseline, reference = {}, {}, {}
+    for column, name in enumerate(STUDIO):
+        known = test.values[:, column]
+        error[name] = float(np.abs(predicted[name] - known).mean())
+        baseline[name] = float(np.abs(median[column] - known).mean())
+        reference[name] = STUDIO[name].histogram(predicted[name])
+    record = {
+        "kind": "attributes",
+        "train": load_manifest(store).content_digest,
+        "epochs": epochs,
+        "seed": seed,
+        "licence": licence,
+        "images": len(train.labels),
+        "held_out_images": len(test.labels),
+        "error": error,
+        "error_of_the_median": baseline,
+    }
+    save_predictor(folder / FILE, net, size, mean, scale, reference=reference, **record)
+    (folder / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _fit(
+    train: Truth,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    size: int,
+    epochs: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> AttributeNet:
+    torch.manual_seed(seed64(seed, "attributes-weights") % 2**32)
+    net = AttributeNet(size, len(STUDIO)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), PEAK, weight_decay=DECAY)
+    each = len(train.labels) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, epochs * each, pct_start=0.15)
+    values = (train.values - mean) / scale
+    # A value that changes its sign in a mirror does so in units, not in deviations from a mean.
+    sign = np.array([attribute.mirrored for attribute in STUDIO.values()], np.float32)
+    mirrored = (train.values * sign - mean) / scale
+    for epoch in range(epochs):
+        rng = generator(seed64(seed, "attributes-epoch", epoch))
+        order, total = rng.permutation(len(train.labels)), 0.0
+        for step in range(each):
+            rows = order[step * BATCH : (step + 1) * BATCH]
+            flip, blur = rng.random(len(rows)) < 0.5, rng.random(len(rows)) < BLURRED
+            batch = _augmented(to_input(torch.from_numpy(train.images[rows])), flip, blur)
+            target = torch.from_numpy(np.where(flip[:, None], mirrored[rows], values[rows]))
+            with torch.autocast("cpu", torch.bfloat16):
+                answer = net(batch)
+            loss = functional.smooth_l1_loss(answer.float(), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        say(f"epoch {epoch + 1} of {epochs}: loss {total / each:.4f}")
+    return net.eval()
+
+
+def _augmented(batch: Tensor, flip: np.ndarray, blur: np.ndarray) -> Tensor:
+    mirror, half = torch.from_numpy(flip), torch.from_numpy(blur)
+    batch[mirror] = batch[mirror].flip(3)
+    coarse = functional.avg_pool2d(batch[half], 2)
+    batch[half] = functional.interpolate(coarse, scale_factor=2, mode="bilinear")
+    return batch.contiguous(memory_format=torch.channels_last)
