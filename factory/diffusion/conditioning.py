@@ -1,5 +1,8 @@
 """How an identity enters a denoiser: projection, contextual partial dropout, the empty context."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,10 +19,24 @@ class ContextProjection(nn.Module):
     context after it, so that no element of the empty context is ever dropped.
     """
 
-    def __init__(self, inputs: int, outputs: int, cpd_rate: float, learn_empty: bool) -> None:
-        """Make the projection; the empty context is zero unless it is learned."""
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        cpd_rate: float,
+        learn_empty: bool,
+        hidden: Sequence[int] = (),
+    ) -> None:
+        """Make the projection; the empty context is zero unless it is learned.
+
+        With `hidden` sizes the projection is an MLP with ReLU instead of one linear layer.
+        """
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
+        sizes = (inputs, *hidden, outputs)
+        layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
+        for before, after in pairwise(sizes[1:]):
+            layers += [nn.ReLU(), nn.Linear(before, after)]
+        self.linear = nn.Sequential(*layers) if hidden else layers[0]
         self.cpd_rate = cpd_rate
         if learn_empty:
             self.empty = nn.Parameter(torch.randn(outputs))

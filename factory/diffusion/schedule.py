@@ -81,6 +81,21 @@ class Noising:
             return (noisy - self.sigma(t) * predicted) / self.signal(t)
         return self.signal(t) * noisy - self.sigma(t) * predicted
 
+    def noise(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """Return eps-hat, the noise that a prediction implies."""
+        if self.process.prediction == "epsilon":
+            return predicted
+        return self.sigma(t) * noisy + self.signal(t) * predicted
+
+    def moved(self, predicted: Tensor, change: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction whose implied noise is higher by `change`, x_t staying as it is.
+
+        Velocity is (eps - sigma x_t) / signal, so that it moves by change / signal.
+        """
+        return predicted + (
+            change if self.process.prediction == "epsilon" else change / self.signal(t)
+        )
+
     def weight(self, t: Tensor, min_snr_gamma: float) -> Tensor:
         """Return the loss weight of each sample, float32 [B]; ones where the gamma is 0.
 

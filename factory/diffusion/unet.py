@@ -36,6 +36,9 @@ class UNetConfig(Part):
         description="Where the context enters: attention blocks, residual blocks, or both.",
     )
     context_size: Positive = Field(default=512, description="Dimensions of an embedding.")
+    context_hidden: tuple[Positive, ...] = Field(
+        default=(), description="Hidden sizes of an MLP that projects the context; () is linear."
+    )
     context_channels: Positive = 256
     context_tokens: Positive = 32
     cpd_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
@@ -59,6 +62,11 @@ class UNetConfig(Part):
                 f"latent_size {self.latent_size} cannot be halved {len(self.widths) - 1} times"
             )
         return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of a latent."""
+        return (self.latent_channels, self.latent_size, self.latent_size)
 
 
 class TimeEmbedding(nn.Module):
@@ -218,6 +226,7 @@ class UNet(nn.Module):
             config.context_channels,
             config.cpd_rate,
             config.learn_empty_context,
+            config.context_hidden,
         )
         self.time = TimeEmbedding(widths[0])
         self.stem = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)

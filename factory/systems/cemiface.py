@@ -1,0 +1,307 @@
+"""CemiFace (Sun et al., NeurIPS 2024): how similar an image is to its inquiry is what is asked for.
+
+Read it beside the paper. Trained without labels and without pairs: an image is target and inquiry
+at once, and L_SimMat pulls the similarity of x0-hat to the inquiry towards m where there is much
+noise, towards 1 where there is little. Sampled: the inquiry of a person and a requested m give that
+person's images, all variation among which is the noise's.
+
+DEFAULT, where the paper is silent (papers.md section 3): the inquiry enters as one token, made by
+a linear layer from the teacher's embedding and a linear projection of m. Beyond the paper, each off
+by default: several tokens, a learned empty inquiry with guidance, velocity and min-SNR weights.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from factory.diffusion.adm import ADM, ADMConfig
+from factory.diffusion.sampling import Given
+from factory.recipe import Cosine, InputError, Part, Positive, checked
+from factory.seeding import generator
+from factory.systems.base import Conditions, Position, Rendered
+from factory.systems.diffusion import (
+    DenoiserBatch,
+    DenoiserTraining,
+    DiffusionSystem,
+    Drawn,
+    IdentityLoss,
+    SamplingOptions,
+    TrainingOptions,
+    filled,
+)
+
+SHOWN = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0)  # m of the samples to look at
+
+
+def similarity_loss(similarity: Tensor, m: Tensor, gamma: Tensor) -> Tensor:
+    """Return L_SimMat = (1 - gamma) (1 - sim)^2 + gamma (m - sim)^2, float [n].
+
+    Its optimum for one gamma is sim = 1 - gamma (1 - m).
+
+    Args:
+        similarity: cosine of x0-hat to the inquiry [n].
+        m: the similarity asked for [n].
+        gamma: t/T [n].
+    """
+    return (1.0 - gamma) * (1.0 - similarity).square() + gamma * (m - similarity).square()
+
+
+class Levels(Part):
+    """The similarities a denoiser was trained with: `low`, `low + step`, ... up to `high`."""
+
+    low: Cosine = -1.0
+    high: Cosine = 1.0
+    step: Annotated[float, Field(gt=0.0, le=2.0)] = 0.04
+
+    def values(self) -> np.ndarray:
+        """Return them in rising order, float64."""
+        count = int(np.floor((self.high - self.low) / self.step + 1e-9)) + 1
+        return np.round(self.low + self.step * np.arange(count), 9)
+
+
+class MBand(Part):
+    """A share of the images, whose m is drawn from the levels inside a band."""
+
+    m_band: tuple[Cosine, Cosine]
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class CemiFaceConfig(Part):
+    """The denoiser and its inquiry; the defaults are the paper's, as far as it states them."""
+
+    unet: ADMConfig = ADMConfig()
+    context_size: Positive = Field(default=512, description="Dimensions of an embedding.")
+    context: Literal["unit", "raw"] = Field(
+        default="unit",
+        description="The embedding at length one, or at its own; sampling takes their mean length.",
+    )
+    similarity_channels: Positive = Field(default=512, description="Outputs of F1.")
+    tokens: Positive = 1
+    learn_empty_context: bool = False
+
+
+class InquiryDenoiser(nn.Module):
+    """The ADM U-Net with the inquiry and m as outside keys and values of its attention.
+
+    No feature enters the residual blocks: they carry the time step alone.
+    """
+
+    def __init__(self, config: CemiFaceConfig) -> None:
+        """Make F1, F2 and the U-Net."""
+        super().__init__()
+        self.config = config
+        self.unet = ADM(config.unet)
+        self.similarity = nn.Linear(1, config.similarity_channels)
+        inputs = config.context_size + config.similarity_channels
+        self.keys = nn.Linear(inputs, config.tokens * config.unet.key_channels)
+        shape = (config.tokens, config.unet.key_channels)
+        self.empty = nn.Parameter(0.1 * torch.randn(shape)) if config.learn_empty_context else None
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        given: tuple[Tensor, Tensor] | None,
+        keep: Tensor | None = None,
+        empty: Tensor | None = None,
+    ) -> Tensor:
+        """Predict noise or velocity, [B, C, H, W].
+
+        Args:
+            x: noisy images or latents [B, C, H, W].
+            t: time steps [B] in [0, T).
+            given: C_id, embeddings [B, D], and m [B, 1]; None for the empty inquiry everywhere.
+            keep: not used; nothing is dropped from an inquiry.
+            empty: bool [B], samples that get the empty inquiry, where it was learned.
+        """
+        if given is None:
+            assert self.empty is not None
+            return self.unet(x, t, self.empty.expand(len(x), -1, -1))
+        context, m = given
+        attended = torch.cat([context, self.similarity(m)], dim=1)  # cat(C_id, C_sim)
+        keys = self.keys(attended).unflatten(1, (self.config.tokens, -1))
+        if empty is not None and self.empty is not None:
+            keys = torch.where(empty[:, None, None], self.empty.to(keys.dtype), keys)
+        return self.unet(x, t, keys)
+
+
+class CemiFaceSampling(SamplingOptions):
+    """CemiFace's own fields of a generate recipe."""
+
+    m: Cosine | tuple[Cosine, Cosine] | tuple[MBand, ...] = Field(
+        default=0.0,
+        description="One similarity, a band [low, high], or a mixture of {m_band, weight}.",
+    )
+
+    def bands(self) -> tuple[MBand, ...]:
+        """Return the mixture; one similarity is a band without width."""
+        if isinstance(self.m, float | int):
+            return (MBand(m_band=(self.m, self.m)),)
+        if isinstance(self.m[0], MBand):
+            return tuple(band for band in self.m if isinstance(band, MBand))
+        low, high = (float(end) for end in self.m if not isinstance(end, MBand))
+        return (MBand(m_band=(low, high)),)
+
+
+class CemiFace(DiffusionSystem):
+    """Sample faces at a requested similarity to their inquiry."""
+
+    name = "cemiface"
+    Options = CemiFaceSampling
+    sources = ("gallery", "two_stage")
+    one_sided = False
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """Make the denoiser, and learn which similarities it was trained with."""
+        self.model = checked(CemiFaceConfig, config["model"], "denoiser file: model.")
+        levels = checked(Levels, config["levels"], "denoiser file: levels.")
+        self.mixture = [
+            (band.weight, _inside(band.m_band, levels)) for band in self.options.bands()
+        ]
+        self.length = float(config["length"])
+        return InquiryDenoiser(self.model)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of what is denoised."""
+        return self.model.unet.shape
+
+    def fits(self) -> None:
+        """Refuse a teacher of another size, and an empty inquiry that was never learned."""
+        if self.teacher.dimension != self.model.context_size:
+            raise InputError(
+                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
+                f"the denoiser accepts {self.model.context_size}"
+            )
+        guides = self.sampler.guidance_scale > 1.0 or self.recipe.identities.source == "two_stage"
+        if guides and not self.model.learn_empty_context:
+            raise InputError(
+                "recipe field weights.denoiser.location: the denoiser has no learned empty inquiry;"
+                " accepted are sampler.guidance_scale 1 and identities.source gallery"
+            )
+
+    def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the inquiries' unit embeddings, float32 [n, D], each a function of its index.
+
+        `gallery` embeds a frontal picture of a studio person no generator has seen, `two_stage` an
+        image sampled without an inquiry.
+        """
+        if self.recipe.identities.source == "two_stage":
+            return self.embedded(self._first_stage(self.seeds("context", indices)))
+        return self.embedded(self.gallery(indices))
+
+    def _first_stage(self, seeds: Sequence[int]) -> np.ndarray:
+        """Return images sampled with the empty inquiry, uint8 [n, S, S, 3]."""
+        size = self.sampler.batch_size
+        parts = [self.images(None, full)[:count] for full, count in filled(seeds, size)]
+        return np.concatenate(parts)
+
+    def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Draw the m of each image; it is the similarity the screen looks for."""
+        m = np.array([self._m(place) for place in positions], np.float32)
+        return Conditions(context=contexts, target=m)
+
+    def _m(self, place: Position) -> float:
+        draws = generator(place.seed(self.recipe.seed, "m"))
+        weights = np.array([weight for weight, _ in self.mixture])
+        number = np.searchsorted(np.cumsum(weights), draws.random() * weights.sum(), side="right")
+        return float(draws.choice(self.mixture[number][1]))
+
+    def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
+        """Return the images of one batch, uint8 [B, S, S, 3], with the m asked for."""
+        seeds = [place.seed(self.recipe.seed) for place in positions]
+        context, m = (
+            torch.from_numpy(np.ascontiguousarray(part, np.float32)).to(self.device)
+            for part in (conditions.context, conditions.target[:, None])
+        )
+        images = self.images((self.length * context, m), seeds)
+        return Rendered(images, [{"m": round(float(one), 6)} for one in conditions.target])
+
+
+def _inside(band: tuple[float, float], levels: Levels) -> np.ndarray:
+    """Return the levels inside a band; a band without width is the nearest level."""
+    values, (low, high) = levels.values(), band
+    if low == high:
+        nearest = values[np.abs(values - low).argmin()]
+        low = high = nearest if abs(nearest - low) <= levels.step / 2 + 1e-9 else low
+    found = values[(values >= low - 1e-9) & (values <= high + 1e-9)]
+    if not len(found):
+        raise InputError(
+            f"recipe field options.m: [{band[0]}, {band[1]}] holds no similarity the denoiser was "
+            f"trained with; accepted are {levels.low} to {levels.high} in steps of {levels.step}"
+        )
+    return found
+
+
+class CemiFaceOptions(TrainingOptions):
+    """CemiFace's own fields of a train recipe; the defaults are the paper's."""
+
+    identity: IdentityLoss = IdentityLoss(weight=0.05, max_t=1.0, glances=False)
+    levels: Levels = Levels()
+
+
+class CemiFaceTraining(DenoiserTraining):
+    """Train on images alone: each is its own inquiry, at a similarity drawn for it."""
+
+    system = "cemiface"
+    Model = CemiFaceConfig
+    Options = CemiFaceOptions
+    fresh = ("similarity.", "keys.", "empty")
+
+    def check(self) -> None:
+        """Refuse to draw an empty inquiry that is not learned; read lengths where they enter."""
+        if self.options.empty_context_prob and not self.config.learn_empty_context:
+            raise InputError(
+                f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
+                "model.learn_empty_context false accepts 0"
+            )
+        if self.config.context == "raw":
+            self.kinds = ("embeddings", "norms")
+        self.values = self.options.levels.values()
+
+    def build(self) -> nn.Module:
+        """Make the denoiser."""
+        return InquiryDenoiser(self.config)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of what is denoised."""
+        return self.config.unet.shape
+
+    def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
+        """Take each image as its own inquiry, and draw m uniformly from the levels."""
+        m = draws.choice(self.values, len(rows)).astype(np.float32)[:, None]
+        context = self.data.embeddings[flip, rows].astype(np.float32)
+        return Drawn((self._inquiry(context, flip, rows), m), {"context": context, "m": m[:, 0]})
+
+    def _inquiry(self, context: np.ndarray, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if self.config.context == "unit":
+            return context
+        return context * self.data.norms[flip, rows].astype(np.float32)[:, None]
+
+    def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
+        """Return L_SimMat of each image."""
+        similarity = (seen * batch.wanted["context"][rows]).sum(dim=1)
+        gamma = self.noising.gamma(batch.t[rows])
+        return similarity_loss(similarity, batch.wanted["m"][rows], gamma)
+
+    def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
+        """Return the examples' own inquiries at rising m."""
+        flip = np.zeros_like(rows)
+        context = self.data.embeddings[flip, rows].astype(np.float32)
+        m = np.resize(np.array(SHOWN, np.float32), (len(rows), 1))
+        return self._array(self._inquiry(context, flip, rows)), self._array(m)
+
+    def kept(self) -> dict[str, Any]:
+        """Return the similarities it was trained with, and the inquiries' mean length."""
+        lengths = self.data.norms if self.config.context == "raw" else np.ones(1)
+        length = float(np.mean(lengths, dtype=np.float64))
+        return {"levels": self.options.levels.model_dump(), "length": length}
+
+
+SYSTEM = CemiFace
+TRAINING = CemiFaceTraining

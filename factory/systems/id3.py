@@ -1,0 +1,432 @@
+"""ID3 (Xu et al., NeurIPS 2024): spread anchors, attributes, and a score adjusted to the identity.
+
+Read it beside the paper; what papers.md section 4 did not find there is RECONSTRUCTED and says so.
+Trained: the denoiser sees an image's embedding y and its attributes s, and the ID-preserving loss
+rewards <y, phi(x0-hat)>. Sampled: anchors lie as far apart as they can; an image's context has the
+cosine v ~ U[lb, ub] to its identity's anchor, its attributes are drawn from those of the training,
+and every step follows the score adjusted by the gradient of <y, phi(x0-hat)>.
+
+RECONSTRUCTED: p(y | x_t) is von Mises-Fisher around phi(x0-hat), so that both inner products carry
+the weight w_t; attributes are degrees / 90 and years / 100; the network is IDiff-Face's, with an
+MLP where that has a linear layer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from factory.diffusion.examples import embed
+from factory.diffusion.sampling import Given, Predict
+from factory.diffusion.schedule import Noising
+from factory.diffusion.unet import UNet, UNetConfig
+from factory.identities import anchors, perturb, uniform
+from factory.recipe import Cosine, Fraction, InputError, Part, Positive, Sampler, checked
+from factory.recognition.attributes import STUDIO, Attribute, load_predictor
+from factory.seeding import generator, seed64
+from factory.systems.base import Conditions, Position, Rendered
+from factory.systems.diffusion import (
+    DenoiserBatch,
+    DiffusionSystem,
+    Drawn,
+    IdentityLoss,
+    SamplingOptions,
+)
+from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
+
+BINS = 24
+DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit
+SMALL = 1e-12
+
+
+class AttributePredictor(Protocol):
+    """What the training asks of a network that reads attributes where no sidecar states them."""
+
+    @property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """Return what it reads, by name."""
+        ...
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each attribute of uint8 [N, S, S, 3] RGB images, float32 [N]."""
+        ...
+
+
+def likelihood_weight(share: Tensor) -> Tensor:
+    """Return w_t = lambda_t kappa = 0.5 (1 - 1 / (1 + exp(-t/T))), of a share t/T.
+
+    It falls from 0.25 at t = 0 to 0.134 at t = T.
+    """
+    return 0.5 * (1.0 - torch.sigmoid(share))
+
+
+class AdjustedScore(Part):
+    """How sampling follows the gradient of <y, phi(x0-hat)>."""
+
+    gradient: Literal["full", "cheap", "off"] = Field(
+        default="full", description="Through the denoiser, through x0-hat alone, or not at all."
+    )
+    strength: Annotated[float, Field(ge=0.0)] = Field(
+        default=1.0, description="g, on top of w_t: 1 is the paper's score."
+    )
+    interval: tuple[Fraction, Fraction] = Field(
+        default=(0.0, 1.0), description="It is on where t/T lies inside."
+    )
+
+
+def adjusted(
+    predict: Predict,
+    noising: Noising,
+    look: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    options: AdjustedScore,
+) -> Predict:
+    """Return predictions of the adjusted score: eps~ = eps - sqrt(1 - alpha-bar) g w_t grad.
+
+    grad is that of <y, phi(x0-hat(x_t))> by x_t. `full` differentiates the denoiser too. `cheap`
+    takes the predicted noise as a constant, so that x0-hat is a straight function of x_t, and cuts
+    the correction to the length of eps: its gradient grows as 1 / sqrt(alpha-bar).
+
+    Args:
+        predict: (x_t [B, C, H, W], t [B]) -> noise or velocity, guided or not.
+        noising: closed forms of the process; velocity moves by the noise's change / signal.
+        look: x0-hat [B, C, H, W] -> unit embeddings [B, D], differentiable.
+        wanted: y, unit embeddings [B, D].
+        options: g, the variant, and where it is on.
+    """
+    low, high = options.interval
+
+    def adjust(x: Tensor, t: Tensor) -> Tensor:
+        share = noising.gamma(t)
+        if options.gradient == "off" or not low <= float(share[0]) <= high:
+            return predict(x, t)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            if options.gradient == "full":
+                predicted = predict(x, t).float()
+                clean = noising.clean(x, predicted, t)
+            else:
+                with torch.no_grad():
+                    predicted = predict(x, t).float()
+                    eps = noising.noise(x, predicted, t)
+                clean = (x - noising.sigma(t) * eps) / noising.signal(t)
+            likeness = likelihood_weight(share) * (look(clean) * wanted).sum(dim=1)
+            (gradient,) = torch.autograd.grad(likeness.sum(), x)
+        correction = noising.sigma(t) * options.strength * gradient.float()
+        predicted = predicted.detach()
+        if options.gradient == "cheap":
+            eps = noising.noise(x.detach(), predicted, t)
+            limit = _length(eps) / _length(correction).clamp_min(SMALL)
+            correction = correction * limit.clamp_max(1.0)
+        return noising.moved(predicted, -correction, t)
+
+    return adjust
+
+
+def _length(maps: Tensor) -> Tensor:
+    return maps.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+class Histogram(Part):
+    """How an attribute was spread over the training: counts between edges, in its unit."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    divisor: float = Field(description="What the denoiser takes is the attribute over this.")
+
+    def draw(self, seed: int, spread: float) -> float:
+        """Draw a value, its distance from the mean multiplied by `spread`, within the edges."""
+        draws = generator(seed)
+        counts, edges = np.array(self.counts, np.float64), np.array(self.edges)
+        number = np.searchsorted(np.cumsum(counts), draws.random() * counts.sum(), side="right")
+        value = edges[number] + draws.random() * (edges[number + 1] - edges[number])
+        mean = ((edges[1:] + edges[:-1]) / 2 * counts).sum() / counts.sum()
+        return float(np.clip(mean + spread * (value - mean), edges[0], edges[-1]))
+
+
+class AttributeDraw(Part):
+    """How an attribute of an image is drawn; the default is as it was spread over the training."""
+
+    value: float | None = Field(default=None, description="The same for every image, in its unit.")
+    spread: Annotated[float, Field(ge=0.0)] = Field(
+        default=1.0, description="Factor on the distance from the training's mean."
+    )
+    per: Literal["image", "identity"] = "image"
+
+
+class ID3Sampling(SamplingOptions):
+    """ID3's own fields of a generate recipe."""
+
+    anchors: Positive | None = Field(
+        default=None,
+        description="Anchors that were spread together; the dataset grows up to this many.",
+    )
+    bounds: tuple[Cosine, Cosine] = Field(
+        default=(0.7, 0.9), description="lb and ub: cosine of an image's context to its anchor."
+    )
+    score: AdjustedScore = AdjustedScore()
+    attributes: dict[str, AttributeDraw] = Field(
+        default={}, description="By name; those not named are drawn as in the training."
+    )
+
+
+class ID3(DiffusionSystem):
+    """Sample faces around well-spread anchors."""
+
+    name = "id3"
+    Options = ID3Sampling
+    sources = ("anchors", "uniform", "gallery")
+    weights = ("denoiser", "autoencoder", "teacher")
+    one_sided = False
+
+    def check(self) -> None:
+        """Refuse bounds that are none, and more identities than anchors."""
+        super().check()
+        lower, upper = self.options.bounds
+        if lower > upper:
+            raise InputError(
+                f"recipe field options.bounds: [{lower}, {upper}]; accepted is the lower one first"
+            )
+        wanted, spread = self.recipe.identities, self.options.anchors
+        if wanted.source != "anchors":
+            return
+        if spread is None or spread < wanted.count:
+            raise InputError(
+                f"recipe field options.anchors: {spread}, identities.count is {wanted.count}; "
+                "accepted is at least that. Anchors are spread together: those of another number "
+                "are other anchors, so a dataset grows no further than its own"
+            )
+        if wanted.max_cosine != 1.0:
+            raise InputError(
+                f"recipe field identities.max_cosine: {wanted.max_cosine}; source anchors accepts "
+                "1: they already lie as far apart as they can"
+            )
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """Make the denoiser, and learn which attributes it takes."""
+        self.model = checked(UNetConfig, config["model"], "denoiser file: model.")
+        self.histograms = {
+            name: checked(Histogram, raw, f"denoiser file: attributes.{name}.")
+            for name, raw in config["attributes"].items()
+        }
+        return UNet(self.model)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of an image's latents."""
+        return self.model.shape
+
+    @property
+    def dimension(self) -> int:
+        """Return the dimensions of y."""
+        return self.model.context_size - len(self.histograms)
+
+    def fits(self) -> None:
+        """Refuse a teacher of another size, an unknown attribute, and guidance nobody learned."""
+        if self.teacher.dimension != self.dimension:
+            raise InputError(
+                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
+                f"the denoiser accepts {self.dimension}"
+            )
+        for name in self.options.attributes:
+            if name not in self.histograms:
+                raise InputError(
+                    f"recipe field options.attributes: {name}; the denoiser accepts: "
+                    f"{', '.join(self.histograms)}"
+                )
+        if self.sampler.guidance_scale > 1.0 and not self.model.learn_empty_context:
+            raise InputError(
+                f"recipe field sampler.guidance_scale: {self.sampler.guidance_scale}; the denoiser "
+                "has no learned empty context and accepts 1"
+            )
+        if self.options.score.gradient == "off":
+            return
+        if self.teacher.module is None:
+            raise InputError(
+                f"recipe field weights.teacher.location: {self.teacher.location} cannot be "
+                "differentiated; accepted are torch recognizers, or options.score.gradient off"
+            )
+        if self.process.zero_terminal_snr and self.options.score.interval[1] >= 1.0:
+            raise InputError(
+                "recipe field options.score.interval: reaches 1, where this denoiser's x_t is pure "
+                "noise and has no x0-hat; accepted is an end below 1"
+            )
+
+    def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
+        """Return unit vectors, float32 [n, D]: anchors by number, or those of another source.
+
+        A bank is drawn in blocks, so numbers past the last anchor are asked for too; they repeat
+        the first ones and are never used.
+        """
+        source, seed = self.recipe.identities.source, self.recipe.seed
+        if source == "gallery":
+            return self.embedded(self.gallery(indices))
+        if source == "uniform":
+            return uniform(seed, indices, self.dimension)
+        count = self.options.anchors
+        return anchors(count, self.dimension, seed)[np.array(indices) % count]
+
+    def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Draw each image's own context y at the cosine v ~ U[lb, ub] from its anchor.
+
+        The target is v: the screen measures images against the anchor, whose identity they have.
+        """
+        seed = self.recipe.seed
+        lower, upper = self.options.bounds
+        share = np.array([generator(place.seed(seed, "v")).random() for place in positions])
+        v = lower + (upper - lower) * share
+        drawn = perturb(contexts, v, [place.seed(seed, "context") for place in positions])
+        return Conditions(
+            context=contexts, target=v.astype(np.float32), extras={"drawn": drawn.astype("f4")}
+        )
+
+    def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
+        """Return the images of one batch, uint8 [B, S, S, 3], with the v and s asked for."""
+        asked = [self._attributes(place) for place in positions]
+        divisors = np.array([one.divisor for one in self.histograms.values()])
+        s = np.array([list(one.values()) for one in asked]).reshape(len(asked), -1) / divisors
+        given = np.concatenate([conditions.extras["drawn"], s], axis=1).astype(np.float32)
+        seeds = [place.seed(self.recipe.seed) for place in positions]
+        images = self.images(torch.from_numpy(given).to(self.device), seeds)
+        truth = [
+            {"v": round(float(v), 6), **{f"asked_{name}": x for name, x in one.items()}}
+            for v, one in zip(conditions.target, asked, strict=True)
+        ]
+        return Rendered(images, truth)
+
+    def _attributes(self, place: Position) -> dict[str, float]:
+        drawn = {}
+        for name, histogram in self.histograms.items():
+            how = self.options.attributes.get(name, AttributeDraw())
+            stage, seed = f"attribute/{name}", self.recipe.seed
+            whose = seed64(seed, stage, place.identity)
+            whose = whose if how.per == "identity" else place.seed(seed, stage)
+            value = how.value if how.value is not None else histogram.draw(whose, how.spread)
+            drawn[name] = round(value, 6)
+        return drawn
+
+    def predictor(self, given: Given, sampler: Sampler) -> Predict:
+        """Return the prediction of the adjusted score."""
+        predict = super().predictor(given, sampler)
+        module, options = self.teacher.module, self.options.score
+        if options.gradient == "off" or module is None:
+            return predict
+        assert isinstance(given, Tensor)
+        size, autoencoder = self.teacher.size, self.autoencoder
+        assert autoencoder is not None
+        return adjusted(
+            predict,
+            Noising(self.process),
+            lambda clean: embed(module, size, autoencoder.decode(clean)),
+            given[:, : self.dimension],
+            options,
+        )
+
+
+class ID3Options(IDiffFaceOptions):
+    """ID3's own fields of a train recipe; the defaults are the paper's."""
+
+    identity: IdentityLoss = IdentityLoss(weight=1.0, max_t=1.0, glances=False)
+    attributes: Annotated[tuple[str, ...], Field(min_length=1)] = ("yaw", "pitch", "roll", "age")
+    predictor: str | None = Field(
+        default=None, description="Reads the attributes; default the truth in the sidecars."
+    )
+    reconstruction_steps: Annotated[int, Field(ge=0)] = Field(
+        default=1, description="The one-step reconstruction term counts below this time step."
+    )
+
+
+class ID3Training(IDiffFaceTraining):
+    """Train IDiff-Face's denoiser on y and s, with the ID-preserving loss (Equation 3)."""
+
+    system = "id3"
+    Options = ID3Options
+    fresh = ("context.",)
+
+    def check(self) -> None:
+        """Say which examples are needed: the truth, or images that a predictor reads."""
+        super().check()
+        self.kinds = ("embeddings", "images" if self.options.predictor else "truth")
+
+    @property
+    def embedding_size(self) -> int:
+        """Return the dimensions of y."""
+        return self.config.context_size - len(self.options.attributes)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Return the attributes read from sidecars."""
+        return () if self.options.predictor else self.options.attributes
+
+    def fits(self) -> None:
+        """Read every example's attributes, and which of them change sign in a mirror."""
+        names, meaning = self.options.attributes, STUDIO
+        if self.options.predictor:
+            reader: AttributePredictor = load_predictor(self.options.predictor, self.device)
+            meaning = reader.attributes
+            lacking = [name for name in names if name not in meaning]
+            if lacking:
+                raise InputError(
+                    f"recipe field options.attributes: {lacking[0]}; the predictor accepts: "
+                    f"{', '.join(meaning)}"
+                )
+            read = reader.predict(self.data.images)
+            self.values = np.stack([read[name] for name in names], axis=1)
+        else:
+            self.values = self.data.truth
+        known = [meaning.get(name) for name in names]
+        self.mirrored = np.array([one.mirrored if one else 1 for one in known], np.float32)
+        units = [one.unit.split(",")[0] if one else "" for one in known]
+        self.divisors = np.array([DIVISORS.get(unit, 1.0) for unit in units], np.float32)
+
+    def given(self, y: np.ndarray, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return [y; s], float32 [B, D + A], of examples or their mirror images."""
+        s = np.where(flip[:, None] == 1, self.values[rows] * self.mirrored, self.values[rows])
+        return np.concatenate([y, s / self.divisors], axis=1).astype(np.float32)
+
+    def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
+        """Draw y as IDiff-Face does; s is the target image's own."""
+        drawn = super().draw(draws, rows, flip)
+        return Drawn((self.given(drawn.given[0], flip, rows),), drawn.wanted)
+
+    def error_weight(self, t: Tensor) -> Tensor:
+        """Add the one-step reconstruction term ||x0 - x0-hat(x_1)||^2 of Equation 3.
+
+        The error of x0-hat is that of the prediction times sigma (velocity), or sigma / signal
+        (noise), so the term is a weight.
+        """
+        factor = self.noising.sigma(t)
+        if self.options.process.prediction == "epsilon":
+            factor = factor / self.noising.signal(t)
+        near = t < self.options.reconstruction_steps
+        return super().error_weight(t) + near * factor[:, 0, 0, 0].square()
+
+    def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
+        """Return -w_t <y, phi(x0-hat)>, the inner-product term of Equation 3."""
+        likeness = (seen * batch.wanted["context"][rows]).sum(dim=1)
+        return -likelihood_weight(self.noising.gamma(batch.t[rows])) * likeness
+
+    def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
+        """Return the examples' own y, with attributes of other examples."""
+        flip, others = np.zeros_like(rows), np.arange(len(rows)) % len(self.data)
+        return self._array(self.given(self.data.embeddings[flip, rows], flip, others))
+
+    def kept(self) -> dict[str, Any]:
+        """Return how each attribute was spread, mirror images included."""
+        both = np.concatenate([self.values, self.values * self.mirrored])
+        found = {}
+        for column, name in enumerate(self.options.attributes):
+            counts, edges = np.histogram(both[:, column], BINS)
+            found[name] = {
+                "edges": [round(float(edge), 6) for edge in edges],
+                "counts": counts.tolist(),
+                "divisor": float(self.divisors[column]),
+            }
+        return {"attributes": found}
+
+
+SYSTEM = ID3
+TRAINING = ID3Training
