@@ -507,7 +507,7 @@ class DenoiserTraining(Trainable):
     def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted error and, where it is on, the identity loss."""
         noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
-        given = batch.given[0] if len(batch.given) == 1 else batch.given
+        given = self.taken(batch)
         predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
         wanted = self.noising.target(batch.clean, batch.noise, batch.t)
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
@@ -518,6 +518,10 @@ class DenoiserTraining(Trainable):
             loss = loss + self.options.identity.weight * identity
             numbers["cosine"] = cosine
         return loss, numbers
+
+    def taken(self, batch: DenoiserBatch) -> Given:
+        """Return what the network takes as `given`; frozen networks that see images run here."""
+        return batch.given[0] if len(batch.given) == 1 else batch.given
 
     def error_weight(self, t: Tensor) -> Tensor:
         """Return the weight of each sample's squared error, float [B], by its time step."""
