@@ -3,12 +3,15 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from factory.plan import Shard, sample_key
-from factory.shards.manifest import COMMIT, TAR, shard_file
+from factory.plan import Shard, sample_key, shards
+from factory.recipe import GenerateRecipe, parse
+from factory.shards.claim import write_claim
+from factory.shards.manifest import COMMIT, TAR, merge, shard_file
 from factory.shards.store import Store
 from factory.shards.tar import write_tar
 
@@ -32,7 +35,14 @@ def face(identity: int, slot: int, size: int = 32, world: int = 0) -> np.ndarray
 
 
 def make_dataset(
-    folder: Path, identities: int, images_each: int, size: int = 32, world: int = 0, per: int = 8
+    folder: Path,
+    identities: int,
+    images_each: int,
+    size: int = 32,
+    world: int = 0,
+    per: int = 8,
+    digest: str = "0" * 16,
+    lost: tuple[tuple[int, int], ...] = (),
 ) -> str:
     """Write a dataset of committed shards, `per` identities each, and return its address."""
     store = Store(folder)
@@ -40,7 +50,9 @@ def make_dataset(
         shard = Shard(start, min(start + per, identities), 0, images_each)
         path = folder / f"{shard.name}.tmp"
         folder.mkdir(parents=True, exist_ok=True)
-        sha256, size_bytes = write_tar(path, (_sample(i, s, size, world) for i, s in shard.slots))
+        there = [slot for slot in shard.slots if slot not in lost]
+        missing = [sample_key(*slot) for slot in shard.slots if slot in lost]
+        sha256, size_bytes = write_tar(path, (_sample(i, s, size, world) for i, s in there))
         store.put(path, shard_file(shard.name, TAR))
         path.unlink()
         manifest = {
@@ -48,11 +60,11 @@ def make_dataset(
             "sha256": sha256,
             "bytes": size_bytes,
             "planned": shard.samples,
-            "kept": shard.samples,
+            "kept": len(there),
             "reasons": {},
-            "missing": [],
+            "missing": missing,
             "seconds": {},
-            "content_digest": "0" * 16,
+            "content_digest": digest,
             "system": "blobs",
             "versions": {},
             "rejects_sha256": hashlib.sha256(b"").hexdigest(),
@@ -61,7 +73,37 @@ def make_dataset(
     return str(folder)
 
 
+def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, **how: Any) -> str:
+    """Write a finished dataset, with claim and manifest, and return its address.
+
+    Its content digest follows from `world`, which decides what its people look like; `how` goes to
+    `make_dataset`.
+    """
+    digest, per = f"{world:016x}", how.pop("per", 8)
+    make_dataset(folder, identities, images_each, world=world, per=per, digest=digest, **how)
+    recipe = parse(
+        {
+            "kind": "generate",
+            "name": "blobs",
+            "seed": 1,
+            "system": "blobs",
+            "licence": "CC0-1.0",
+            "image": {"size": how.get("size", 32)},
+            "identities": {"count": identities, "images_each": images_each, "source": "blobs"},
+            "shard": {"identities": per},
+            "pool": {"size": 1},
+            "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
+        }
+    )
+    assert isinstance(recipe, GenerateRecipe)
+    store = Store(folder)
+    write_claim(store, recipe, digest, ())
+    merge(store, shards(recipe))
+    return str(folder)
+
+
 def _sample(identity: int, slot: int, size: int, world: int) -> tuple[str, dict[str, bytes]]:
     image = face(identity, slot, size, world)
     jpeg = simplejpeg.encode_jpeg(image, quality=95, colorspace="RGB", colorsubsampling="444")
-    return sample_key(identity, slot), {"jpg": jpeg, "cls": str(identity).encode(), "json": b"{}"}
+    sidecar = json.dumps({"identity": identity, "slot": slot}).encode()
+    return sample_key(identity, slot), {"jpg": jpeg, "cls": b"%d" % identity, "json": sidecar}
