@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from factory.evaluation.curves import det_curve
 from factory.evaluation.dataset import Embedded
 from factory.evaluation.images import Embeds, normalized
 from factory.evaluation.scores import (
@@ -35,6 +36,7 @@ GALLERY_SEED = 4
 
 QUALITY_DEFINITIONS = {
     **DEFINITIONS,
+    "curve": "lowest FNMR at an FMR (DET); the true accept rate of a ROC curve is 1 - FNMR",
     "spread": "mean over images of 1 - cosine to the leave-one-out centre: the mean embedding of "
     "the identity's other images",
     "uniqueness": "share of identities kept when centres are walked in label order and one is kept "
@@ -109,6 +111,7 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
         "genuine_choice": genuine_choice,
         "impostor_choice": impostor_choice,
         "histograms": {"genuine": histogram(genuine), "impostor": histogram(impostor)},
+        "curve": det_curve(genuine, impostor),
         "definitions": QUALITY_DEFINITIONS,
     }
 
