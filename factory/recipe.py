@@ -212,7 +212,9 @@ class Optimizer(Part):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     momentum: Fraction = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0 is off.")
+    clip_norm: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="0 is off. A recognizer's network and centres count apart."
+    )
 
 
 class Schedule(Part):
@@ -227,6 +229,9 @@ class Schedule(Part):
         default=(), description="For `steps`: epochs at which lr is divided by ten."
     )
     restart_steps: Positive = Field(default=10_000, description="For `warm_restarts`: T_0.")
+    restart_mult: Positive = Field(
+        default=1, description="For `warm_restarts`: each is so many times as long as the last."
+    )
     final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
 
     @model_validator(mode="after")
@@ -240,12 +245,16 @@ class Schedule(Part):
 
 
 class DeepSpeed(Part):
-    """DeepSpeed's part of an engine."""
+    """How a network that is too large is divided; the last two serve both engines."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    offload: bool = False
-    accumulation_steps: Positive = 1
-    activation_checkpointing: bool = False
+    offload: bool = Field(default=False, description="Keep the optimizer's state on the CPU.")
+    accumulation_steps: Positive = Field(
+        default=1, description="Micro-batches of one optimizer step, on each worker."
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Compute blocks twice instead of keeping their activations."
+    )
 
 
 class Engine(Part):
@@ -301,7 +310,7 @@ class TrainRecipe(Part):
 class Backbone(Part):
     """The recognizer's network."""
 
-    name: Literal["r18", "r34", "r50", "r100", "iresnet", "mobilefacenet"]
+    name: Literal["r18", "r34", "r50", "r100", "ir_se50", "iresnet", "mobilefacenet"]
     embedding_size: Positive = 512
     widths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four widths.")
     depths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four depths.")
@@ -315,6 +324,9 @@ class Head(Part):
     scale: Annotated[float, Field(gt=0.0)] = 64.0
     margin: Annotated[float, Field(ge=0.0)] = 0.4
     h: Annotated[float, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="Partial FC: share of the class centres that a step compares with."
+    )
 
 
 class FRRecipe(Part):

@@ -8,7 +8,7 @@ To resume, run the same command again: it continues from the last complete check
 import argparse
 
 from factory import cli, tracking
-from factory.recipe import TrainRecipe, canonical, load
+from factory.recipe import TrainRecipe, load
 from factory.shards.store import Store
 
 
@@ -17,7 +17,8 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="train")
     assert isinstance(recipe, TrainRecipe)
     from factory.engine import connect, require
-    from factory.training.diffusion import RECIPE, check_output, train, trainable_class
+    from factory.training.diffusion import train, trainable_class
+    from factory.training.output import check_output, claim
 
     trainable_class(recipe.system)
     store = Store(arguments.out)
@@ -29,8 +30,7 @@ def job(arguments: argparse.Namespace) -> None:
         store.lock("train_diffusion"),
         tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
     ):
-        check_output(store, recipe)
-        store.write(RECIPE, canonical(recipe).encode())
+        claim(store, recipe)
         summary = train(recipe, arguments.out, tracked, arguments.max_steps)
         tracked.tag("out", store.url)
     print(

@@ -19,12 +19,12 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="fr")
     assert isinstance(recipe, FRRecipe)
     from factory.engine import connect
-    from factory.training import recognition
+    from factory.training import output, recognition
 
     store = Store(arguments.out)
     recognition.check(recipe)
     recognition.check_inputs(recipe)
-    recognition.claim(store, recipe)
+    output.claim(store, recipe)
     done = recognition.finished(store)
     if done is not None:
         print(f"{store.url}: finished already, loss {done['loss']:.3f} after {done['steps']} steps")
@@ -36,18 +36,11 @@ def job(arguments: argparse.Namespace) -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         store.sweep()
-        line = cli.ProgressLine()
-
-        def report(row: dict[str, float]) -> None:
-            line(
-                f"{recipe.name}: epoch {row['epoch']:.1f}, loss {row['loss']:.3f}, "
-                f"{row['images_per_second']:.0f} images/s, {row['eta_seconds']:.0f} s left"
-            )
-            tracked.metrics({k: row[k] for k in METRICS}, int(row["step"]))
-
-        done = recognition.train(recipe, arguments.out, report)
-        record = Path(folder) / recognition.RECORD
-        record.write_bytes(store.read(recognition.RECORD))
+        done = recognition.train(
+            recipe, arguments.out, lambda row: tracked.metrics(row, int(row["step"]))
+        )
+        record = Path(folder) / output.RECORD
+        record.write_bytes(store.read(output.RECORD))
         tracked.artifact(record)
         if recipe.benchmarks:
             evaluate(recipe, store, tracked)
@@ -70,8 +63,6 @@ def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
         print(f"{name}: {100 * value:.2f} % (Accuracy-Flip)")
         tracked.metrics({name: value})
 
-
-METRICS = ("loss", "lr", "images_per_second")
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML)")

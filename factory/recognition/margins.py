@@ -7,7 +7,7 @@ bits, and return logits for a plain cross entropy.
 import math
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from factory.recipe import Head
@@ -16,58 +16,56 @@ NEAR_ONE = 1e-4  # cosines are kept this far inside [-1, 1], where arccos has a 
 NORM_MOMENTUM = 0.99  # AdaFace's moving average of the norm statistics, equation 14
 
 
-class MarginHead(nn.Module):
-    """Class centres and a margin: raw embeddings and labels in, logits out.
+class Margin(nn.Module):
+    """A margin over given class centres: raw embeddings and labels in, logits out.
+
+    It has no parameters. AdaFace's running statistics of norms are buffers; the embeddings must be
+    those of the whole batch, over all workers, for every worker's to stay alike.
 
     Args:
         head: name, scale s, margin m and AdaFace's h.
-        classes: number of identities.
-        dimension: size of an embedding.
     """
 
     norm_mean: Tensor
     norm_std: Tensor
 
-    def __init__(self, head: Head, classes: int, dimension: int) -> None:
+    def __init__(self, head: Head) -> None:
         super().__init__()
         self.head = head
-        self.centres = nn.Parameter(torch.empty(classes, dimension))
-        nn.init.normal_(self.centres, 0.0, 0.01)
         if head.name == "adaface":
             self.register_buffer("norm_mean", torch.tensor(20.0))
             self.register_buffer("norm_std", torch.tensor(100.0))
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Return logits [B, classes] float32, the true class's reduced by the margin.
+    def forward(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+        """Return logits [B, C] float32, the true class's reduced by the margin.
 
         Args:
             embeddings: [B, D], not normalised.
-            labels: [B] int64 in [0, classes).
+            centres: [C, D], not normalised.
+            labels: [B] int64 in [0, C), or -1 where the true class is not among the centres.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            cosines = functional.normalize(embeddings) @ functional.normalize(self.centres).T
+            cosines = functional.normalize(embeddings) @ functional.normalize(centres.float()).T
             cosines = cosines.clamp(-1.0, 1.0)
-            own = cosines.gather(1, labels[:, None])
+            rows = (labels >= 0).nonzero()[:, 0]
+            own = labels[rows, None]
+            cosine = cosines[rows].gather(1, own)
             if self.head.name == "cosface":
-                target = cosface(own, self.head.margin)
+                target = cosface(cosine, self.head.margin)
             elif self.head.name == "arcface":
-                target = arcface(own, self.head.margin)
+                target = arcface(cosine, self.head.margin)
             else:
                 quality = self._quality(embeddings.detach().norm(dim=1, keepdim=True))
-                target = adaface(own, self.head.margin, quality)
-            return self.head.scale * cosines.scatter(1, labels[:, None], target)
+                target = adaface(cosine, self.head.margin, quality[rows])
+            return self.head.scale * cosines.index_put((rows, own[:, 0]), target[:, 0])
 
     def _quality(self, norms: Tensor) -> Tensor:
         """AdaFace equation 14: the norm's z-score over `h` as quality in [-1, 1]."""
         norms = norms.clamp(0.001, 100.0)
         if self.training and len(norms) > 1:
-            found = torch.stack([norms.mean(), norms.std()])
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.all_reduce(found)  # or every worker's head would drift apart
-                found /= distributed.get_world_size()
-            self.norm_mean.lerp_(found[0], 1.0 - NORM_MOMENTUM)
-            self.norm_std.lerp_(found[1], 1.0 - NORM_MOMENTUM)
+            self.norm_mean.lerp_(norms.mean(), 1.0 - NORM_MOMENTUM)
+            self.norm_std.lerp_(norms.std(), 1.0 - NORM_MOMENTUM)
         return ((norms - self.norm_mean) / (self.norm_std + 1e-3) * self.head.h).clamp(-1.0, 1.0)
 
 

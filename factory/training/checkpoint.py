@@ -18,29 +18,39 @@ from factory.shards.store import Store
 
 FOLDER = "checkpoints"
 MARKER = "checkpoint.json"
-STATE = "state.pt"
+STATE = "state.pt"  # what all workers share
 
 Files = dict[str, str]  # file name below the checkpoint -> sha256
 
 
-def save(store: Store, step: int, state: Mapping[str, Any], keep: int = 0) -> None:
-    """Save a state as the checkpoint of a step, from one process.
+def save(store: Store, step: int, parts: Mapping[str, Mapping[str, Any]], keep: int = 0) -> None:
+    """Save the checkpoint of a step; every worker of torch.distributed calls it with its parts.
 
     Args:
         store: output of the training.
         step: optimizer steps done.
-        state: tensors, numbers, strings, None and lists, tuples and dicts of them; nothing that
-            `torch.load(weights_only=True)` would refuse.
+        parts: files by name, each a state: tensors, numbers, strings, None and lists, tuples and
+            dicts of them; nothing that `torch.load(weights_only=True)` would refuse.
         keep: checkpoints to keep, the newest; 0 keeps all.
     """
     import torch
+    from torch import distributed
 
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(dict(state), Path(folder) / STATE)
+        for name, state in parts.items():
+            torch.save(dict(state), Path(folder) / name)
         files = upload(store, step, Path(folder))
-    commit(store, step, files)
-    if keep:
-        prune(store, keep)
+    alone = not (distributed.is_available() and distributed.is_initialized())
+    if not alone:
+        gathered: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, files)
+        files = {name: sha256 for part in gathered for name, sha256 in part.items()}
+    if alone or distributed.get_rank() == 0:
+        commit(store, step, files)
+        if keep:
+            prune(store, keep)
+    if not alone:
+        distributed.barrier()
 
 
 def upload(store: Store, step: int, folder: Path) -> Files:
@@ -76,8 +86,8 @@ def latest(store: Store) -> int | None:
     return max(steps(store), default=None)
 
 
-def load(store: Store, step: int) -> dict[str, Any]:
-    """Return the state that `save` saved, tensors on the CPU.
+def load(store: Store, step: int) -> dict[str, dict[str, Any]]:
+    """Return the parts that `save` saved, by name, tensors on the CPU.
 
     Raises:
         FaultError: a file is missing or its sha256 is wrong.
@@ -85,7 +95,10 @@ def load(store: Store, step: int) -> dict[str, Any]:
     import torch
 
     with fetch(store, step) as folder:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        return {
+            path.name: torch.load(path, map_location="cpu", weights_only=True)
+            for path in sorted(folder.iterdir())
+        }
 
 
 @contextmanager

@@ -1,66 +1,150 @@
-"""The two engines under a training loop: plain torch on one worker, DeepSpeed on many."""
+"""The two engines under a training loop: plain torch on one worker, DeepSpeed on many.
 
-import tempfile
+Both keep float32 weights and compute in automatic mixed precision where the recipe says bfloat16,
+so that precision means the same under both. What they save is whole and in torch's own format: a
+training may go on under the other engine, another ZeRO stage or another number of workers.
+"""
+
+import copy
+import math
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from factory.recipe import InputError, Optimizer, TrainRecipe
-from factory.shards.store import Store
-from factory.training import checkpoint
+from factory.recipe import Engine as EngineRecipe
+from factory.recipe import FRRecipe, InputError, Optimizer, TrainRecipe
+from factory.training.recompute import recompute_blocks
 
-AVERAGE = "average.pt"
+P = TypeVar("P")
+State = dict[str, Any]  # "module": a state dict; "optimizer": torch's state dict of an optimizer
 
 
-class Averaged(Protocol):
-    """A moving average that is saved beside the network."""
+class Step(NamedTuple):
+    """What one optimizer step showed.
 
-    state: dict[str, Tensor]
+    Attributes:
+        loss: mean over micro-batches and workers.
+        norm: of the gradient over all workers, before clipping; None where DeepSpeed (ZeRO-0)
+            does not tell it.
+    """
+
+    loss: float
+    norm: float | None
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or its gradient is NaN or infinite; the weights are still those before the step."""
 
 
 class Engine(ABC):
-    """Runs optimizer steps and saves all it needs to continue.
+    """Runs optimizer steps and gives away all it needs to continue.
 
     Attributes:
         module: the network as the loss must call it.
+        precision: context in which the loss is computed.
     """
 
     module: nn.Module
 
-    @abstractmethod
+    def __init__(self, recipe: EngineRecipe, device: torch.device) -> None:
+        """Keep what both engines need."""
+        self.recipe = recipe
+        self.device = device
+
     def precision(self) -> AbstractContextManager[Any]:
-        """Return the context in which the loss is computed."""
+        """Return the context in which losses are computed: autocast to bfloat16, or nothing."""
+        low = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
 
     @abstractmethod
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Differentiate the loss and take one optimizer step at a learning rate."""
+    def step(self, parts: Sequence[P], loss: Callable[[P], Tensor], rate: float) -> Step:
+        """Take one optimizer step over micro-batches.
+
+        Args:
+            parts: this worker's micro-batches, as many as the recipe accumulates, equal in size.
+            loss: gives the mean loss over a micro-batch, through `module`.
+            rate: learning rate.
+
+        Raises:
+            NotFiniteError: a loss or the gradient is not finite.
+        """
 
     @abstractmethod
-    def save(self, store: Store, step: int, average: Averaged, keep: int) -> None:
-        """Save a checkpoint after `step` steps; every worker calls it."""
+    def state(self) -> State:
+        """Return weights and optimizer, whole; every worker calls it."""
 
     @abstractmethod
-    def load(self, store: Store, step: int, average: Averaged) -> None:
-        """Continue from a checkpoint; every worker calls it."""
+    def held(self) -> dict[str, Tensor]:
+        """Return the weights as this worker holds them: whole, or its part under ZeRO-3."""
+
+    @abstractmethod
+    def whole(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a whole state dict of what `held` is a part of; every worker calls it."""
+
+    @abstractmethod
+    def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this worker's part of a whole state dict, laid out as `held`."""
+
+    @abstractmethod
+    def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
+        """Lend a network of a whole state dict in evaluation mode; one worker may call it alone."""
 
 
-def make_engine(recipe: TrainRecipe, module: nn.Module) -> Engine:
-    """Return the engine a recipe names, around a network."""
-    device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
+def check_engine(recipe: TrainRecipe | FRRecipe, least: int = 1) -> None:
+    """Refuse a batch that cannot be cut into equal micro-batches.
+
+    Args:
+        recipe: the recipe.
+        least: images a micro-batch must have.
+
+    Raises:
+        InputError: names batch size and what would be accepted.
+    """
+    engine, size = recipe.engine, recipe.schedule.batch_size
+    parts = engine.workers * engine.deepspeed.accumulation_steps
+    if size % parts or size // parts < least:
+        raise InputError(
+            f"recipe field schedule.batch_size: {size}; accepted are multiples of {parts} (workers "
+            f"x accumulation steps), with {least} or more images each"
+        )
+
+
+def make_engine(
+    recipe: TrainRecipe | FRRecipe,
+    module: nn.Module,
+    device: torch.device,
+    state: State | None = None,
+) -> Engine:
+    """Return the engine a recipe names, around a network.
+
+    Args:
+        recipe: names the engine, the optimizer and its constants.
+        module: the network, which the engine takes over.
+        device: where it runs.
+        state: what an engine's `state` returned, to continue from.
+    """
+    if state is not None:
+        module.load_state_dict(state["module"])
+    if recipe.engine.deepspeed.activation_checkpointing:
+        recompute_blocks(module)
+    plain = recipe.engine.name == "torch"
     # Convolutions are fastest with channels last; DeepSpeed sends weights as flat bytes.
-    order = torch.channels_last if recipe.engine.name == "torch" else torch.contiguous_format
+    order = torch.channels_last if plain else torch.contiguous_format
     cast(Any, module).to(device, memory_format=order).train()  # torch types it for tensors
-    engine = TorchEngine if recipe.engine.name == "torch" else DeepSpeedEngine
-    return engine(recipe, module, device)
+    made = (TorchEngine if plain else DeepSpeedEngine)(recipe, module, device)
+    if state is not None:
+        made.restore(state["optimizer"])
+    return made
 
 
-def make_optimizer(recipe: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """Return torch's optimizer of a recipe over all parameters that want gradients."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def make_optimizer(recipe: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return torch's optimizer of a recipe over parameters."""
     if recipe.name == "sgd":
         return torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -69,122 +153,259 @@ def make_optimizer(recipe: Optimizer, module: nn.Module) -> torch.optim.Optimize
     return kind(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name, in the order optimizers number them."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 class TorchEngine(Engine):
-    """One worker, torch's own optimizer, automatic mixed precision."""
+    """One worker, torch's own optimizer."""
 
-    def __init__(self, recipe: TrainRecipe, module: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, recipe: TrainRecipe | FRRecipe, module: nn.Module, device: torch.device
+    ) -> None:
         """Wrap a network that is on its device already."""
+        super().__init__(recipe.engine, device)
         self.module = module
-        self.device = device
-        self.recipe = recipe
-        self.optimizer = make_optimizer(recipe.optimizer, module)
+        self.clip_norm = recipe.optimizer.clip_norm
+        self.parameters = list(trained(module).values())
+        self.optimizer = make_optimizer(recipe.optimizer, self.parameters)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return autocast to bfloat16, or nothing for float32."""
-        low = self.recipe.engine.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
-
-    def step(self, loss: Tensor, rate: float) -> None:
+    def step(self, parts: Sequence[P], loss: Callable[[P], Tensor], rate: float) -> Step:
         """Take one step, clipping the gradient's norm where the recipe says so."""
+        total = 0.0
+        for part in parts:
+            with self.precision():
+                made = loss(part) / len(parts)
+            total += _finite(made.item(), "loss")
+            made.backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        length = _finite(norm.item(), "gradient's norm")
+        if self.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss.backward()
-        if self.recipe.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return Step(total, length)
 
-    def save(self, store: Store, step: int, average: Averaged, keep: int) -> None:
-        """Save network, average and optimizer as one file."""
-        state = {
-            "module": self.module.state_dict(),
-            "average": average.state,
-            "optimizer": self.optimizer.state_dict(),
-        }
-        checkpoint.save(store, step, state, keep)
+    def state(self) -> State:
+        """Return weights and optimizer."""
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load(self, store: Store, step: int, average: Averaged) -> None:
-        """Load what `save` saved."""
-        state = checkpoint.load(store, step)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        average.state = {name: value.to(self.device) for name, value in state["average"].items()}
+    def restore(self, optimizer: dict[str, Any]) -> None:
+        """Continue with an optimizer's state."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
+
+    def held(self) -> dict[str, Tensor]:
+        """Return the network's state dict."""
+        return self.module.state_dict()
+
+    def whole(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `held`."""
+        return dict(held)
+
+    def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `whole`, on the device."""
+        return {name: value.to(self.device) for name, value in whole.items()}
+
+    def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
+        """Lend the network itself, and give it its own weights back afterwards."""
+        return _lent(self.module, whole)
 
 
 class DeepSpeedEngine(Engine):
-    """Many workers, DeepSpeed's sharded optimizer (ZeRO 1 or 2)."""
+    """Many workers of an initialised torch.distributed, DeepSpeed's ZeRO 0, 1, 2 or 3."""
 
-    def __init__(self, recipe: TrainRecipe, module: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, recipe: TrainRecipe | FRRecipe, module: nn.Module, device: torch.device
+    ) -> None:
         """Wrap a network; its learning rate is set by the loop, not by DeepSpeed."""
         import deepspeed
 
-        settings = recipe.engine.deepspeed
-        if settings.zero_stage == 3:
-            raise InputError(
-                "recipe field engine.deepspeed.zero_stage: 3; a moving average of the weights is "
-                "kept here, accepted are 0, 1, 2"
-            )
-        for field, value, accepted in (
-            ("accumulation_steps", settings.accumulation_steps, 1),
-            ("activation_checkpointing", settings.activation_checkpointing, False),
-        ):
-            if value != accepted:
-                raise InputError(
-                    f"recipe field engine.deepspeed.{field}: {value}; a diffusion training accepts "
-                    f"{accepted}"
-                )
-        self.device = device
+        super().__init__(recipe.engine, device)
+        if device.type == "cpu":
+            # DeepSpeed would compile an all-reduce over shared memory at first use, which takes
+            # a compiler and minutes; gloo does without.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        settings, workers = recipe.engine.deepspeed, recipe.engine.workers
+        self.stage = settings.zero_stage
+        zero: dict[str, Any] = {"stage": self.stage}
+        if settings.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
         config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": recipe.schedule.batch_size // recipe.engine.workers,
-            "zero_optimization": {"stage": settings.zero_stage},
+            "train_batch_size": recipe.schedule.batch_size,
+            "train_micro_batch_size_per_gpu": recipe.schedule.batch_size
+            // workers
+            // settings.accumulation_steps,
+            "gradient_accumulation_steps": settings.accumulation_steps,
+            "gradient_clipping": recipe.optimizer.clip_norm,
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "gradient_clipping": recipe.optimizer.clip_norm,
             "steps_per_print": 10**9,
         }
         if recipe.engine.precision == "bfloat16":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        if settings.offload:
-            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=make_optimizer(recipe.optimizer, module), config=config
-        )
-        self.engine: Any = engine
-        self.module = engine
+        # Under ZeRO-3 nobody holds the network any more; pictures are made with a copy.
+        self.copy = copy.deepcopy(module).cpu() if self.stage == 3 else None
+        self.names = trained(module)
+        optimizer = make_optimizer(recipe.optimizer, list(self.names.values()))
+        self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+        self.module = self.engine
+        self.network = module
+        self.base: Any = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return nothing: DeepSpeed casts by its own configuration."""
-        return nullcontext()
-
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Take one step; gradients are averaged over the workers."""
+    def step(self, parts: Sequence[P], loss: Callable[[P], Tensor], rate: float) -> Step:
+        """Take one step; gradients are averaged over micro-batches and workers."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        self.engine.backward(loss)
-        self.engine.step()
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            with self.precision():
+                made = loss(part)
+            _finite(made.item(), "loss")
+            self.engine.backward(made)
+            self.engine.step()
+            total += made.detach() / len(parts)
+        distributed.all_reduce(total)
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            norm = _finite(float(norm), "gradient's norm")
+        return Step(total.item() / distributed.get_world_size(), norm)
 
-    def save(self, store: Store, step: int, average: Averaged, keep: int) -> None:
-        """Save each worker's part; the first worker commits when all are uploaded."""
-        from torch import distributed
+    def state(self) -> State:
+        """Return weights and optimizer, gathered from all workers."""
+        weights = self.whole(self.held())
+        if self.stage == 0:
+            return {"module": weights, "optimizer": self.base.state_dict()}
+        from deepspeed.utils import safe_get_full_optimizer_state
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.engine.save_checkpoint(folder, tag="state")
-            if distributed.get_rank() == 0:
-                torch.save(average.state, Path(folder) / AVERAGE)
-            files = checkpoint.upload(store, step, Path(folder))
-        gathered: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, files)
-        if distributed.get_rank() == 0:
-            merged: dict[str, str] = {}
-            for part in gathered:
-                merged |= part
-            checkpoint.commit(store, step, merged)
-            checkpoint.prune(store, keep)
-        distributed.barrier()
+        kept = next(iter(self.base.state.values()))
+        state: dict[int, dict[str, Any]] = {}
+        for number, parameter in enumerate(self.names.values()):
+            state[number] = {
+                key: value if key == "step" else safe_get_full_optimizer_state(parameter, key)
+                for key, value in kept.items()
+            }
+            # Gathered one by one, so that a GPU never holds them all.
+            state[number] = {key: value.cpu() for key, value in state[number].items()}
+        return {"module": weights, "optimizer": {"state": state}}
 
-    def load(self, store: Store, step: int, average: Averaged) -> None:
-        """Load this worker's part of what `save` saved."""
-        with checkpoint.fetch(store, step) as folder:
-            self.engine.load_checkpoint(str(folder), tag="state")
-            held = torch.load(folder / AVERAGE, map_location="cpu", weights_only=True)
-        average.state = {name: value.to(self.device) for name, value in held.items()}
+    def restore(self, optimizer: dict[str, Any]) -> None:
+        """Continue with an optimizer's state, of which each worker takes its part."""
+        state: dict[int, dict[str, Tensor]] = optimizer["state"]
+        if self.stage == 0:
+            groups = self.base.state_dict()["param_groups"]
+            self.base.load_state_dict({"state": state, "param_groups": groups})
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if self.stage < 3:
+            self._make_state()
+        for number, parameter in enumerate(self.names.values()):
+            for key, value in state[number].items():
+                if key != "step":
+                    safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+        for kept in self.base.state.values():
+            if "step" in kept:
+                kept["step"].fill_(float(state[0]["step"]))
+
+    def _make_state(self) -> None:
+        """Let the optimizer make its state before its first step: step at rate 0 without gradient.
+
+        DeepSpeed links parameters to their parts of that state only then.
+        """
+        for group in self.base.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.base.step()
+        self.base.zero_grad(set_to_none=True)
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def held(self) -> dict[str, Tensor]:
+        """Return the network's state dict; under ZeRO-3 parameters are this worker's parts."""
+        if self.stage < 3:
+            return self.network.state_dict()
+        parts = {name: cast(Any, p).ds_tensor for name, p in self.network.named_parameters()}
+        return parts | dict(self.network.named_buffers())
+
+    def whole(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a whole state dict; under ZeRO-3 gathered parameter by parameter."""
+        if self.stage < 3:
+            return dict(held)
+        found = dict(held)
+        for name, parameter in cast(Any, self.network.named_parameters()):
+            mine = held[name].contiguous()
+            gathered = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(gathered, mine)
+            flat = torch.cat(gathered)[: math.prod(parameter.ds_shape)]
+            found[name] = flat.view(parameter.ds_shape)
+        return found
+
+    def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a whole state dict on the device; under ZeRO-3 this worker's parts."""
+        found = {name: value.to(self.device) for name, value in whole.items()}
+        if self.stage == 3:
+            for name, parameter in cast(Any, self.network.named_parameters()):
+                size = parameter.ds_tensor.numel()
+                flat = found[name].flatten()
+                padded = nn.functional.pad(
+                    flat, (0, size * distributed.get_world_size() - flat.numel())
+                )
+                found[name] = padded[size * distributed.get_rank() :][:size].clone()
+        return found
+
+    def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
+        """Lend the network, or under ZeRO-3 a copy of it."""
+        if self.copy is None:
+            return _lent(self.network, whole)
+        return _lent(self.copy.to(self.device), whole)
+
+
+@contextmanager
+def _lent(module: nn.Module, whole: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    training = module.training
+    module.load_state_dict(whole)
+    try:
+        yield module.eval()
+    finally:
+        module.load_state_dict(own)
+        module.train(training)
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the {what} is {value}")
+    return value
+
+
+def micro_batches(batch: P, count: int) -> list[P]:
+    """Cut a batch into equal parts, along the first dimension of all arrays in it.
+
+    Args:
+        batch: a tensor, an array, None, or a dataclass, tuple, list or dict of such.
+        count: how many; divides the batch.
+    """
+    if count == 1:
+        return [batch]
+    return [_cut(batch, number, count) for number in range(count)]
+
+
+def _cut(value: Any, number: int, count: int) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        size = len(value) // count
+        return value[number * size : (number + 1) * size]
+    if isinstance(value, dict):
+        return {name: _cut(item, number, count) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_cut(item, number, count) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _cut(getattr(value, f.name), number, count) for f in fields(value)}
+        )
+    return value

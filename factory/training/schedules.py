@@ -29,8 +29,11 @@ def learning_rate(base: float, schedule: Schedule, step: int, total: int, per_ep
         passed = sum(step >= epoch * per_epoch for epoch in schedule.milestones)
         return base * 0.1**passed
     if schedule.name == "warm_restarts":
-        # SGDR (Loshchilov and Hutter 2017, equation 5) with restarts of equal length
-        phase = (step - warmup) % schedule.restart_steps / schedule.restart_steps
+        # SGDR (Loshchilov and Hutter 2017, equation 5); T_i = restart_steps * restart_mult^i
+        position, length = step - warmup, schedule.restart_steps
+        while schedule.restart_mult > 1 and position >= length:
+            position, length = position - length, length * schedule.restart_mult
+        phase = position % length / length
     else:
         phase = (step - warmup) / max(total - warmup, 1)
     low = schedule.final_lr

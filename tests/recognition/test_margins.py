@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from factory.recipe import Head
-from factory.recognition.margins import NEAR_ONE, MarginHead, adaface, arcface, cosface
+from factory.recognition.margins import NEAR_ONE, Margin, adaface, arcface, cosface
 
 ANGLES = np.linspace(0.05, 2.6, 40)
 
@@ -50,15 +50,15 @@ def test_adaface_corners_are_arcface_and_cosface():
 @pytest.mark.parametrize("name", ["cosface", "arcface", "adaface"])
 def test_only_the_own_class_pays_and_all_are_scaled(name):
     torch.manual_seed(0)
-    head = MarginHead(Head(name=name, scale=32.0, margin=0.3), 6, 8)
+    head, centres = Margin(Head(name=name, scale=32.0, margin=0.3)), torch.randn(6, 8)
     embeddings, labels = torch.randn(5, 8) * 20, torch.tensor([0, 5, 2, 2, 1])
     with torch.autocast("cpu", torch.bfloat16):
-        logits = head(embeddings.bfloat16(), labels)
+        logits = head(embeddings.bfloat16(), centres, labels)
     assert logits.dtype == torch.float32
     rounded = embeddings.bfloat16().double()
     unit = rounded / rounded.norm(dim=1, keepdim=True)
-    centres = head.centres.detach().double()
-    plain = 32.0 * unit @ (centres / centres.norm(dim=1, keepdim=True)).T
+    directions = centres.double() / centres.double().norm(dim=1, keepdim=True)
+    plain = 32.0 * unit @ directions.T
     own = torch.nn.functional.one_hot(labels, 6).bool()
     assert torch.allclose(logits.double()[~own], plain[~own], atol=1e-4)
     assert (logits.double()[own] < plain[own]).all()
@@ -66,25 +66,33 @@ def test_only_the_own_class_pays_and_all_are_scaled(name):
 
 @pytest.mark.parametrize("name", ["cosface", "arcface", "adaface"])
 def test_gradients_are_finite_at_the_poles(name):
-    head = MarginHead(Head(name=name, scale=64.0, margin=0.5), 2, 4)
-    with torch.no_grad():
-        head.centres[0] = torch.tensor([1.0, 0, 0, 0])
-        head.centres[1] = torch.tensor([-1.0, 0, 0, 0])
+    head = Margin(Head(name=name, scale=64.0, margin=0.5))
+    centres = torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
     embeddings = torch.tensor([[2.0, 0, 0, 0], [2.0, 0, 0, 0]], requires_grad=True)
-    logits = head(embeddings, torch.tensor([0, 1]))
+    logits = head(embeddings, centres, torch.tensor([0, 1]))
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert embeddings.grad is not None
     assert torch.isfinite(embeddings.grad).all()
 
 
 def test_adaface_reads_quality_from_the_norm():
-    head = MarginHead(Head(name="adaface", scale=1.0, margin=0.4), 2, 4).train()
+    head = Margin(Head(name="adaface", scale=1.0, margin=0.4)).train()
+    centres = torch.tensor([[0.5, math.sqrt(0.75), 0, 0], [0, 0, 1.0, 0]])
     for _ in range(600):
-        head(torch.randn(64, 4) * 5 + 10, torch.zeros(64, dtype=torch.int64))
+        head(torch.randn(64, 4) * 5 + 10, centres, torch.zeros(64, dtype=torch.int64))
     head.eval()
     own = torch.tensor([[1.0, 0, 0, 0]])
-    with torch.no_grad():
-        head.centres[0] = torch.tensor([0.5, math.sqrt(0.75), 0, 0])
-    easy = head(own * 60, torch.tensor([0]))[0, 0]
-    hard = head(own * 1, torch.tensor([0]))[0, 0]
+    easy = head(own * 60, centres, torch.tensor([0]))[0, 0]
+    hard = head(own * 1, centres, torch.tensor([0]))[0, 0]
     assert easy != hard
+
+
+@pytest.mark.parametrize("name", ["cosface", "arcface", "adaface"])
+def test_a_class_that_is_not_there_costs_no_margin(name):
+    head, centres = Margin(Head(name=name, scale=8.0, margin=0.3)).eval(), torch.randn(6, 8)
+    embeddings = torch.randn(3, 8)
+    logits = head(embeddings, centres, torch.tensor([2, -1, 5]))
+    normalize = torch.nn.functional.normalize
+    plain = 8.0 * normalize(embeddings) @ normalize(centres).T
+    assert torch.allclose(logits[1], plain[1], atol=1e-5)
+    assert logits[0, 2] < plain[0, 2] and logits[2, 5] < plain[2, 5]

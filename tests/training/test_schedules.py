@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from factory.recipe import Schedule
 from factory.training.schedules import learning_rate, total_steps
@@ -38,3 +39,14 @@ def test_warm_restarts_repeat():
     made = rates(30, name="warm_restarts", restart_steps=10)
     assert made[:10] == made[10:20] == made[20:30]
     assert made[5] == pytest.approx(0.5)
+
+
+def test_warm_restarts_double_as_torchs_do():
+    made = rates(75, name="warm_restarts", restart_steps=10, restart_mult=2)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10, T_mult=2)
+    for rate in made:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()

@@ -1,0 +1,48 @@
+"""What can go wrong inside a step, said so that the reader knows what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from factory.cli import FaultError
+from factory.recipe import FRRecipe, TrainRecipe
+from factory.training.engines import NotFiniteError
+from factory.training.workers import lower
+
+SHOWN = 8
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch's CPU allocator says it
+
+
+@contextmanager
+def explained(recipe: TrainRecipe | FRRecipe, step: int, batch: Any) -> Iterator[None]:
+    """Turn what ends a training in this step into a FaultError that names step and batch.
+
+    Args:
+        recipe: what is trained.
+        step: the step, from 0.
+        batch: its batch; with `keys` or `rows` the message says whose images they were.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise FaultError(
+            f"step {step}: {error}; lower optimizer.lr or set optimizer.clip_norm, the last "
+            f"checkpoint is sound. {_members(batch)}"
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise FaultError(f"step {step}: out of memory; {lower(recipe)}") from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in NO_MEMORY):
+            raise
+        raise FaultError(f"step {step}: out of memory; {lower(recipe)}") from error
+
+
+def _members(batch: Any) -> str:
+    for name, shown in (("keys", "Keys"), ("rows", "Rows in the order of the examples")):
+        members = getattr(batch, name, None)
+        if members is not None:
+            more = ", ..." if len(members) > SHOWN else ""
+            return f"{shown} of the batch: {', '.join(map(str, members[:SHOWN]))}{more}"
+    return f"The batch is the {type(batch).__name__} of this step."

@@ -1,0 +1,254 @@
+"""Workers of a training on Ray Train, and what they tell the driver while it waits.
+
+All state lies in the output's checkpoints, so that a lost worker and a lost driver are the same
+case: whoever comes next continues from the newest checkpoint.
+"""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from factory.cli import FaultError, ProgressLine
+from factory.recipe import FRRecipe, InputError, TrainRecipe, parse
+from factory.shards.store import Store
+
+SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs
+RELAY_SEC = 1.0
+# A death of this kind is the worker's host's; torch's own is caught where it happens.
+OUT_OF_MEMORY = ("OutOfMemoryError", "OUT_OF_MEMORY")
+
+CPU = torch.device("cpu")
+
+Row = dict[str, float]  # the numbers of a step, which is one of them
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that train together; by default the only one.
+
+    Attributes:
+        rank: its number.
+        world: how many there are; with more than one, torch.distributed is initialised.
+        device: where its network runs.
+        note: tells the driver the newest line, and rows and the names of pictures since the last.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+    note: Callable[[str, list[Row], list[str]], Any] = lambda line, rows, pictures: None
+
+
+Loop = Callable[[Any, Store, Worker], dict[str, Any]]
+
+
+def launch(
+    loop: Loop,
+    recipe: TrainRecipe | FRRecipe,
+    out: str,
+    row: Callable[[Row], None] = lambda row: None,
+    picture: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Run a training loop in the workers a recipe asks for, on the connected Ray cluster.
+
+    Args:
+        loop: a function at module level that trains, called in each worker with the recipe, the
+            output and the worker; what rank 0's returns is returned.
+        recipe: what to train.
+        out: folder or URL of the output, reachable by all workers.
+        row: called in the driver with the numbers of each row, once a step.
+        picture: called in the driver with the name of each picture in the output.
+
+    Raises:
+        InputError: a worker found a mistake of the user's.
+        FaultError: a worker named a fault, or workers failed too often.
+    """
+    import ray
+    from ray import train as ray_train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from factory import engine
+
+    wanted, root = recipe.engine, Store(out).root
+    env = engine.runtime_env(wanted.threads)
+    if not wanted.num_gpus:
+        env["env_vars"]["DS_ACCELERATOR"] = "cpu"
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "loop": loop,
+            "recipe": recipe.model_dump(mode="json"),
+            "store": Store(out),
+            "board": board,
+            "folder": os.getcwd(),
+        },
+        torch_config=TorchConfig(backend="nccl" if wanted.num_gpus else "gloo"),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=wanted.num_gpus > 0,
+            resources_per_worker={"CPU": wanted.num_cpus}
+            | ({"GPU": wanted.num_gpus} if wanted.num_gpus else {}),
+        ),
+        run_config=ray_train.RunConfig(
+            name=f"run-{time.time_ns()}",
+            storage_path=f"{out.rstrip('/')}/{SCRATCH}" if root is None else str(root / SCRATCH),
+            failure_config=ray_train.FailureConfig(max_failures=wanted.max_failures),
+            worker_runtime_env=env,
+        ),
+    )
+    failure = ""
+    with _relayed(board, row, picture):
+        try:
+            trainer.fit()
+        except ray_train.TrainingFailedError as error:
+            failure = " ".join(str(error).split())
+    _sweep(Store(out))
+    fault = ray.get(board.fault.remote())
+    if fault:
+        raise (InputError if fault[0] == "input" else FaultError)(fault[1])
+    if any(sign in failure for sign in OUT_OF_MEMORY):
+        raise FaultError(f"training failed: a host ran out of memory; {lower(recipe)}")
+    if failure:
+        raise FaultError(f"training failed: {failure[-600:]}")
+    return ray.get(board.summary.remote())
+
+
+def lower(recipe: TrainRecipe | FRRecipe) -> str:
+    """Return what to change when memory is too small, in the order of what it costs."""
+    settings = recipe.engine.deepspeed
+    ways = [f"raise engine.deepspeed.accumulation_steps ({settings.accumulation_steps})"]
+    if not settings.activation_checkpointing:
+        ways.append("set engine.deepspeed.activation_checkpointing")
+    if recipe.engine.name == "deepspeed" and settings.zero_stage < 3:
+        ways.append(f"raise engine.deepspeed.zero_stage ({settings.zero_stage})")
+    if recipe.engine.name == "deepspeed" and recipe.engine.num_gpus and not settings.offload:
+        ways.append("set engine.deepspeed.offload")
+    return f"{', '.join(ways)}, or lower schedule.batch_size ({recipe.schedule.batch_size})"
+
+
+class Board:
+    """Carries lines, numbers and faults from the workers to the driver."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.line = ""
+        self.rows: list[Row] = []
+        self.pictures: list[str] = []
+        self.result: dict[str, Any] = {}
+        self.error: tuple[str, str] | None = None
+
+    def note(self, line: str, rows: list[Row], pictures: list[str]) -> None:
+        """Take the newest line, and rows and pictures beside those not yet taken."""
+        self.line = line
+        self.rows += rows
+        self.pictures += pictures
+
+    def take(self) -> tuple[str, list[Row], list[str]]:
+        """Hand over the line, and the rows and pictures since the last call."""
+        rows, self.rows = self.rows, []
+        pictures, self.pictures = self.pictures, []
+        return self.line, rows, pictures
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Take the summary of a finished training."""
+        self.result = result
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary."""
+        return self.result
+
+    def fail(self, kind: str, message: str) -> None:
+        """Take a fault that no retry will mend; the first one counts."""
+        self.error = self.error or (kind, message)
+
+    def fault(self) -> tuple[str, str] | None:
+        """Return (kind, message) of a fault, kind being `input` or `run`."""
+        return self.error
+
+
+@contextmanager
+def _relayed(
+    board: Any, row: Callable[[Row], None], picture: Callable[[str], None]
+) -> Iterator[None]:
+    """Show the board's line and hand over what is new while the trainer blocks this thread."""
+    import ray
+
+    ended = threading.Event()
+    show = ProgressLine()
+    seen = 0.0
+
+    def relay() -> None:
+        nonlocal seen
+        line, rows, pictures = ray.get(board.take.remote())
+        for numbers in rows:
+            if numbers["step"] > seen:  # a restarted worker repeats what it had told
+                seen = numbers["step"]
+                row(numbers)
+        for name in pictures:
+            picture(name)
+        if line:
+            show(line)
+
+    def follow() -> None:
+        while not ended.wait(RELAY_SEC):
+            relay()
+
+    thread = threading.Thread(target=follow, name="relay", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        relay()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Run in each worker; a fault is handed over, for another try would only find the same."""
+    import ray
+    from ray import train as ray_train
+
+    board = config["board"]
+    if ray.get(board.fault.remote()):
+        return
+    if os.path.isdir(config["folder"]):  # relative paths of the recipe mean the driver's folder
+        os.chdir(config["folder"])
+    recipe: Any = parse(config["recipe"])
+    context = ray_train.get_context()
+    device = CPU
+    if recipe.engine.num_gpus:
+        from ray.train.torch import get_device
+
+        device = get_device()
+    torch.set_num_threads(recipe.engine.threads)
+    worker = Worker(
+        context.get_world_rank(),
+        context.get_world_size(),
+        device,
+        lambda line, rows, pictures: ray.get(board.note.remote(line, rows, pictures)),
+    )
+    try:
+        result = config["loop"](recipe, config["store"], worker)
+    except (InputError, FaultError) as error:
+        kind = "input" if isinstance(error, InputError) else "run"
+        ray.get(board.fail.remote(kind, str(error)))
+        if worker.world > 1:  # the other workers wait for this one; Ray ends them
+            raise
+    else:
+        if worker.rank == 0:
+            ray.get(board.finish.remote(result))
+
+
+def _sweep(store: Store) -> None:
+    for name in list(store.list(SCRATCH)):
+        store.delete(name)
+    if store.root is not None:
+        shutil.rmtree(store.root / SCRATCH, ignore_errors=True)
