@@ -248,8 +248,10 @@ def test_a_composition_whose_pool_was_made_anew_is_refused(tmp_path):
         Feed([url], 2, seed=0, size=SIZE)
 
 
-def test_more_shards_than_files_may_be_open(pool, monkeypatch):
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
     import os
+
+    pool = make_pool(tmp_path, 10, 6, world=1, per=2)
 
     def held():
         names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
