@@ -1,6 +1,7 @@
-"""Measure the quality of a dataset under a recognizer: separation together with spread.
+"""Measure the quality of a dataset under a recognizer: separation together with spread, leakage.
 
 python jobs/measure.py runs/faces --recognizer runs/judge --json quality.json
+python jobs/measure.py runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
 
 Quote the figures of a judge, a recognizer no generator, loss or screen has seen.
 """
@@ -11,42 +12,48 @@ from pathlib import Path
 
 from factory import cli, tracking
 from factory.evaluation.dataset import embed_dataset
-from factory.evaluation.quality import Radius, gallery_radius, measure
+from factory.evaluation.leakage import metrics, of_datasets, tables
+from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure
+from factory.evaluation.tables import show
 from factory.recipe import InputError
+from factory.recognition.faces import save_faces
 from factory.shards.store import Store
 
-SHOWN = (
-    *("identities", "images", "eer", "fmr100", "fmr1000", "fdr", "genuine_mean", "impostor_mean"),
-    *("spread", "uniqueness", "consistency", "r", "r_fpr"),
-)
 
-
-def job(arguments: argparse.Namespace) -> None:
+def job(given: argparse.Namespace) -> None:
     """Embed the dataset, measure, print and note the result."""
-    if arguments.r is not None and not -1 <= arguments.r <= 1:
-        raise InputError(f"--r {arguments.r}; accepted is a cosine, -1 to 1")
-    store = Store(arguments.url)
+    if given.r is not None and not -1 <= given.r <= 1:
+        raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
+    if not given.against and (given.held_out or given.tasks):
+        raise InputError("--held-out, --tasks: accepted with --against only")
+    store = Store(given.url)
     from factory.recognition.recognizers import load_recognizer
 
-    recognizer = load_recognizer(arguments.recognizer)
-    embedded = embed_dataset(
-        store, recognizer, arguments.identities, arguments.images_each, arguments.resize
-    )
-    r: float | None = arguments.r
-    radius = gallery_radius(recognizer) if r is None else Radius(r, 0.0, 0)
+    recognizer = load_recognizer(given.recognizer)
+    embedded = embed_dataset(store, recognizer, given.identities, given.images_each, given.resize)
+    radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
     found = measure(embedded, radius)
-    width = max(map(len, SHOWN))
-    for name in SHOWN:
-        value = found[name]
-        print(f"{name:<{width}}  {'unresolved' if value is None else f'{value:.6g}'}")
-    print(f"impostors: {found['impostor_choice']}; under {recognizer.name}")
+    numbers = {name: found[name] for name in SHOWN if found[name] is not None}
+    cli.show({name: f"{numbers[name]:.6g}" if name in numbers else "unresolved" for name in SHOWN})
+    print(f"{found['genuine_choice']}; {found['impostor_choice']}; under {recognizer.name}")
+    if given.embeddings:
+        sha256 = save_faces(given.embeddings, embedded.unit, recognizer.sha256)
+        print(f"{given.embeddings}: {len(embedded.keys)} embeddings, sha256 {sha256}")
+    if given.against:
+        if given.tasks:
+            from factory.engine import connect
+
+            connect(given.address)
+        real = (given.against, given.held_out, given.resize, given.tasks)
+        found["leakage"] = of_datasets(store, embedded, recognizer, radius, *real)
+        show(tables(found["leakage"]))
+        numbers |= metrics(found["leakage"])
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
-    content = {"dataset": store.url, "recognizer": who, **found}
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
-    given = {"dataset": store.url, "recognizer": who}
-    with tracking.run(arguments.tracking_uri, "measure", recognizer.name, given) as run:
-        run.metrics({name: found[name] for name in SHOWN if found[name] is not None})
+    what = {"dataset": store.url, "recognizer": who}
+    if given.json:
+        Path(given.json).write_text(json.dumps({**what, **found}, indent=1) + "\n")
+    with tracking.run(given.tracking_uri, "measure", recognizer.name, what) as run:
+        run.metrics(numbers)
 
 
 if __name__ == "__main__":
@@ -57,4 +64,8 @@ if __name__ == "__main__":
     parser.add_argument("--images-each", type=int, help="measure only the first N images of each")
     parser.add_argument("--r", type=float, help="radius as a cosine (default: from the gallery)")
     parser.add_argument("--resize", action="store_true", help="resize images of another size")
+    parser.add_argument("--against", default="", help="leakage: the generator's training data")
+    parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
+    parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
+    parser.add_argument("--embeddings", default="", help="also write embeddings (.safetensors)")
     cli.run(parser, job)

@@ -19,6 +19,7 @@ ENTRY_POINT_LINES = 80
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
+    "compose": {"--out", "--materialise"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
     "evaluate": {
         *("--recognizer", "--benchmarks", "--json", "--resize"),
@@ -29,8 +30,10 @@ FLAGS: dict[str, set[str]] = {
     },
     "generate": {"--out", "--extend", "--dry-run"},
     "make_benchmarks": {"--out", "--pairs", "--size", "--seed"},
+    "make_pairs": {"--to", "--pairs", "--folds", "--seed", "--skip", "--without", "--groups"},
     "measure": {
         *("--recognizer", "--json", "--identities", "--images-each", "--r", "--resize"),
+        *("--against", "--held-out", "--tasks", "--embeddings"),
     },
     "plan": set(),
     "report": {"--to"},
@@ -43,11 +46,13 @@ FLAGS: dict[str, set[str]] = {
 }
 POSITIONAL: dict[str, list[str]] = {
     "bench": ["RECIPE"],
+    "compose": ["RECIPE"],
     "demo": [],
     "evaluate": [],
     "export": ["URL"],
     "generate": ["RECIPE"],
     "make_benchmarks": [],
+    "make_pairs": ["URL"],
     "measure": ["URL"],
     "plan": ["RECIPE"],
     "report": ["URL"],

@@ -33,6 +33,10 @@ from factory.studio.views import draw_view
 GALLERY_PEOPLE = 460  # 105,570 impostor pairs, enough to resolve FPR 1e-4
 RADIUS_FPR = 1e-4
 GALLERY_SEED = 4
+SHOWN = (  # of what `measure` returns
+    *("identities", "images", "eer", "fmr100", "fmr1000", "fdr", "genuine_mean", "impostor_mean"),
+    *("spread", "uniqueness", "consistency", "r", "r_fpr"),
+)
 
 QUALITY_DEFINITIONS = {
     **DEFINITIONS,

@@ -1,0 +1,348 @@
+"""Leakage: how near synthetic faces come to the real faces their generator was trained on.
+
+Nearness alone proves nothing, since any face has a nearest neighbour among enough people. Every
+figure for training faces therefore stands beside the same figure for as many held-out real faces of
+as many people, which the generator has not seen.
+"""
+
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from factory.evaluation.dataset import Embedded, Sample, embed_dataset, samples
+from factory.evaluation.images import Embeds, decode, fitted
+from factory.evaluation.quality import Radius, centres
+from factory.evaluation.scores import histogram, rows_of
+from factory.evaluation.tables import Table, percent
+from factory.recipe import InputError
+from factory.recognition.neighbours import Faces
+from factory.seeding import generator, seed64
+from factory.shards.store import Store
+
+IMAGES = 10_000  # synthetic images looked up, drawn where there are more
+CLOSEST = 12  # pairs shown
+REPLICATES = 1000
+LEVEL = 0.95
+PERCENTILES = (50, 95, 99)
+ASKED = ("identities", "images")
+AMONG = ("training", "training_matched", "held_out")
+THUMB = 96  # pixels; larger faces are made smaller
+
+DEFINITIONS = {
+    "nearest": "cosine of a synthetic face to the nearest of a set of real faces",
+    "identities": "nearest, for the centre of every synthetic identity: its mean unit embedding",
+    "images": f"nearest, for every synthetic image, or {IMAGES} drawn uniformly with the seed",
+    "training": "among all training images",
+    "training_matched, held_out": "among equal numbers of images of equal numbers of people, drawn "
+    "uniformly with the seed: people first, then images of theirs",
+    "above_r": "share whose nearest reaches r, the recognizer's threshold",
+    "membership": "AUC of the cosine of a real image to its nearest synthetic image, training_"
+    "matched images against held_out images: the chance that a training image is nearer than a "
+    "held-out one, ties half; 0.5 is none",
+    "low, high": f"{LEVEL:.0%} percentile interval over {REPLICATES} bootstrap replicates, which "
+    "draw people of either set with replacement",
+    "recognizer": "one that was trained on neither set of real faces; else its own memory of them "
+    "is measured, too",
+}
+
+
+def leakage(
+    synthetic: Embedded,
+    training: Embedded,
+    held_out: Embedded | None,
+    radius: Radius,
+    seed: int = 0,
+    images: int = IMAGES,
+    tasks: int = 0,
+) -> dict[str, Any]:
+    """Return how near a dataset comes to real faces, as a JSON-able mapping, definitions included.
+
+    Args:
+        synthetic: the dataset.
+        training: what its generator was trained on, under the same recognizer.
+        held_out: real faces that it was not trained on; without them there is no membership figure.
+        radius: the recognizer's.
+        seed: root seed of all that is drawn.
+        images: how many synthetic images are looked up among training images.
+        tasks: Ray tasks to split searches over; 0 for none.
+
+    Raises:
+        InputError: the sets have embeddings of different dimensions, or one person only.
+    """
+    for name, real in (("training", training), ("held-out", held_out)):
+        if real is not None and real.unit.shape[1] != synthetic.unit.shape[1]:
+            raise InputError(
+                f"{name} faces: dimension {real.unit.shape[1]}, accepted is the dataset's "
+                f"{synthetic.unit.shape[1]}"
+            )
+    drawn = _some(len(synthetic.labels), images, seed, "leakage-images")
+    asked = {
+        "identities": centres(synthetic.unit, rows_of(synthetic.labels)).astype(np.float32),
+        "images": synthetic.unit[drawn],
+    }
+    whole = Faces(training.unit)
+    nearest = {name: whole.nearest(queries, tasks=tasks) for name, queries in asked.items()}
+    found: dict[str, Any] = {
+        name: {"count": len(asked[name]), "training": _summary(one.cosines[:, 0], radius.r)}
+        for name, one in nearest.items()
+    }
+    if held_out is not None:
+        matched, unseen = matched_rows(training, held_out, seed)
+        sets = {"training_matched": training.unit[matched], "held_out": held_out.unit[unseen]}
+        for name, queries in asked.items():
+            for which, unit in sets.items():
+                cosines = Faces(unit).nearest(queries, tasks=tasks).cosines[:, 0]
+                found[name][which] = _summary(cosines, radius.r)
+        made = Faces(synthetic.unit)
+        near = {which: made.nearest(unit, tasks=tasks) for which, unit in sets.items()}
+        found["membership"] = membership(
+            (near["training_matched"].cosines[:, 0], training.labels[matched]),
+            (near["held_out"].cosines[:, 0], held_out.labels[unseen]),
+            seed,
+        )
+    rows, cosines = nearest["images"].rows[:, 0], nearest["images"].cosines[:, 0]
+    return {
+        **found,
+        "closest": _closest(synthetic, training, drawn, rows, cosines),
+        "training_images": len(training.labels),
+        "r": radius.r,
+        "r_fpr": radius.fpr,
+        "seed": seed,
+        "definitions": DEFINITIONS,
+    }
+
+
+def of_datasets(
+    store: Store,
+    synthetic: Embedded,
+    recognizer: Embeds,
+    radius: Radius,
+    against: str,
+    held_out: str = "",
+    resize: bool = False,
+    tasks: int = 0,
+) -> dict[str, Any]:
+    """Return the leakage of a dataset with the faces of its closest pairs.
+
+    Args:
+        store: the dataset.
+        synthetic: it, under the recognizer.
+        recognizer: embeds the real faces.
+        radius: its radius.
+        against: folder or URL of the training data, a dataset.
+        held_out: likewise of held-out real faces; empty for none.
+        resize: whether real images of another size are resized.
+        tasks: Ray tasks to split searches over; 0 for none.
+
+    Raises:
+        InputError: as `leakage` and `embed_dataset`, or a set of faces is given twice.
+    """
+    real = {"--against": Store(against), **({"--held-out": Store(held_out)} if held_out else {})}
+    given = [store.url, *(one.url for one in real.values())]
+    if len(set(given)) < len(given):
+        raise InputError(f"faces: {', '.join(given)}; accepted are different datasets")
+    embedded = [embed_dataset(one, recognizer, resize=resize) for one in real.values()]
+    unseen = embedded[1] if held_out else None
+    found = leakage(synthetic, embedded[0], unseen, radius, tasks=tasks)
+    pairs = show_pairs(found["closest"], samples(store), samples(real["--against"]))
+    return {**found, "datasets": given[1:], "closest": pairs}
+
+
+def matched_rows(first: Embedded, second: Embedded, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw equal numbers of images of equal numbers of people: rows of either set, int64 [n].
+
+    Raises:
+        InputError: a set has fewer than two people.
+    """
+    both = (("leakage-training", first.labels), ("leakage-held-out", second.labels))
+    people = min(len(np.unique(labels)) for _, labels in both)
+    if people < 2:
+        raise InputError("training or held-out faces: one person; accepted are two or more")
+    chosen = []
+    for stage, labels in both:
+        names = np.unique(labels)
+        taken = names[_some(len(names), people, seed, stage)]
+        chosen.append(np.flatnonzero(np.isin(labels, taken)))
+    count = min(map(len, chosen))
+    rows = [
+        rows[_some(len(rows), count, seed, f"{stage}-images")]
+        for (stage, _), rows in zip(both, chosen, strict=True)
+    ]
+    return rows[0], rows[1]
+
+
+def membership(
+    members: tuple[np.ndarray, np.ndarray],
+    others: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    replicates: int = REPLICATES,
+) -> dict[str, Any]:
+    """Return the AUC of members' scores against others', with a bootstrap interval over people.
+
+    Args:
+        members: scores, float [n], and labels, int [n], of images that were trained on.
+        others: likewise of images that were not.
+        seed: root seed of the bootstrap.
+        replicates: how many times people are drawn with replacement.
+    """
+    scores = np.concatenate([members[0], others[0]])
+    _, rank = np.unique(scores, return_inverse=True)
+    group = [np.unique(labels, return_inverse=True)[1] for _, labels in (members, others)]
+    people = [int(one.max()) + 1 for one in group]
+    split = len(members[0])
+
+    def auc(weights: tuple[np.ndarray, np.ndarray]) -> float:
+        ranks = int(rank.max()) + 1
+        up = np.bincount(rank[:split], weights[0][group[0]], ranks)
+        down = np.bincount(rank[split:], weights[1][group[1]], ranks)
+        below = np.cumsum(down) - down
+        return float((up * (below + down / 2)).sum() / (up.sum() * down.sum()))
+
+    drawn = []
+    for replicate in range(replicates):
+        draw = generator(seed64(seed, "membership", replicate))
+        first, second = (
+            np.bincount(draw.integers(n, size=n), minlength=n).astype(float) for n in people
+        )
+        drawn.append(auc((first, second)))
+    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return {
+        "auc": auc((np.ones(people[0]), np.ones(people[1]))),
+        "low": float(low),
+        "high": float(high),
+        "images_each": split,
+        "people_each": people[0],
+    }
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Return what a person reads of a leakage."""
+    nearest = Table(
+        "Nearest real face", ("of", "among", "median", "p95", "p99", "highest", "at r or above, %")
+    )
+    for name in ASKED:
+        for which in AMONG:
+            if which in found[name]:
+                one = found[name][which]
+                figures = [f"{one[key]:.3f}" for key in ("p50", "p95", "p99", "highest")]
+                asked = f"{found[name]['count']} {name}"
+                nearest.rows.append((asked, which, *figures, percent(one["above_r"])))
+    if "membership" not in found:
+        return [nearest]
+    one = found["membership"]
+    if one["low"] <= 0.5 <= one["high"]:
+        says = "not told from none"
+    else:
+        says = "training faces are nearer" if one["auc"] > 0.5 else "held-out faces are nearer"
+    member = Table(
+        "Membership (0.5 is none)",
+        ("AUC", "95 % interval", "images of each set", "people of each set", "says"),
+        [
+            (
+                f"{one['auc']:.3f}",
+                f"{one['low']:.3f} to {one['high']:.3f}",
+                str(one["images_each"]),
+                str(one["people_each"]),
+                says,
+            )
+        ],
+    )
+    return [nearest, member]
+
+
+def metrics(found: dict[str, Any]) -> dict[str, float]:
+    """Return what MLflow keeps of a leakage."""
+    kept = {
+        f"leakage/{name}/{which}/{key}": found[name][which][key]
+        for name in ASKED
+        for which in AMONG
+        if which in found[name]
+        for key in ("p50", "p99", "highest", "above_r")
+    }
+    for key in ("auc", "low", "high") if "membership" in found else ():
+        kept[f"leakage/membership/{key}"] = found["membership"][key]
+    return kept
+
+
+def show_pairs(
+    closest: list[dict[str, Any]], synthetic: Iterable[Sample], training: Iterable[Sample]
+) -> list[dict[str, Any]]:
+    """Return the closest pairs with their faces: synthetic on the left, real on the right.
+
+    Args:
+        closest: as `leakage` returns it.
+        synthetic: the samples of the dataset, read until all faces are found.
+        training: likewise of the training data.
+
+    Returns:
+        The same entries, each with `uri` (a JPEG data URI), `width` and `height` in pixels.
+    """
+    left = _faces(synthetic, {pair["synthetic"] for pair in closest})
+    right = _faces(training, {pair["training"] for pair in closest})
+    shown = []
+    for pair in closest:
+        faces = left[pair["synthetic"]], right[pair["training"]]
+        size = min(*(face.shape[0] for face in faces), THUMB)
+        canvas = np.concatenate([fitted(face, size, "", resize=True) for face in faces], axis=1)
+        data = simplejpeg.encode_jpeg(canvas, 92, colorspace="RGB", colorsubsampling="444")
+        uri = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+        shown.append({**pair, "uri": uri, "width": 2 * size, "height": size})
+    return shown
+
+
+def _some(count: int, wanted: int, seed: int, stage: str) -> np.ndarray:
+    """Draw rows without replacement, in rising order; all of them where no more are there."""
+    if count <= wanted:
+        return np.arange(count)
+    draw = generator(seed64(seed, stage))
+    return np.sort(draw.choice(count, size=wanted, replace=False, shuffle=False))
+
+
+def _summary(cosines: np.ndarray, r: float) -> dict[str, Any]:
+    return {
+        "mean": float(cosines.mean()),
+        "sd": float(cosines.std()),
+        **{f"p{p}": float(np.percentile(cosines, p)) for p in PERCENTILES},
+        "highest": float(cosines.max()),
+        "above_r": float((cosines >= r).mean()),
+        "histogram": histogram(cosines),
+    }
+
+
+def _closest(
+    synthetic: Embedded,
+    training: Embedded,
+    drawn: np.ndarray,
+    rows: np.ndarray,
+    cosines: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Return the nearest pairs, at most one of each synthetic identity, nearest first."""
+    pairs: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for place in np.argsort(-cosines, kind="stable"):
+        label = int(synthetic.labels[drawn[place]])
+        if label not in seen and len(pairs) < CLOSEST:
+            seen.add(label)
+            pairs.append(
+                {
+                    "cosine": float(cosines[place]),
+                    "synthetic": synthetic.keys[drawn[place]],
+                    "synthetic_label": label,
+                    "training": training.keys[rows[place]],
+                    "training_label": int(training.labels[rows[place]]),
+                }
+            )
+    return pairs
+
+
+def _faces(samples: Iterable[Sample], keys: set[str]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for sample in samples:
+        if sample.key in keys:
+            found[sample.key] = decode(sample.encoded, sample.key)
+            if len(found) == len(keys):
+                break
+    return found
