@@ -90,7 +90,7 @@ def sign(jpeg: bytes, title: str, manifest_sha256: str, cert: Path, key: Path) -
             {"label": ASSERTION, "data": {"sha256": manifest_sha256}},
         ],
     }
-    info = c2pa.C2paSignerInfo(_algorithm(key), _text(cert), _text(key), None)
+    info = c2pa.C2paSignerInfo(_algorithm(key), _read(cert), _read(key), None)
     signed = io.BytesIO()
     try:
         with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest)) as builder:
@@ -108,7 +108,7 @@ def _algorithm(path: Path) -> str:
 
     accepted = "accepted is a PEM file of an EC, Ed25519 or RSA private key without a password"
     try:
-        key = load_pem_private_key(_text(path).encode(), None)
+        key = load_pem_private_key(_read(path), None)
     except (ValueError, TypeError) as error:
         raise InputError(f"--c2pa {path}: {error}; {accepted}") from None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size in CURVES:
@@ -120,8 +120,8 @@ def _algorithm(path: Path) -> str:
     raise InputError(f"--c2pa {path}: {type(key).__name__}; {accepted}")
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise InputError(f"--c2pa {path}: cannot be read ({error}); accepted is PEM") from None

@@ -27,7 +27,8 @@ END64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR = struct.Struct("<4sIQI")
 PLAIN, ZIP64 = 20, 45  # versions needed to read
 DATE = 1 << 5 | 1  # 1 January 1980, the first day of the format
-MOST_16, MOST_32 = 0xFFFF, 0xFFFFFFFF
+FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # "see the 64-bit field"
+MOST_16, MOST_32 = FULL_16 - 1, FULL_32 - 1
 LABELS = "dataset.json"
 
 
@@ -49,19 +50,19 @@ class StoredZip:
         Raises:
             InputError: it is 4 GiB or more.
         """
-        if size >= MOST_32:
-            raise InputError(f"zip member {name}: {size} bytes, less than {MOST_32} are accepted")
+        if size > MOST_32:
+            raise InputError(f"zip member {name}: {size} bytes, accepted are {MOST_32}")
         path, at = name.encode("ascii"), self.out.tell()
         self.out.write(
             LOCAL.pack(b"PK\3\4", PLAIN, 0, 0, 0, DATE, crc, size, size, len(path), 0) + path
         )
         shutil.copyfileobj(file, cast(IO[bytes], self.out))
-        far = at >= MOST_32
+        far = at > MOST_32
         extra = struct.pack("<2HQ", 1, 8, at) if far else b""
         self._directory.write(
             ENTRY.pack(
                 *(b"PK\1\2", ZIP64 if far else PLAIN, ZIP64 if far else PLAIN, 0, 0, 0, DATE),
-                *(crc, size, size, len(path), len(extra), 0, 0, 0, 0, MOST_32 if far else at),
+                *(crc, size, size, len(path), len(extra), 0, 0, 0, 0, FULL_32 if far else at),
             )
             + path
             + extra
@@ -76,12 +77,12 @@ class StoredZip:
             shutil.copyfileobj(directory, cast(IO[bytes], self.out))
         end = self.out.tell()
         size, count = end - start, self.count
-        if count >= MOST_16 or start >= MOST_32 or size >= MOST_32:
+        if count > MOST_16 or start > MOST_32 or size > MOST_32:
             self.out.write(
                 END64.pack(b"PK\6\6", 44, ZIP64, ZIP64, 0, 0, count, count, size, start)
                 + LOCATOR.pack(b"PK\6\7", 0, end, 1)
             )
-        count, size, start = min(count, MOST_16), min(size, MOST_32), min(start, MOST_32)
+            count, size, start = FULL_16, FULL_32, FULL_32
         self.out.write(END.pack(b"PK\5\6", 0, 0, count, count, size, start, 0))
 
 
