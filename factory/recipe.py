@@ -587,8 +587,16 @@ def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "system": recipe.system,
         "size": recipe.image.size,
-        "options": recipe.options,
+        "options": _without_urls(recipe.options),
         "weights": {name: part.sha256 for name, part in recipe.weights.items()},
         "sampler": recipe.sampler.model_dump(mode="json") if recipe.sampler else None,
         "threads": recipe.pool.threads,
     }
+
+
+def _without_urls(options: Any) -> Any:
+    """Return options without the places of the datasets they name by url and digest."""
+    if isinstance(options, dict):
+        kept = options.keys() - {"url"} if "digest" in options else options.keys()
+        return {name: _without_urls(options[name]) for name in kept}
+    return options

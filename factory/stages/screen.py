@@ -68,11 +68,14 @@ class Screen:
         assert work.conditions is not None
         embeddings = teacher.embed(np.stack([sample.image for sample in work.fresh]))
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        cosines = np.sum(embeddings * work.conditions.context, axis=1)
+        context = work.conditions.context
+        # A context without dimensions is nobody's: there is nothing to be near to.
+        measured = context.shape[1] > 0
+        cosines = np.sum(embeddings * context, axis=1) if measured else work.conditions.target
         known = self._nearest_known(embeddings)
         for row, sample in enumerate(work.fresh):
-            sample.cosine = float(cosines[row])
-            drift = sample.cosine - float(work.conditions.target[row])
+            sample.cosine = float(cosines[row]) if measured else None
+            drift = float(cosines[row]) - float(work.conditions.target[row])
             sample.verdict, sample.score = self._verdict(
                 work, sample, drift, embeddings[row], float(known[row])
             )

@@ -63,7 +63,7 @@ class System(ABC):
     sources: ClassVar[tuple[str, ...]]
     weights: ClassVar[tuple[str, ...]] = ()  # names the recipe's `weights` must have
     one_sided: ClassVar[bool] = True  # a cosine above the target is no identity drift
-    banked: ClassVar[bool] = True  # contexts come from an identity bank, separated and screened
+    banked: bool = True  # contexts come from an identity bank, separated and screened
 
     def __init__(self, recipe: GenerateRecipe) -> None:
         """Check the recipe's fields against the system; loading weights is `load`'s work."""

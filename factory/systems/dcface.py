@@ -12,6 +12,7 @@ the average kept for sampling covers the conditioner too. Beyond the paper, each
 velocity, latents, min-SNR weights, learned empty tokens with guidance.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,24 +20,33 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from factory.banks import DatasetStyles, ImageBank, NamedDataset, StudioStyles, Style, StyleBank
 from factory.diffusion.adm import ADM, ADMConfig
+from factory.diffusion.autoencoder import to_pixels
 from factory.diffusion.examples import features, resized
 from factory.diffusion.sampling import Given
 from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter, draw_kept
-from factory.recipe import Backbone, InputError, Part, Positive
+from factory.provenance import checked_sha256
+from factory.recipe import Backbone, InputError, Part, Positive, checked
+from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.backbones import IResNet, make_backbone
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
+from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.diffusion import (
     DenoiserBatch,
     DenoiserTraining,
+    DiffusionSystem,
     Drawn,
     IdentityLoss,
+    SamplingOptions,
     TrainingOptions,
+    unit,
 )
 
 OUTLIERS = 0.1  # share of the images that trim_outliers replaces
 BLOCK = 65_536  # embeddings read at a time
+SAME_FACE = 0.95  # cosine of two embeddings of one image, whatever computed them
 
 
 class ConditionsConfig(Part):
@@ -131,14 +141,14 @@ class DCFaceNet(nn.Module):
         self,
         x: Tensor,
         t: Tensor,
-        given: tuple[Tensor, Tensor] | None,
+        given: tuple[Tensor, ...] | None,
         keep: Tensor | None = None,
         empty: Tensor | None = None,
     ) -> Tensor:
         """Predict as `forward` does, from what `mixed` returned: sampling mixes only once."""
         if not self.has_conditions:
             return self.unet(x, t)
-        tokens, feature = given if given is not None else (None, None)
+        tokens, feature = given or (None, None)
         if self.adapter.empty is None:
             empty = None
         keys = self.adapter(tokens, len(x), empty)
@@ -162,6 +172,224 @@ def early_features(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
         )
     x = teacher.prelu(teacher.bn1(teacher.conv1(resized(pixels, size))))
     return teacher.get_submodule("layer1")(x).float()
+
+
+class StylesOptions(Part):
+    """Where styles come from, and which of some drawn at random is taken for an image."""
+
+    dataset: NamedDataset | None = Field(
+        default=None, description="Images of any dataset; without one, the studio's train people."
+    )
+    people: Positive = Field(default=8000, description="So many of the studio's train people.")
+    draw: Literal["random", "matched", "similar"] = Field(
+        default="random",
+        description="The first drawn; the one whose attributes differ least from the identity "
+        "image's; or the one whose face is nearest to it under the teacher.",
+    )
+    candidates: Positive = Field(default=16, description="How many are drawn to choose from.")
+    groups: dict[str, tuple[float, ...]] = Field(
+        default={"gender": (0.5,), "skin_luminance": (0.12, 0.3)},
+        description="For matched: attributes, and where their range is cut into groups.",
+    )
+
+
+class DCFaceSampling(SamplingOptions):
+    """DCFace's own fields of a generate recipe."""
+
+    bank: NamedDataset | None = Field(
+        default=None, description="For identities.source bank: the first image of each identity."
+    )
+    styles: StylesOptions = StylesOptions()
+
+
+class DCFace(DiffusionSystem):
+    """Sample faces of a bank's identities in others' styles, or faces of nobody.
+
+    `bank` takes identity i from the i-th identity of a dataset, `gallery` from a studio person no
+    generator has seen. `noise` samples without conditions, an identity an image: stage 1.
+    """
+
+    name = "dcface"
+    Options = DCFaceSampling
+    sources = ("bank", "gallery", "noise")
+
+    def check(self) -> None:
+        """Refuse what contradicts the source of identities, and open the datasets."""
+        super().check()
+        recipe, source, options = self.recipe, self.recipe.identities.source, self.options
+        if recipe.identities.max_cosine != 1.0:
+            raise InputError(
+                f"recipe field identities.max_cosine: {recipe.identities.max_cosine}; dcface "
+                "accepts 1: jobs/make_bank.py has set its identities apart"
+            )
+        if (options.bank is not None) != (source == "bank"):
+            raise InputError(
+                f"recipe field options.bank: {'given' if options.bank else 'missing'}; "
+                f"identities.source is {source}, and bank goes with a bank"
+            )
+        if options.styles.draw == "matched" and "attributes" not in recipe.weights:
+            raise InputError(
+                "recipe field weights.attributes: missing; options.styles.draw matched needs it"
+            )
+        self.banked = source != "noise"
+        if source == "noise" and recipe.screens.identity_drift is not None:
+            raise InputError(
+                "recipe field screens.identity_drift: faces of nobody drift from nobody; "
+                "identities.source noise accepts none"
+            )
+        size = recipe.image.size
+        self.bank: ImageBank | None = None
+        if options.bank is not None:
+            self.bank = ImageBank(options.bank, size, "recipe field options.bank", firsts=True)
+            if len(self.bank) < recipe.identities.count:
+                raise InputError(
+                    f"recipe field identities.count: {recipe.identities.count}; the bank "
+                    f"{self.bank.url} has {len(self.bank)}"
+                )
+        styles = options.styles
+        self.styles: StyleBank = StudioStyles(styles.people, size)
+        if styles.dataset is not None:
+            field = "recipe field options.styles.dataset"
+            self.styles = DatasetStyles(ImageBank(styles.dataset, size, field))
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """Make the network."""
+        self.model = checked(DCFaceConfig, config["model"], "denoiser file: model.")
+        return DCFaceNet(self.model)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of what is denoised."""
+        return self.model.unet.shape
+
+    def fits(self) -> None:
+        """Refuse a denoiser that cannot do what is asked, and a teacher it was not trained with."""
+        recipe, sizes = self.recipe, self.model.conditions
+        named = f"recipe field weights.denoiser.location: {recipe.weights['denoiser'].location}"
+        if sizes is None and self.banked:
+            raise InputError(f"{named} has no conditions: identities.source accepts noise")
+        learned = sizes is not None and sizes.learn_empty
+        if not learned and (self.sampler.guidance_scale > 1.0 or (sizes and not self.banked)):
+            raise InputError(
+                f"{named} learned no empty tokens: accepted are sampler.guidance_scale 1 and, of a "
+                "model with conditions, identities.source bank or gallery"
+            )
+        found = checked_sha256("teacher", recipe.weights["teacher"])
+        wanted = self.config["trained_with"]["teacher"]
+        if self.banked and found != wanted:
+            raise InputError(
+                f"recipe field weights.teacher: sha256 {found}; the denoiser reads features of the "
+                f"one it was trained with, {wanted}"
+            )
+        self.predictor_of: Predictor | None = None
+        if self.options.styles.draw == "matched":
+            given = recipe.weights["attributes"].location
+            self.predictor_of = load_predictor(given, self.device)
+            unknown = set(self.options.styles.groups) - set(self.predictor_of.attributes)
+            if unknown:
+                raise InputError(
+                    f"recipe field options.styles.groups: {', '.join(sorted(unknown))}; {given} "
+                    f"accepts: {', '.join(self.predictor_of.attributes)}"
+                )
+
+    def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the unit embeddings of identity images, float32 [n, D]; [n, 0] for `noise`."""
+        if not self.banked:
+            return np.zeros((len(indices), 0), np.float32)
+        return self.embedded(self.identity_images(indices))
+
+    def identity_images(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the images that say who, uint8 [n, S, S, 3].
+
+        Candidates are drawn in blocks, so that numbers may be asked for that the bank does not
+        reach; they stand for its first ones again and become nobody's.
+        """
+        if self.bank is None:
+            return self.gallery(indices)
+        return self.bank.images([index % len(self.bank) for index in indices])
+
+    def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Choose a style for every position; the target cosine to the identity image is 1."""
+        target = np.ones(len(positions), np.float32)
+        if not self.banked:
+            return Conditions(contexts, target)
+        numbers = sorted({position.identity for position in positions})
+        images = dict(zip(numbers, self.identity_images(numbers), strict=True))
+        who = np.stack([images[position.identity] for position in positions])
+        chosen = [
+            self._style(position, image, context)
+            for position, image, context in zip(positions, who, contexts, strict=True)
+        ]
+        extras = {
+            "who": who,
+            "style": np.stack([self.styles.image(style) for style in chosen]),
+            "drawn": np.array(chosen, np.int64),
+        }
+        return Conditions(contexts, target, extras)
+
+    def _style(self, position: Position, image: np.ndarray, context: np.ndarray) -> Style:
+        options = self.options.styles
+        draws = generator(position.seed(self.recipe.seed, "style"))
+        if options.draw == "random":
+            return self.styles.draw(draws)
+        drawn = [self.styles.draw(draws) for _ in range(options.candidates)]
+        if options.draw == "similar":
+            faces = self.embedded(np.stack([self.styles.image(style) for style in drawn]))
+            return drawn[int((faces @ context).argmax())]
+        wanted = self._groups([image], [{}])[0]
+        pictures = [self.styles.image(style) for style in drawn]
+        groups = self._groups(pictures, [self.styles.truth(style) for style in drawn])
+        return drawn[int((groups != wanted).sum(axis=1).argmin())]
+
+    def _groups(self, images: Sequence[np.ndarray], truths: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Return the group of each image by each attribute: the truth, or else as predicted."""
+        assert self.predictor_of is not None
+        read = self.predictor_of.predict(np.stack(images))
+        found = [
+            np.searchsorted(
+                cuts, [truth.get(name, read[name][n]) for n, truth in enumerate(truths)]
+            )
+            for name, cuts in self.options.styles.groups.items()
+        ]
+        return np.stack(found, axis=1)
+
+    @torch.no_grad()
+    def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
+        """Return the images of one batch, uint8 [B, S, S, 3].
+
+        Raises:
+            InputError: an identity image is not that of the context.
+        """
+        seeds = [position.seed(self.recipe.seed) for position in positions]
+        if not self.banked:
+            return Rendered(self.images(None, seeds), [{} for _ in positions])
+        assert self.teacher.module is not None
+        who, style = (
+            to_pixels(torch.from_numpy(conditions.extras[name])).to(self.device)
+            for name in ("who", "style")
+        )
+        embedding, spatial = features(self.teacher.module, self.teacher.size, who)
+        cosine = (unit(embedding.cpu().numpy()) * conditions.context).sum(axis=1)
+        if cosine.min() < SAME_FACE:
+            at = positions[int(cosine.argmin())].identity
+            raise InputError(
+                f"recipe field options.bank: the image of identity {at} has cosine "
+                f"{cosine.min():.3f} to its context; the bank holds one image twice"
+            )
+        early = early_features(self.teacher.module, self.teacher.size, style)
+        network = self.network
+        assert isinstance(network, DCFaceNet)
+        given = (embedding, spatial) if network.encoder is None else (who,)
+        images = self.images(network.mixed(*given, early), seeds)
+        drawn = (Style(*map(int, row)) for row in conditions.extras["drawn"])
+        return Rendered(images, [{"style": self.styles.key(one)} for one in drawn])
+
+    def denoise(
+        self, x: Tensor, t: Tensor, given: Given, keep: Tensor | None, empty: Tensor | None
+    ) -> Tensor:
+        """Call the network with conditions that are mixed already."""
+        assert isinstance(self.network, DCFaceNet) and not isinstance(given, Tensor)
+        return self.network.denoise(x, t, given, keep, empty)
 
 
 class DCFaceOptions(TrainingOptions):
@@ -346,7 +574,7 @@ class DCFaceTraining(DenoiserTraining):
     def _early(self, pixels: Tensor) -> Tensor:
         return early_features(self.teacher, self.teacher_size, pixels.to(self.device))
 
-    def encoded(self, module: nn.Module, batch: DenoiserBatch) -> Given:
+    def taken(self, batch: DenoiserBatch) -> Given:
         """Return what the network takes as `given`."""
         if self.sizes is None:
             return None
@@ -379,4 +607,5 @@ class DCFaceTraining(DenoiserTraining):
         return self._array(embedding), self._array(spatial), early
 
 
-TRAINING: Any = DCFaceTraining
+SYSTEM = DCFace
+TRAINING = DCFaceTraining

@@ -1,0 +1,98 @@
+"""Banks: a dataset named by what it holds, its images read at random, styles drawn from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import face, make_pool
+
+from factory.banks import DatasetStyles, ImageBank, NamedDataset, StudioStyles, contents_digest
+from factory.recipe import GenerateRecipe, InputError, content_digest, parse
+from factory.seeding import generator
+from factory.shards.store import Store
+
+SIZE = 32
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NamedDataset:
+    """Five identities of three images each, named as a recipe names them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = make_pool(tmp_path / "faces", 5, 3, size=SIZE, per=2)
+    return NamedDataset(url=url, digest=contents_digest(Store(url)))
+
+
+def test_images_are_those_of_the_dataset_in_key_order(named: NamedDataset):
+    bank = ImageBank(named, SIZE, "options.bank")
+    assert len(bank) == 15
+    assert bank.labels.tolist() == [n // 3 for n in range(15)]
+    for row in (14, 0, 7):
+        close = np.abs(bank.image(row).astype(int) - face(row // 3, row % 3, SIZE)).mean()
+        assert close < 6  # JPEG
+        assert bank.sidecar(row)["slot"] == row % 3
+        assert bank.key(row) == f"{row // 3:07d}_{row % 3:04d}"
+
+
+def test_firsts_are_one_image_of_each_identity(named: NamedDataset):
+    bank = ImageBank(named, SIZE, "options.bank", firsts=True)
+    assert bank.labels.tolist() == [0, 1, 2, 3, 4]
+    assert [bank.sidecar(row)["slot"] for row in range(5)] == [0] * 5
+    assert bank.images([3, 3, 1]).shape == (3, SIZE, SIZE, 3)
+
+
+def test_another_content_is_refused_with_the_right_digest(named: NamedDataset):
+    wrong = NamedDataset(url=named.url, digest="0" * 16)
+    with pytest.raises(InputError, match=rf"options\.bank\.digest: 0+, but .* has {named.digest}"):
+        ImageBank(wrong, SIZE, "options.bank")
+    with pytest.raises(InputError, match="accepts 16x16"):
+        ImageBank(named, 16, "options.bank").image(0)
+
+
+def test_the_digest_is_of_the_content_not_of_the_place(named: NamedDataset, tmp_path: Path):
+    same = make_pool(tmp_path / "elsewhere", 5, 3, size=SIZE, per=2)
+    other = make_pool(tmp_path / "others", 5, 3, world=1, size=SIZE, per=2)
+    assert contents_digest(Store(same)) == named.digest
+    assert contents_digest(Store(other)) != named.digest
+
+
+def test_content_digest_follows_the_digest_and_not_the_url():
+    def made(url: str, digest: str) -> str:
+        raw = {
+            "kind": "generate",
+            "name": "n",
+            "seed": 1,
+            "system": "dcface",
+            "licence": "CC0-1.0",
+            "image": {"size": 64},
+            "identities": {"count": 1, "images_each": 1, "source": "bank"},
+            "shard": {"identities": 1},
+            "pool": {"size": 1},
+            "cost": {"seconds_per_image": [1, 2], "source": "a test"},
+            "options": {"styles": {"dataset": {"url": url, "digest": digest}}},
+        }
+        recipe = parse(raw)
+        assert isinstance(recipe, GenerateRecipe)
+        return content_digest(recipe, {})
+
+    assert made("here", "a" * 16) == made("there", "a" * 16) != made("here", "b" * 16)
+
+
+def test_styles_of_a_dataset_cover_it(named: NamedDataset):
+    styles = DatasetStyles(ImageBank(named, SIZE, "options.styles.dataset"))
+    drawn = [styles.draw(generator(seed)) for seed in range(200)]
+    assert {style.number for style in drawn} == set(range(15))
+    assert styles.draw(generator(3)) == drawn[3]
+    assert styles.image(drawn[0]).shape == (SIZE, SIZE, 3)
+    assert styles.key(drawn[0]) == styles.images.key(drawn[0].number)
+    assert styles.truth(drawn[0]) == {}
+
+
+def test_styles_of_the_studio_are_pictures_with_their_truth():
+    styles = StudioStyles(3, SIZE)
+    style = styles.draw(generator(1))
+    assert style == styles.draw(generator(1)) != styles.draw(generator(2))
+    image = styles.image(style)
+    assert image.shape == (SIZE, SIZE, 3) and image.std() > 10
+    np.testing.assert_array_equal(image, styles.image(style))
+    assert {"yaw", "gender", "age"} <= styles.truth(style).keys()
+    assert styles.key(style) != styles.key(styles.draw(generator(2)))
