@@ -2,6 +2,7 @@
 
 python jobs/measure.py runs/faces --recognizer runs/judge --json quality.json
 python jobs/measure.py runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
+python jobs/measure.py runs/faces --recognizer runs/judge --real runs/real --coverage
 
 Quote the figures of a judge, a recognizer no generator, loss or screen has seen.
 """
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 
 from factory import cli, tracking
+from factory.evaluation.beside import FLAGS, measure_beside
 from factory.evaluation.dataset import embed_dataset
 from factory.evaluation.leakage import metrics, of_datasets, tables
 from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure
@@ -48,6 +50,9 @@ def job(given: argparse.Namespace) -> None:
         found["leakage"] = of_datasets(store, embedded, recognizer, radius, *real)
         show(tables(found["leakage"]))
         numbers |= metrics(found["leakage"])
+    beside = measure_beside(store, given)
+    show(beside.tables)
+    found, numbers = found | beside.content, numbers | beside.metrics
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
     what = {"dataset": store.url, "recognizer": who}
     if given.json:
@@ -68,4 +73,6 @@ if __name__ == "__main__":
     parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
     parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
     parser.add_argument("--embeddings", default="", help="also write embeddings (.safetensors)")
+    for flag, options in FLAGS.items():
+        parser.add_argument(flag, **options)
     cli.run(parser, job)

@@ -34,9 +34,10 @@ FLAGS: dict[str, set[str]] = {
     "measure": {
         *("--recognizer", "--json", "--identities", "--images-each", "--r", "--resize"),
         *("--against", "--held-out", "--tasks", "--embeddings"),
+        *("--real", "--features", "--same-identities", "--k", "--coverage"),
     },
     "plan": set(),
-    "report": {"--to"},
+    "report": {"--to", "--measures"},
     "train_attributes": {
         *("--out", "--epochs", "--seed", "--licence", "--identities", "--threads"),
     },

@@ -107,6 +107,73 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
         return _inline(figure, name)
 
 
+def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Markup:
+    """Draw FNMR over FMR, both logarithmic, a line for each curve.
+
+    Args:
+        curves: by label, "fmr" and "fnmr" in [0, 1], as `det_curve` returns them.
+        name: what the chart shows, for those who cannot see it.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(4.4, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        lowest = 1.0
+        for number, (label, curve) in enumerate(curves.items()):
+            fnmr = np.array(curve["fnmr"], dtype=float)
+            lowest = min([lowest, *fnmr[fnmr > 0]])
+            shown = np.where(fnmr > 0, fnmr, np.nan)  # nothing is refused: no point on a log axis
+            axes.plot(curve["fmr"], shown, color=SERIES[number % len(SERIES)], linewidth=1.4,
+                      label=label)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(lowest / 1.5, 1.3)
+        axes.set_xlabel("FMR")
+        axes.set_ylabel("FNMR")
+        axes.grid(True, color=LINE, linewidth=0.4)
+        axes.set_axisbelow(True)
+        axes.minorticks_off()
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        _open(axes, ("right", "top"))
+        return _inline(figure, name)
+
+
+def compared(
+    first: Sequence[int], second: Sequence[int] | None, low: float, high: float, name: str,
+    label: str = "", height: float = 1.3,
+) -> Markup:  # fmt: skip
+    """Draw a histogram filled, and another as a line over it, both as shares.
+
+    Args:
+        first: counts in equal bins from `low` to `high`.
+        second: likewise, as many bins, or None.
+        low: lower end.
+        high: upper end.
+        name: what the chart shows, for those who cannot see it.
+        label: of the axis.
+        height: in inches, beside a width of 3.1.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(3.1, height), layout="constrained")
+        axes = figure.add_subplot()
+        edges = np.linspace(low, high, len(first) + 1)
+        shares = np.asarray(first) / max(sum(first), 1)
+        axes.stairs(shares, edges, fill=True, color=FIRST, alpha=0.35, linewidth=0)
+        axes.stairs(shares, edges, color=FIRST, linewidth=1.2)
+        if second is not None:
+            beside = np.asarray(second) / max(sum(second), 1)
+            axes.stairs(beside, edges, color=SECOND, linewidth=1.2)
+        used = np.flatnonzero(np.asarray(first) + np.asarray(second or first))
+        if len(used):
+            axes.set_xlim(edges[max(used[0] - 1, 0)], edges[min(used[-1] + 2, len(first))])
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([])
+        if label:
+            axes.set_xlabel(label)
+        _open(axes, ("left", "right", "top"))
+        return _inline(figure, name)
+
+
 def _open(axes: Axes, sides: Sequence[str]) -> None:
     for side in sides:
         axes.spines[side].set_visible(False)

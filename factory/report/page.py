@@ -11,9 +11,18 @@ import jinja2
 from markupsafe import Markup
 
 from factory.evaluation.gap import over_seeds
+from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError
 from factory.report.charts import accuracies, histograms
 from factory.report.contact import Strip, contact_sheet
+from factory.report.measures import (
+    coverage_charts,
+    error_curves,
+    nearest_charts,
+    read_measures,
+    sections,
+    sorted_measures,
+)
 from factory.shards.manifest import MANIFEST, DatasetManifest, load_manifest
 from factory.shards.store import Store
 from factory.tracking import masked
@@ -29,17 +38,25 @@ NAMES = {
 ORDER = tuple(NAMES)
 
 
-def collect(url: str) -> dict[str, Any]:
+def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
     """Return what is known of a run's folder or of a dataset, as `write_report` takes it.
 
     A run's folder holds `results.json`, which may name its datasets by URL or by a path inside the
-    folder; without such names, its `synthetic` and `real` are taken where they exist.
+    folder; without such names, its `synthetic` and `real` are taken where they exist. A dataset's
+    page shows what was measured of it.
+
+    Args:
+        url: the folder.
+        measures: for a dataset, JSON files of measure.py and evaluate.py, beside those in its own
+            folder `measures/`.
 
     Raises:
-        InputError: the folder is neither a run's nor a finished dataset.
+        InputError: the folder is neither a run's nor a finished dataset, or a file is no measure.
     """
     store = Store(url)
     if store.exists(RESULTS):
+        if measures:
+            raise InputError(f"--measures {measures[0]}: {url} is a run; accepted with a dataset")
         try:
             results = json.loads(store.read(RESULTS))
         except ValueError as error:
@@ -52,7 +69,8 @@ def collect(url: str) -> dict[str, Any]:
         return {**results, "datasets": {key: _inside(url, at) for key, at in named.items()}}
     if store.exists(MANIFEST):
         name = load_manifest(store).recipe.get("name", "dataset")
-        return {"title": f"Dataset {name}", "datasets": {name: url}}
+        found = sorted_measures(name, read_measures(store, measures))
+        return {"title": f"Dataset {name}", "datasets": {name: url}, **found}
     raise InputError(
         f"{store.url}: neither {RESULTS} nor {MANIFEST} there; accepted is the folder of a run or "
         "of a finished dataset"
@@ -80,7 +98,10 @@ def page(results: Mapping[str, Any]) -> str:
             benchmarks: {row: {"seeds": [...], benchmark: [accuracy in [0, 1] a seed], "average":
                 [...]}}.
             gap: `Gap.as_dict()`.
-            quality: {dataset: {recognizer: `quality.measure(...)`}}.
+            quality: {dataset: {recognizer: `quality.measure(...)`}}, each with the parts
+                "leakage", "variety" and "coverage" where they were measured.
+            fairness: {name: `Fairness.as_dict()`}.
+            protocols: contents of other protocols, each with its recognizer's name.
             timings: {stage: seconds of wall time}.
             provenance: [{"name", "location", "sha256", "licence"}].
             tracking: how to look at the runs in MLflow.
@@ -103,7 +124,9 @@ def page(results: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(human=human, percent=percent, duration=duration, name=named)
+    environment.filters.update(
+        human=human, percent=percent, figure=figure, duration=duration, name=named
+    )
     return environment.get_template("page.html").render(
         title=results.get("title", "Face data factory"),
         facts=_facts(results, manifests),
@@ -116,6 +139,23 @@ def page(results: Mapping[str, Any]) -> str:
         paired=_paired(sheets),
         quality=quality,
         charts=_quality_charts(quality),
+        error_chart=error_curves(quality),
+        leakage=sections(quality, "leakage"),
+        nearest={
+            key: nearest_charts(found, named(key[0]))
+            for key, found in sections(quality, "leakage").items()
+        },
+        variety=sections(quality, "variety"),
+        coverage=sections(quality, "coverage"),
+        covered={
+            key: coverage_charts(found, named(key[0]))
+            for key, found in sections(quality, "coverage").items()
+        },
+        fairness=results.get("fairness", {}),
+        protocols=results.get("protocols", []),
+        published=PUBLISHED,
+        published_columns=COLUMNS,
+        published_note=NOTE,
         definitions=_definitions(quality),
         screens={name: _screens(manifest) for name, manifest in manifests.items()},
         timings=_bars(results.get("timings", {})),
@@ -132,6 +172,11 @@ def page(results: Mapping[str, Any]) -> str:
 def named(key: str) -> str:
     """Return the words the page uses for a row or dataset."""
     return NAMES.get(key, key.replace("_", " ").capitalize())
+
+
+def figure(value: float | None, digits: int = 3, absent: str = "-") -> str:
+    """Write a number with so many digits, or a word where there is none."""
+    return absent if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -206,9 +251,19 @@ def _facts(results: Mapping[str, Any], manifests: Mapping[str, DatasetManifest])
     if gap:
         facts.append(("Gap, absolute", f"{gap['absolute']:.2f}", "points"))
         facts.append(("Gap, relative", f"{gap['relative']:.2f} %", "of synthetic"))
-    judged = results.get("quality", {}).get("synthetic", {}).get("judge")
+    quality = results.get("quality", {})
+    judged = quality.get("synthetic", {}).get("judge")
     if judged:
         facts.append(("EER, judge", f"{percent(judged['eer'])} %", "on synthetic faces"))
+    elif quality and len(manifests) == 1:
+        recognizer, found = next(iter(next(iter(quality.values())).items()))
+        facts.append((f"EER, {recognizer}", f"{percent(found['eer'])} %", "all or sampled pairs"))
+        facts.append(
+            (f"Spread, {recognizer}", f"{found['spread']:.3f}", "cosine distance to centre")
+        )
+        member = found.get("leakage", {}).get("membership")
+        if member:
+            facts.append(("Membership", f"{member['auc']:.3f}", "AUC; 0.5 is none"))
     if results.get("timings"):
         facts.append(("Time", duration(sum(results["timings"].values())), "all stages"))
     return facts

@@ -32,6 +32,7 @@ from factory.shards.store import LOCK, PART, Store, in_order
 from factory.shards.tar import Member, TarError, members
 
 BANK = "bank"
+MEASURES = "measures/"  # what measure.py and evaluate.py said of the dataset
 OURS = {CLAIM, MANIFEST, LOCK, "README.md", "LICENSE", "report.html"}
 MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
@@ -260,7 +261,7 @@ def _strangers(names: list[str], planned: set[str]) -> Iterator[Fault]:
         elif name.startswith(f"{EMBEDDINGS}/"):
             if shard_of(name) not in planned:
                 yield Fault(FOREIGN_FILE, name, "no planned shard has these embeddings")
-        elif name not in OURS and not name.startswith(f"{BANK}/"):
+        elif name not in OURS and not name.startswith((f"{BANK}/", MEASURES)):
             yield Fault(FOREIGN_FILE, name, "no part of a dataset")
 
 

@@ -1,0 +1,124 @@
+"""The JSON of `measure.py` and `evaluate.py`, sorted into what the page shows of it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from factory.evaluation.scores import BINS
+from factory.recipe import InputError
+from factory.report.charts import compared, det
+from factory.shards.store import Store
+
+FOLDER = "measures"
+ACCEPTED = "the JSON of measure.py or evaluate.py"
+
+
+def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a dataset's folder `measures/`, and those given, by their paths.
+
+    Raises:
+        InputError: a file is missing or is no JSON object.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    inside = sorted(name for name in store.list(FOLDER) if name.endswith(".json"))
+    texts = {name: store.read(name) for name in inside}
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(f"--measures {file}: no such file; accepted is {ACCEPTED}")
+        texts[file] = Path(file).read_bytes()
+    for name, text in texts.items():
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{name}: not JSON ({error}); accepted is {ACCEPTED}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{name}: accepted is {ACCEPTED}")
+        found[name] = content
+    return found
+
+
+def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parts of a page's results that the measures of one dataset give.
+
+    Recognizers of one name on the same benchmarks are trainings of several seeds.
+
+    Args:
+        dataset: its name on the page.
+        measures: content by file, as `read_measures` returns it.
+
+    Raises:
+        InputError: a content is neither a measure nor an evaluation.
+    """
+    quality: dict[str, Any] = {}
+    benchmarks: dict[str, dict[str, list[float]]] = {}
+    fairness: dict[str, Any] = {}
+    protocols: list[dict[str, Any]] = []
+    for file, content in measures.items():
+        who = content.get("recognizer", {}).get("name", file)
+        if "histograms" in content:
+            name = who if who not in quality else f"{who} ({Path(file).stem})"
+            quality[name] = content
+        elif "benchmarks" in content:
+            row = benchmarks.setdefault(who, {"average": []})
+            row["average"].append(content["average"])
+            for benchmark, result in content["benchmarks"].items():
+                row.setdefault(benchmark, []).append(result["accuracy"])
+                if "fairness" in result:
+                    fairness[f"{who}, {benchmark}"] = result["fairness"]
+        elif "protocol" in content:
+            protocols.append({"recognizer": who, **content})
+        else:
+            raise InputError(f"{file}: accepted is {ACCEPTED}")
+    return {
+        "quality": {dataset: quality} if quality else {},
+        "benchmarks": benchmarks,
+        "fairness": fairness,
+        "protocols": protocols,
+    }
+
+
+def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return a part of the measures (leakage, variety, coverage) by dataset and recognizer."""
+    return {
+        (dataset, recognizer): found[part]
+        for dataset, judged in quality.items()
+        for recognizer, found in judged.items()
+        if part in found
+    }
+
+
+def error_curves(quality: Mapping[str, Any]) -> Markup:
+    """Draw the DET curves of all measures that resolve one."""
+    curves = {
+        f"{dataset}, {recognizer}": found["curve"]
+        for dataset, judged in quality.items()
+        for recognizer, found in judged.items()
+        if found.get("curve", {}).get("fmr")
+    }
+    return det(curves, "FNMR over FMR") if curves else Markup("")
+
+
+def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
+    """Draw the cosines to the nearest training face over those to the nearest held-out face."""
+    charts = {}
+    for asked in ("identities", "images"):
+        one = leakage[asked]
+        first = one.get("training_matched", one["training"])["histogram"]
+        second = one["held_out"]["histogram"] if "held_out" in one else None
+        assert len(first) == BINS
+        words = f"nearest real face of {asked} of {name}"
+        charts[asked] = compared(first, second, -1.0, 1.0, words, "cosine", height=1.7)
+    return charts
+
+
+def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup]:
+    """Draw each attribute's histogram with the reference over it."""
+    return {
+        name: compared(
+            one["histogram"], one["reference"], one["low"], one["high"], f"{name} of {dataset}"
+        )
+        for name, one in coverage["attributes"].items()
+    }
