@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from factory.compose import budget, compose
 from factory.recipe import ComposeRecipe, InputError, parse
 from factory.shards.composition import COMPOSITION, INDEX, load_composition, read_rows
+from factory.shards.feed import Feed
+from factory.shards.materialise import materialise
 from factory.shards.store import Store
+from factory.shards.verify import verify
 
 SIZE = 32
 
@@ -357,3 +360,31 @@ def test_a_damaged_index_is_refused(pools, tmp_path) -> None:
     assert len(read_rows(out, made)) == 15
     with pytest.raises(InputError, match="no composition there"):
         load_composition(Store(pools["c"]))
+
+
+def test_remote_pools_are_composed_and_read_where_they_lie(s3, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    home = (s3 % tmp_path.name).replace("a-key:a-secret@", "")
+    local = make_pool(tmp_path / "near", 6, 3, world=6, per=2)
+    far = home.replace("?", "/pool?")
+    for path in sorted(Path(local).rglob("*")):
+        if path.is_file():
+            Store(far).put(path, path.relative_to(local).as_posix())
+    view = {"identities": 3, "images_each": 2}
+    out = Store(home.replace("?", "/view?"))
+    made = compose(recipe(pools={"a": {"url": far, **view}}), out, cache=tmp_path / "cache")
+    near = compose(recipe(pools={"a": {"url": local, **view}}), Store(tmp_path / "view"))
+    assert made.content_digest == near.content_digest
+    assert made.index_sha256 == near.index_sha256
+    feeds = [
+        Feed([url], 3, 1, SIZE, cache=tmp_path / "cache")
+        for url in (home.replace("?", "/view?"), str(tmp_path / "view"))
+    ]
+    for one, two in zip(*(feed.batches(0, 4) for feed in feeds), strict=True):
+        assert one.keys == two.keys and np.array_equal(one.images, two.images)
+    copied = list((tmp_path / "cache" / "shards").iterdir())
+    assert len(copied) == 2  # of three: no more than the composition needs
+    to = Store(home.replace("?", "/made?"))
+    assert materialise(out, to, cache=tmp_path / "cache").totals.kept == 6
+    assert verify(to) == []

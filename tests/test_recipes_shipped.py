@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from factory import plan, recipe, systems
-from factory.recipe import GenerateRecipe
+from factory.recipe import ComposeRecipe, GenerateRecipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
-KINDS = {"generate", "train", "fr"}
+KINDS = {"compose", "generate", "train", "fr"}
 
 
 def shown(path: Path) -> str:
@@ -53,3 +53,15 @@ def test_shipped_weights_exist_and_hash_as_it_says(path: Path) -> None:
         file = recipe.local_path(part["location"])
         assert file.is_file(), f"{name}: {file}"
         assert hashlib.sha256(file.read_bytes()).hexdigest() == part["sha256"], name
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "compose"], ids=shown)
+def test_a_compose_recipe_names_its_recognizer_by_the_shipped_sha256(path: Path) -> None:
+    import hashlib
+
+    loaded = recipe.load(path, kind="compose")
+    assert isinstance(loaded, ComposeRecipe)
+    assert loaded.name == path.stem
+    if loaded.recognizer is not None:
+        data = loaded.recognizer.path().read_bytes()
+        assert hashlib.sha256(data).hexdigest() == loaded.recognizer.sha256

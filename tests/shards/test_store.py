@@ -16,30 +16,7 @@ from factory.shards.manifest import committed, load_manifest
 from factory.shards.store import LOCK, Store, in_order, public
 from factory.shards.verify import verify
 
-KEY, SECRET = "a-key", "a-secret"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket on a loopback server; yields the address of a folder in it."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    fs.S3FileSystem(
-        access_key=KEY,
-        secret_key=SECRET,
-        endpoint_override=f"{host}:{port}",
-        scheme="http",
-        region="us-east-1",
-        allow_bucket_creation=True,
-    ).create_dir("faces")
-    yield (
-        f"s3://{KEY}:{SECRET}@faces/%s?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    )
-    server.stop()
+KEY, SECRET = "a-key", "a-secret"  # of the fixture `s3`
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
