@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 
 from factory.compose import budget, compose
 from factory.recipe import ComposeRecipe, InputError, parse
-from factory.shards.composition import COMPOSITION, INDEX, load_composition, read_rows
+from factory.shards.composition import (
+    COMPOSITION,
+    INDEX,
+    load_composition,
+    read_rows,
+    source_digest,
+)
 from factory.shards.feed import Feed
 from factory.shards.materialise import materialise
 from factory.shards.store import Store
@@ -388,3 +394,11 @@ def test_remote_pools_are_composed_and_read_where_they_lie(s3, tmp_path, monkeyp
     to = Store(home.replace("?", "/made?"))
     assert materialise(out, to, cache=tmp_path / "cache").totals.kept == 6
     assert verify(to) == []
+
+
+def test_a_source_is_named_by_its_content(pools, tmp_path) -> None:
+    made = compose(recipe(pools={"c": {"url": pools["c"]}}), Store(tmp_path))
+    assert source_digest(Store(tmp_path)) == made.content_digest
+    assert source_digest(Store(pools["c"])) == f"{3:016x}"
+    with pytest.raises(InputError, match="no dataset there"):
+        source_digest(Store(tmp_path / "nowhere"))

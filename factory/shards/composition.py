@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from factory.provenance import Model
 from factory.recipe import InputError, Natural, Part
+from factory.shards.claim import read_claim
 from factory.shards.index import Copies, column
 from factory.shards.manifest import Sha256, load_manifest
 from factory.shards.store import Store
@@ -125,6 +126,17 @@ class Rows:
 def is_composition(store: Store) -> bool:
     """Tell whether a folder holds a composition."""
     return store.exists(COMPOSITION)
+
+
+def source_digest(store: Store) -> str:
+    """Return the content digest of a dataset, finished or not, or of a composition.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if is_composition(store):
+        return load_composition(store).content_digest
+    return str(read_claim(store)["content_digest"])
 
 
 def load_composition(store: Store) -> Composition:
