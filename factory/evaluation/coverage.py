@@ -4,6 +4,7 @@ Attributes are read by a predictor (`factory.recognition.attributes`), the same 
 it gets wrong, it gets wrong on both.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +137,7 @@ def coverage_table(found: dict[str, Any]) -> Table:
     for name, one in found["attributes"].items():
         numbers = (one[key] for key in ("mean", "sd", "overlap", "distance", "held_out_error"))
         cells = ("-" if number is None else f"{number:.3g}" for number in numbers)
-        table.rows.append((name, *cells, one["unit"]))
+        table.rows.append((name, *cells, re.split("[,:]", one["unit"])[0]))
     return table
 
 

@@ -1,12 +1,15 @@
 """Feature networks: what sees two sets of images when their distributions are compared.
 
-Any recognizer will do. An ImageNet network, as DCFace and FID use, is taken where the user has one
-as TorchScript: it runs in TorchScript's own interpreter, without Python code and without pickle.
+Any recognizer will do. Its embeddings tell people apart and little else: images of one person lie
+close together in them, so that a set of other people covers next to nothing. An earlier layer of
+the same network (`REFERENCE#layer2`, averaged over places) sees the picture. An ImageNet network,
+as DCFace and FID use, is taken where the user has one as TorchScript: it runs in TorchScript's own
+interpreter, without Python code and without pickle.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -17,11 +20,14 @@ from factory.provenance import sha256_file
 from factory.recipe import InputError, local_path
 from factory.shards.store import Store
 
+if TYPE_CHECKING:
+    from factory.recognition.recognizers import Recognizer
+
 RANGES = ("signed", "unit", "imagenet", "bytes")
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ACCEPTED = (
-    "a recognizer, or torchscript:FILE?size=S&range=signed|unit|imagenet|bytes with an optional "
-    "argument=NAME that is passed as true"
+    "a recognizer, a recognizer#LAYER, or torchscript:FILE?size=S&range=signed|unit|imagenet|bytes "
+    "with an optional argument=NAME that is passed as true"
 )
 BATCH = 64
 
@@ -71,8 +77,9 @@ def load_features(reference: str) -> FeatureNetwork:
     """Load the feature network a reference names.
 
     Args:
-        reference: what `load_recognizer` takes, or `torchscript:FILE?size=S&range=R`: a scripted
-            network from float [B, 3, S, S] (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
+        reference: what `load_recognizer` takes; such a reference with `#LAYER`, a module of a torch
+            network whose output [B, C, H, W] is averaged over H and W; or
+            `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S] (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
             ImageNet's mean and deviation) or uint8 (`bytes`) to [B, D]. `argument=return_features`
             passes return_features=True, as some FID networks need.
 
@@ -84,7 +91,10 @@ def load_features(reference: str) -> FeatureNetwork:
         return _scripted(rest, reference)
     from factory.recognition.recognizers import load_recognizer
 
-    found = load_recognizer(reference)
+    plain, _, layer = reference.partition("#")
+    found = load_recognizer(plain)
+    if layer:
+        return _layer(found, layer, reference)
     return FeatureNetwork(
         found.name, found.size, found.sha256, found.licence, reference, True, found.embed
     )
@@ -117,6 +127,30 @@ def extract_dataset(
     if not parts:
         raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
     return np.concatenate(parts), np.array(labels, dtype=np.int64)
+
+
+def _layer(recognizer: "Recognizer", layer: str, reference: str) -> FeatureNetwork:
+    modules = dict(recognizer.module.named_modules()) if recognizer.module else {}
+    if layer not in modules:
+        known = ", ".join(name for name in modules if name and "." not in name)
+        raise InputError(f"--features {reference!r}: no layer {layer}; accepted: {known or 'none'}")
+    seen: list[np.ndarray] = []
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        pooled = output.flatten(2).mean(2) if output.ndim > 2 else output
+        seen.append(pooled.float().cpu().numpy())
+
+    modules[layer].register_forward_hook(keep)
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        seen.clear()
+        recognizer.embed(images)
+        return np.concatenate(seen)
+
+    return FeatureNetwork(
+        f"{recognizer.name}#{layer}", recognizer.size, recognizer.sha256, recognizer.licence,
+        reference, False, extract,
+    )  # fmt: skip
 
 
 def _scripted(rest: str, reference: str) -> FeatureNetwork:

@@ -57,6 +57,23 @@ def test_a_recognizers_features_are_its_unit_embeddings(tmp_path):
     assert (network.name, network.licence, network.scaled) == ("net", "MIT", True)
 
 
+def test_a_layer_is_averaged_over_places(tmp_path):
+    backbone = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    torch.manual_seed(0)
+    net = make_backbone(backbone, 32).eval()
+    path = tmp_path / "net.safetensors"
+    save_recognizer(path, net.state_dict(), backbone, 32, "net", "MIT")
+    network = load_features(f"{path}#layer2")
+    images = np.stack([face(n, 0) for n in range(3)])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = net.prelu(net.bn1(net.conv1(x)))
+    expected = net.layer2(net.layer1(x)).mean(dim=(2, 3)).detach().numpy()
+    np.testing.assert_allclose(network.extract(images), expected, atol=1e-5)
+    assert (network.name, network.scaled) == ("net#layer2", False)
+    with pytest.raises(InputError, match=r"no layer x; accepted: conv1, .*layer1"):
+        load_features(f"{path}#x")
+
+
 def test_datasets_are_read_in_order_and_resized_only_when_asked(tmp_path, scripted):
     store = Store(make_dataset(tmp_path / "d", identities=3, images_each=2))
     network = load_features(f"torchscript:{scripted}?size=32&range=bytes&argument=return_features")

@@ -1,0 +1,175 @@
+"""The page of one dataset with everything that can be measured of it."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from factory.evaluation.coverage import Predicted, measure_coverage
+from factory.evaluation.dataset import Embedded, samples
+from factory.evaluation.fairness import by_group
+from factory.evaluation.leakage import leakage, show_pairs
+from factory.evaluation.quality import Radius, measure
+from factory.evaluation.variety import measure_variety
+from factory.evaluation.verification import Distances, Verification
+from factory.recipe import InputError
+from factory.recognition.attributes import STUDIO, Predictor
+from factory.report import collect, page
+from factory.shards.store import Store
+
+spec = importlib.util.spec_from_file_location("page_of", Path(__file__).with_name("test_page.py"))
+assert spec and spec.loader
+page_of = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(page_of)
+
+
+def embedded(people, each, seed, keys=None):
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(people, 24))[np.repeat(range(people), each)]
+    unit = unit + rng.normal(size=unit.shape) * 0.5
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    keys = keys or tuple(f"{n}" for n in range(len(unit)))
+    return Embedded(unit, np.repeat(range(people), each), tuple(keys))
+
+
+def measured(url):
+    """Return what measure.py writes, of made-up embeddings of the dataset."""
+    store = Store(url)
+    keys = tuple(sample.key for sample in samples(store))
+    made, real = embedded(10, 3, 0, keys), embedded(10, 3, 1, keys)
+    radius = Radius(0.5, 1e-4, 100_000)
+    found = measure(made, radius)
+    leaks = leakage(made, real, embedded(10, 3, 2), radius)
+    leaks["closest"] = show_pairs(leaks["closest"], samples(store), samples(store))
+    network = {"name": "net", "size": 32, "sha256": "0" * 64, "licence": "MIT"}
+    rng = np.random.default_rng(0)
+    predictor = Predictor("shipped", STUDIO, "0" * 64, "MIT", dict.fromkeys(STUDIO, 1.0), {},
+                          lambda images: images)  # fmt: skip
+    both = [
+        Predicted({name: rng.uniform(a.low, a.high, 30) ** power for name, a in STUDIO.items()})
+        for power in (1, 1)
+    ]
+    return {
+        "recognizer": {"name": "judge"},
+        **found,
+        "leakage": leaks,
+        "variety": {
+            "real": "x", "network": network,
+            **measure_variety(made.unit, made.labels, real.unit, real.labels, k=2),
+        },
+        "coverage": measure_coverage(both[0], predictor, both[1], "studio faces"),
+    }  # fmt: skip
+
+
+def evaluated(seed):
+    rng = np.random.default_rng(seed)
+    same = rng.random(200) < 0.5
+    found = Distances.of(
+        "toy", np.clip(np.where(same, 0.9, 1.5) + rng.normal(0, 0.3, 200), 0, 4), same
+    )
+    groups = by_group(found, rng.choice(["old", "young"], 200).tolist()).as_dict()
+    result = {**Verification.of(found).as_dict(), "fairness": groups}
+    return {
+        "recognizer": {"name": "desk"},
+        "benchmarks": {"toy": result},
+        "average": result["accuracy"],
+    }
+
+
+HEADINGS = (
+    *("Accuracy", "By group", "Further protocols", "Faces", "Separation and spread"),
+    *("Beside real images", "Leakage", "Coverage", "Screens", "Provenance"),
+)
+IJB = {
+    "recognizer": {"name": "desk"},
+    "protocol": "IJBC 1:1",
+    "results": {"N1D1F1": {"tar": {"1e-4": None, "1e-3": 0.5}}},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A finished dataset with measures inside, and further ones beside it."""
+    folder = tmp_path_factory.mktemp("measured")
+    url = page_of.dataset(folder / "d")
+    inside = folder / "d" / "measures"
+    inside.mkdir()
+    (inside / "judge.json").write_text(json.dumps(measured(url)))
+    for seed in range(3):
+        (folder / f"seed{seed}.json").write_text(json.dumps(evaluated(seed)))
+    (folder / "ijb.json").write_text(json.dumps(IJB))
+    return folder
+
+
+def given(dataset):
+    return [str(dataset / name) for name in ("seed0.json", "seed1.json", "seed2.json", "ijb.json")]
+
+
+def test_every_figure_that_applies_is_on_the_page(dataset):
+    html = page(collect(str(dataset / "d"), given(dataset)))
+    reader, text = page_of.read(html)
+    for heading in HEADINGS:
+        assert f" {heading} " in text, heading
+    assert "Membership: AUC 0." in text
+    assert "not defined" in text  # matched diversity, without the same identities
+    assert "unresolved TAR at FAR 1e-4" in text and "50.00 TAR at FAR 1e-3" in text
+    assert "worst group" in text
+    assert "light azimuth" in text and "studio faces" in text
+    assert "published: trained on" in text and "CemiFace" in text
+    assert len([i for i in reader.images if i["alt"].startswith("synthetic ")]) == 10
+    assert html.count("<svg") == 1 + 1 + 1 + 2 + len(STUDIO)
+    assert all(link.startswith(("data:", "#")) for link in reader.links)  # it opens offline
+    assert len(reader.ids) == len(set(reader.ids))
+
+
+def test_trainings_of_one_recipe_are_seeds_of_one_row(dataset):
+    found = collect(str(dataset / "d"), given(dataset))
+    averages = [evaluated(seed)["average"] for seed in range(3)]
+    assert found["benchmarks"]["desk"]["average"] == averages
+    text = page_of.read(page(found))[1]
+    assert f"{100 * np.mean(averages):.2f} ± {100 * np.std(averages, ddof=1):.2f}" in text
+
+
+def test_what_is_not_measured_is_not_on_the_page(tmp_path):
+    text = page_of.read(page(collect(page_of.dataset(tmp_path / "d"))))[1]
+    for heading in ("Leakage", "Coverage", "By group", "Beside real images", "Accuracy"):
+        assert f" {heading} " not in text
+
+
+def test_other_files_are_refused(tmp_path):
+    url = page_of.dataset(tmp_path / "d")
+    bad = tmp_path / "bad.json"
+    for text, message in (("{", "not JSON"), ("[]", "accepted is"), ('{"a": 1}', "accepted is")):
+        bad.write_text(text)
+        with pytest.raises(InputError, match=message):
+            collect(url, [str(bad)])
+    with pytest.raises(InputError, match="no such file"):
+        collect(url, ["none.json"])
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="is a run"):
+        collect(str(tmp_path), [str(bad)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 420])
+def test_a_browser_shows_it(dataset, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "this test needs chromium"
+    report, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    report.write_text(page(collect(str(dataset / "d"), given(dataset))))
+    done = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},5000",
+         "--virtual-time-budget=4000", f"--screenshot={shot}", report.as_uri()],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    image = np.asarray(Image.open(shot).convert("L"), dtype=float)
+    assert image.shape == (5000, width)
+    inked = (np.abs(image - np.median(image)) > 30).mean(axis=1)
+    assert (inked > 0.005).mean() > 0.2  # text and charts all the way down
