@@ -1,26 +1,26 @@
-"""Recognizers from files: our own, ONNX models and arcface_torch weights, behind one interface."""
+"""Recognizers behind one interface: our own files, and those of others (`recognition.foreign`)."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from factory.provenance import sha256_file
 from factory.recipe import Backbone, InputError, checked, local_path
-from factory.recognition.backbones import DEPTHS, REDUCTION, IResNet, channels_last, make_backbone
+from factory.recognition.backbones import channels_last, make_backbone
 
 FORMAT = "face-data-factory/recognizer"
 FILE = "recognizer.safetensors"
 BATCH = 128
 ACCEPTED = (
     "a checkpoint folder, a .safetensors file, package:FILE.safetensors, onnx:FILE, "
-    "arcface_torch:FILE"
+    "arcface_torch:FILE, adaface:FILE?channels=bgr, insightface:NAME"
 )
 
 
@@ -35,8 +35,6 @@ class Recognizer:
         sha256: of its weights file.
         licence: of its weights; "unknown" where the file does not say.
         location: the reference it was loaded from.
-        module: the torch network, images float [-1, 1] [B, 3, S, S] to float32 [B, D],
-            differentiable, in eval mode and frozen; None for a recognizer that is not torch.
     """
 
     name: str
@@ -45,8 +43,21 @@ class Recognizer:
     sha256: str
     licence: str
     location: str
-    module: nn.Module | None
+    _module: Callable[[], nn.Module]
     _embed: Callable[[np.ndarray], np.ndarray]
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """Return the network for losses and guidance: differentiable, in eval mode and frozen.
+
+        It maps RGB images float [-1, 1] [B, 3, S, S] to raw embeddings float32 [B, D], whatever
+        order of channels and range of pixels the weights themselves expect. An ONNX graph is turned
+        into torch when this is first asked for.
+
+        Raises:
+            InputError: the graph has an operator that has no torch form here.
+        """
+        return self._module()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Return raw embeddings float32 [B, D], not normalised and without a flipped pass.
@@ -103,23 +114,24 @@ def load_recognizer(
 
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
-            `onnx:FILE` (onnxruntime), or `arcface_torch:FILE` (a state dict, read without
-            unpickling code; the architecture follows from its shapes, or `FILE?name=r50`).
+            `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
+            with options as `factory.recognition.foreign` states them.
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
-        device: where a torch network runs; an ONNX file runs on the CPU.
+            An ONNX file embeds in its own precision.
+        device: where a torch network runs; an ONNX file embeds on the CPU.
 
     Raises:
         InputError: unknown prefix, no such file, or a file that is not a recognizer.
     """
-    prefix, colon, rest = reference.partition(":")
-    if colon and prefix == "onnx":
-        return _load_onnx(rest, reference)
-    if colon and prefix == "arcface_torch":
-        return _load_arcface_torch(rest, reference, dtype, device)
+    prefix, colon, _ = reference.partition(":")
     if colon and prefix != "package":
-        raise InputError(
-            f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
-        )
+        from factory.recognition.foreign import LOADERS
+
+        if prefix not in LOADERS:
+            raise InputError(
+                f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
+            )
+        return LOADERS[prefix](reference, dtype, device)
     path = local_path(reference)
     if path.is_dir():
         path = path / FILE
@@ -145,64 +157,15 @@ def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str
         )
     config = json.loads(metadata["config"])
     backbone = checked(Backbone, config["backbone"], f"recognizer {reference!r} backbone")
-    module = _filled(make_backbone(backbone, config["size"]), weights, reference)
-    return _torch_recognizer(
-        module,
-        config["name"],
-        config["size"],
-        path,
-        metadata.get("licence"),
-        reference,
-        dtype,
-        device,
+    module = filled(make_backbone(backbone, config["size"]), weights, reference)
+    licence = metadata.get("licence", "unknown")
+    return torch_recognizer(
+        module, config["name"], config["size"], path, licence, reference, dtype, device
     )
 
 
-def _load_arcface_torch(
-    rest: str, reference: str, dtype: str, device: torch.device | str
-) -> Recognizer:
-    file, _, query = rest.partition("?")
-    options = dict(parse_qsl(query))
-    if set(options) - {"name"}:
-        raise InputError(f"recognizer {reference!r}: accepted options: name={'|'.join(DEPTHS)}")
-    path = _existing(file, reference)
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not one
-        raise InputError(
-            f"recognizer {reference!r}: not a state dict that loads without running code: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(weights, dict) or "fc.weight" not in weights:
-        raise InputError(
-            f"recognizer {reference!r}: not an arcface_torch state dict (no fc.weight)"
-        )
-    depths = _depths(weights)
-    names = [name for name, known in DEPTHS.items() if known == depths]
-    name = options.get("name", names[0] if names else "")
-    if [name] != names:
-        raise InputError(
-            f"recognizer {reference!r}: depths {list(depths)} are not those of "
-            f"{name or 'a known network'}; accepted: {', '.join(DEPTHS)}"
-        )
-    width, flat = weights["bn2.weight"].numel(), weights["fc.weight"].shape[1]
-    size = REDUCTION * round((flat / width) ** 0.5)
-    widths = [weights[f"layer{n}.0.conv2.weight"].shape[0] for n in range(1, 5)]
-    module = IResNet(depths, widths, size, weights["fc.weight"].shape[0])
-    return _torch_recognizer(
-        _filled(module, weights, reference), path.stem, size, path, None, reference, dtype, device
-    )
-
-
-def _depths(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    units = [
-        {name.split(".")[1] for name in weights if name.startswith(f"layer{n}.")}
-        for n in range(1, 5)
-    ]
-    return tuple(len(layer) for layer in units)
-
-
-def _filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) -> nn.Module:
+def filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) -> nn.Module:
+    """Load a state dict into a network and return it; InputError where they do not fit."""
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
@@ -211,16 +174,28 @@ def _filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) ->
     return module
 
 
-def _torch_recognizer(
+def torch_recognizer(
     module: nn.Module,
     name: str,
     size: int,
     path: Path,
-    licence: str | None,
+    licence: str,
     reference: str,
     dtype: str,
     device: torch.device | str,
 ) -> Recognizer:
+    """Return a torch network as a recognizer, frozen and in eval mode.
+
+    Args:
+        module: float RGB in [-1, 1] [B, 3, size, size] to float32 [B, D].
+        name: what to call it.
+        size: height and width of its images.
+        path: the file its weights came from.
+        licence: of the weights.
+        reference: what the user asked for.
+        dtype: float32, or bfloat16 for autocast.
+        device: where it runs.
+    """
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"recognizer dtype {dtype!r}; accepted: float32, bfloat16")
     device = torch.device(device)
@@ -233,59 +208,10 @@ def _torch_recognizer(
 
     with torch.inference_mode():
         dimension = module(torch.zeros(1, 3, size, size, device=device)).shape[1]
-    return Recognizer(
-        name, size, dimension, _sha256(path), licence or "unknown", reference, module, embed
-    )
+    sha256 = sha256_file(path)
+    return Recognizer(name, size, dimension, sha256, licence, reference, lambda: module, embed)
 
 
 def to_input(images: Tensor) -> Tensor:
     """Turn uint8 [B, S, S, 3] into float32 [B, 3, S, S] in [-1, 1], channels last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def _load_onnx(file: str, reference: str) -> Recognizer:
-    path = _existing(file, reference)
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exception classes are not public
-        reason = str(error).splitlines()[0]
-        raise InputError(f"recognizer {reference!r}: not an ONNX model: {reason}") from error
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    shape, made = inputs[0].shape, outputs[0].shape
-    if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or len(made) != 2:
-        raise InputError(
-            f"recognizer {reference!r}: maps {shape} to {made}; accepted is [B, 3, S, S] to [B, D]"
-        )
-
-    fixed = isinstance(shape[0], int)
-
-    def embed(images: np.ndarray) -> np.ndarray:
-        batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1.0
-        each = 1 if fixed else len(batch)
-        pieces = [batch[n : n + each] for n in range(0, len(batch), each)]
-        made = [np.asarray(session.run(None, {inputs[0].name: one})[0]) for one in pieces]
-        return np.concatenate(made)
-
-    if fixed and shape[0] != 1:
-        raise InputError(
-            f"recognizer {reference!r}: batch is fixed to {shape[0]}; accepted: 1, any"
-        )
-    zeros = np.zeros((1, shape[2], shape[2], 3), np.uint8)
-    dimension = embed(zeros).shape[1]
-    return Recognizer(
-        path.stem, shape[2], dimension, _sha256(path), "unknown", reference, None, embed
-    )
-
-
-def _existing(file: str, reference: str) -> Path:
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"recognizer {reference!r}: no file {path}; accepted: {ACCEPTED}")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""Known models of others: where they come from and under which licence. Facts, no weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+UNKNOWN = "unknown"
+RESEARCH = "non-commercial-research"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a model, or of a pack of models, that others publish.
+
+    Attributes:
+        name: what its publisher calls it; for a pack of insightface the name of its folder.
+        files: stems of its files, without suffix.
+        licence: of the weights, as the publisher states it; "unknown" where nothing is stated.
+        source: where it is published.
+        note: what else a user has to know.
+        pack: whether `insightface:NAME` finds it.
+        archive: the address insightface downloads it from; empty where that is done by hand.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    licence: str
+    source: str
+    note: str = ""
+    pack: bool = False
+    archive: str = ""
+
+
+_ZOO = "https://github.com/deepinsight/insightface/tree/master/python-package/docs/model_zoo.md"
+_RELEASE = "https://github.com/deepinsight/insightface/releases/download/model-zoo"
+_BY_HAND = "download the archive from the page and unpack it below ~/.insightface/models"
+_TRAINED_ON = "trained on photographs collected from the web; ask the publisher for other terms"
+
+CATALOG = (
+    Entry(
+        "buffalo_l",
+        ("w600k_r50", "det_10g", "1k3d68", "2d106det", "genderage"),
+        RESEARCH,
+        _ZOO,
+        "ResNet50 on WebFace600K, detector SCRFD-10GF",
+        pack=True,
+        archive=f"{_RELEASE}/buffalo_l.zip",
+    ),
+    Entry(
+        "buffalo_m",
+        ("w600k_r50", "det_2.5g", "1k3d68", "2d106det", "genderage"),
+        RESEARCH,
+        _ZOO,
+        "ResNet50 on WebFace600K, detector SCRFD-2.5GF",
+        pack=True,
+    ),
+    Entry(
+        "buffalo_s",
+        ("w600k_mbf", "det_500m", "1k3d68", "2d106det", "genderage"),
+        RESEARCH,
+        _ZOO,
+        "MobileFaceNet on WebFace600K, detector SCRFD-500MF",
+        pack=True,
+    ),
+    Entry(
+        "buffalo_sc",
+        ("w600k_mbf", "det_500m"),
+        RESEARCH,
+        _ZOO,
+        "MobileFaceNet on WebFace600K, detector SCRFD-500MF",
+        pack=True,
+    ),
+    Entry(
+        "antelopev2",
+        ("glintr100", "scrfd_10g_bnkps", "1k3d68", "2d106det", "genderage"),
+        RESEARCH,
+        _ZOO,
+        "ResNet100 on Glint360K, detector SCRFD-10GF",
+        pack=True,
+    ),
+    Entry(
+        "arcface_torch",
+        tuple(
+            f"{data}_{net}"
+            for data in ("ms1mv2_arcface", "ms1mv3_arcface", "glint360k_cosface")
+            for net in ("r18_fp16", "r34_fp16", "r50_fp16", "r100_fp16")
+        ),
+        RESEARCH,
+        "https://github.com/deepinsight/insightface/tree/master/model_zoo",
+        "RGB; weights of insightface, for non-commercial research whatever the code's licence",
+    ),
+    Entry(
+        "AdaFace",
+        tuple(
+            f"adaface_{net}_{data}"
+            for net in ("ir18", "ir50", "ir101")
+            for data in ("casia", "vgg2", "webface4m", "webface12m", "ms1mv2", "ms1mv3")
+        ),
+        UNKNOWN,
+        "https://github.com/mk-minchul/AdaFace",
+        f"BGR; no licence of the weights is stated; {_TRAINED_ON}",
+    ),
+)
+
+
+def find(name: str) -> Entry | None:
+    """Return the first entry of this name, or that has a file of this stem; case is ignored."""
+    name = name.lower()
+    return next((e for e in CATALOG if name in (e.name.lower(), *e.files)), None)
+
+
+def licence_of(path: Path, stated: str = "") -> str:
+    """Return the licence of a file of weights: the one stated, else the catalog's, else unknown.
+
+    The catalog knows files by their stem or by the name of their folder, which is how publishers
+    name them.
+    """
+    entry = find(path.stem) or find(path.parent.name)
+    return stated or (entry.licence if entry else UNKNOWN)
+
+
+def packs() -> Iterator[Entry]:
+    """Yield the entries that `insightface:NAME` finds."""
+    return (entry for entry in CATALOG if entry.pack)
+
+
+def by_hand(entry: Entry) -> str:
+    """Say how a pack gets onto a machine, with its licence."""
+    how = "add ?download=yes to fetch it" if entry.archive else _BY_HAND
+    return f"{how} (licence {entry.licence}; {entry.source})"
