@@ -79,7 +79,8 @@ def load_features(reference: str) -> FeatureNetwork:
     Args:
         reference: what `load_recognizer` takes; such a reference with `#LAYER`, a module of a torch
             network whose output [B, C, H, W] is averaged over H and W; or
-            `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S] (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
+            `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S]
+            (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
             ImageNet's mean and deviation) or uint8 (`bytes`) to [B, D]. `argument=return_features`
             passes return_features=True, as some FID networks need.
 
