@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -185,44 +185,20 @@ def ranks(labels: np.ndarray) -> np.ndarray:
     return found
 
 
-class _Place(NamedTuple):
-    """One row of an index: shard, key, label, then offset and size of image and sidecar."""
-
-    shard: int
-    key: str
-    label: int
-    offset: int
-    size: int
-    sidecar_offset: int
-    sidecar_size: int
-
-
 def _scanned(store: Store, held: dict[str, str], cache: Path) -> Index:
-    copies = Copies(store, held, cache)
-    names = tuple(held)
+    copies, names = Copies(store, held, cache), tuple(held)
 
-    def scan(number: int) -> list[_Place]:
+    def scan(number: int) -> list[np.ndarray]:
         return _samples(copies, names[number], number)
 
-    places = [p for found in in_order(scan, range(len(names)), store.workers) for p in found]
-    shard, keys, labels, offset, size, sidecar_offset, sidecar_size = (
-        zip(*places, strict=True) if places else ((),) * len(COLUMNS)
-    )
-    found = Index(
-        names,
-        np.array(shard, np.int32),
-        np.array(keys, np.bytes_),
-        np.array(labels, np.int64),
-        np.array(offset, np.int64),
-        np.array(size, np.int32),
-        np.array(sidecar_offset, np.int64),
-        np.array(sidecar_size, np.int32),
-    )
-    order = np.argsort(found.keys, kind="stable")
-    return Index(names, *(getattr(found, name)[order] for name in COLUMNS))
+    parts = list(in_order(scan, range(len(names)), store.workers))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[COLUMNS.index("keys")], kind="stable")
+    return Index(names, *(column[order] for column in columns))
 
 
-def _samples(copies: Copies, name: str, number: int) -> list[_Place]:
+def _samples(copies: Copies, name: str, number: int) -> list[np.ndarray]:
+    """Return the columns of one shard's samples, in the order of `COLUMNS`."""
     what = f"dataset {copies.store.url} shard {name}"
     images: dict[str, tuple[int, int]] = {}
     sidecars: dict[str, tuple[int, int]] = {}
@@ -247,9 +223,16 @@ def _samples(copies: Copies, name: str, number: int) -> list[_Place]:
     for key in sorted(images.keys() ^ labels.keys()):
         lacks = "image" if key in labels else "label (.cls)"
         raise InputError(f"{what}: sample {key} has no {lacks}")
+    places = np.array([images[key] for key in images], np.int64).reshape(-1, 2)
+    beside = np.array([sidecars.get(key, (0, 0)) for key in images], np.int64).reshape(-1, 2)
     return [
-        _Place(number, key, labels[key], *place, *sidecars.get(key, (0, 0)))
-        for key, place in images.items()
+        np.full(len(images), number, np.int32),
+        np.array(list(images), np.bytes_),
+        np.array([labels[key] for key in images], np.int64),
+        places[:, 0],
+        places[:, 1].astype(np.int32),
+        beside[:, 0],
+        beside[:, 1].astype(np.int32),
     ]
 
 
