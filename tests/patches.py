@@ -95,8 +95,10 @@ def recipe(**changes: Any) -> GenerateRecipe:
     return made
 
 
-def commit(store: Store, shard: Shard, made: GenerateRecipe, work: Path, magic: bool) -> None:
-    extension, digest16 = made.image.format, "0123456789abcdef"
+def commit(
+    store: Store, shard: Shard, made: GenerateRecipe, work: Path, magic: bool, content: str
+) -> None:
+    extension = made.image.format
 
     def sample(identity: int, slot: int) -> tuple[str, dict[str, bytes]]:
         data = encode(picture(identity, slot, made.image.size), extension)
@@ -105,7 +107,7 @@ def commit(store: Store, shard: Shard, made: GenerateRecipe, work: Path, magic: 
         sidecar = {
             "identity": identity,
             "slot": slot,
-            "content_digest": digest16,
+            "content_digest": content,
             "digitalSourceType": DIGITAL_SOURCE_TYPE,
         }
         return sample_key(identity, slot), {
@@ -127,7 +129,7 @@ def commit(store: Store, shard: Shard, made: GenerateRecipe, work: Path, magic: 
         reasons={"near_duplicate": len(empty)},
         missing=tuple(sample_key(*s) for s in empty),
         seconds={"render": 0.25},
-        content_digest=digest16,
+        content_digest=content,
         system="studio",
         versions={"numpy": "2.0"},
         rejects_sha256=hashlib.sha256(b"").hexdigest(),
@@ -150,13 +152,19 @@ def held(store: Store) -> list[tuple[int, bytes]]:
     return [(ranks[label], encoded) for label, encoded in found]
 
 
-def make(url: str | Path, work: Path, magic: bool = False, **changes: Any) -> Made:
+def make(
+    url: str | Path,
+    work: Path,
+    magic: bool = False,
+    content: str = "0123456789abcdef",
+    **changes: Any,
+) -> Made:
     """Make the dataset; with `magic` some images end in RecordIO's magic number."""
     store, what = Store(url), recipe(**changes)
     work.mkdir(exist_ok=True)
-    write_claim(store, what, "0123456789abcdef", ())
+    write_claim(store, what, content, ())
     for shard in shards(what):
-        commit(store, shard, what, work, magic)
+        commit(store, shard, what, work, magic, content)
     merge(store, shards(what))
     found = held(store)
     return Made(

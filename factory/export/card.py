@@ -67,7 +67,7 @@ def front_matter(about: About) -> str:
     fields: dict[str, Any] = {"license": licence.lower() if known else "other"}
     if not known:
         fields |= {"license_name": licence.lower().replace(" ", "-"), "license_link": "LICENSE"}
-    systems = sorted({str(manifest.recipe.get("system")) for manifest in about.source.manifests})
+    systems = sorted({_system(manifest) for manifest in about.source.manifests})
     fields |= {
         "pretty_name": about.name,
         "tags": [
@@ -211,8 +211,8 @@ def _making(about: About) -> str:
 def _made(manifest: DatasetManifest) -> str:
     recipe = manifest.recipe
     rows = {
-        "recipe": str(recipe.get("name")),
-        "system": str(recipe.get("system")),
+        "recipe": recipe["name"],
+        "system": _system(manifest),
         "content digest": f"`{manifest.content_digest}`",
         "digital source type": manifest.digitalSourceType,
         "licence": manifest.licence,
@@ -220,6 +220,10 @@ def _made(manifest: DatasetManifest) -> str:
         **{f"version of {name}": version for name, version in manifest.created_with.items()},
     }
     return _table(("what", "value"), rows)
+
+
+def _system(manifest: DatasetManifest) -> str:
+    return manifest.recipe.get("system", manifest.recipe["kind"])
 
 
 def _screens(recipe: dict[str, Any]) -> list[tuple[str, str]]:
@@ -279,11 +283,11 @@ def licence_text(about: About) -> str:
         if licence.lower() in HUB_LICENCES - {"unknown", "openrail"}:
             lines.append(f"Text: {SPDX}{licence}.html")
     lines += [
-        "It is the strictest licence of the recipe's own and of all models that touched an image:",
+        "It is the strictest of the datasets and of all models that touched an image:",
         "",
     ]
     for manifest in source.manifests:
-        lines.append(f"  {manifest.recipe['licence']}  recipe {manifest.recipe['name']}")
+        lines.append(f"  {manifest.licence}  dataset {manifest.recipe['name']}")
     lines += [f"  {m.licence}  model {m.name}, sha256 {m.sha256}" for m in source.models]
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ import re
 import struct
 import tempfile
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +18,8 @@ from factory.evaluation.images import PNG_MAGIC, decode, fitted
 from factory.export.about import About
 from factory.export.card import card, licence_text
 from factory.export.folder import write_folder
-from factory.export.kits import write_arcface, write_cvlface
+from factory.export.held_out import HeldOut, check_pairs
+from factory.export.kits import validation_name, write_arcface, write_cvlface
 from factory.export.output import Output
 from factory.export.parquet import write_hf
 from factory.export.recordio import DIALECTS
@@ -86,6 +88,7 @@ def export(source_store: Store, target: Store, options: Options) -> About:
     """
     name = _name(target.url)
     dialect = _dialect(options)
+    check_pairs(options.pairs)
     if options.size is not None and not 16 <= options.size <= 1024:
         raise InputError(f"--size {options.size}; accepted is 16 to 1024")
     source = open_source(source_store)
@@ -101,22 +104,31 @@ def export(source_store: Store, target: Store, options: Options) -> About:
             if options.c2pa is not None:
                 sheet.see(Placed(item.label, number, item.encoded, b""))
         ranks = _ranks(spool)
+        held_out = HeldOut(spool.counts, options.pairs, options.seed)
+        counts = spool.counts[: held_out.first]
         about = About(
             name=name,
             format=options.format,
             source=source,
-            images=sum(spool.counts),
-            classes=sum(1 for count in spool.counts if count),
+            images=sum(counts),
+            classes=sum(1 for count in counts if count),
             size=options.size or kind.size,
             made_size=kind.size,
             extension=kind.extension,
             dialect=dialect,
             seed=options.seed,
-            pairs=0,
-            held_out=0,
+            pairs=options.pairs,
+            held_out=held_out.identities,
         )
-        items = (kind.fit(item)._replace(label=ranks[item.label]) for item in spool.read())
+        items = (
+            item._replace(label=ranks[item.label])
+            for item in map(kind.fit, spool.read())
+            if not held_out.takes(item)
+        )
         FORMATS[options.format](items, about, out)
+        deque(items, maxlen=0)  # a format that counts its images leaves the last held-out ones
+        if options.pairs:
+            held_out.write(out, f"{validation_name(about)}.bin")
     out.write("LICENSE", licence_text(about).encode())
     out.write("README.md", card(about, options.measured).encode())
     if options.c2pa is not None:

@@ -1,0 +1,77 @@
+"""Identities left out of the training images, and the verification pairs made of them.
+
+The last identities are held out: at most a tenth of all, and no more than there are genuine pairs,
+but two a fold. Only the images the pairs need are held in memory.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from factory.export.output import Output
+from factory.export.spool import Placed
+from factory.recipe import InputError
+
+FOLDS = 10
+FEWEST, SHARE = 2 * FOLDS, 10
+
+
+class HeldOut:
+    """Which images become pairs, and those of them that were met so far."""
+
+    def __init__(self, counts: Sequence[int], pairs: int, seed: int) -> None:
+        """Choose identities and pairs.
+
+        Args:
+            counts: images by label.
+            pairs: how many; 0 holds nobody out.
+            seed: draws the pairs.
+
+        Raises:
+            InputError: there are too few identities or images for so many pairs.
+        """
+        self.pairs = pairs
+        self.first = len(counts)  # labels from here on are held out
+        self.identities = 0
+        self._same: list[bool] = []
+        self._places: dict[tuple[int, int], list[int]] = {}
+        if not pairs:
+            return
+        from factory.export.pairs import choose_pairs
+
+        people = [label for label, count in enumerate(counts) if count]
+        self.identities = max(FEWEST, min(pairs // 2, len(people) // SHARE))
+        if 2 * self.identities > len(people):
+            raise InputError(
+                f"--pairs {pairs}: {self.identities} of {len(people)} identities would be held "
+                f"out; accepted are datasets of {2 * self.identities} or more"
+            )
+        self.first = people[-self.identities]
+        images = [(who, n) for who in people[-self.identities :] for n in range(counts[who])]
+        chosen = choose_pairs(np.array([who for who, _ in images]), pairs, FOLDS, seed)
+        self._same = chosen.same.tolist()
+        for place, row in enumerate(chosen.rows.ravel().tolist()):
+            self._places.setdefault(images[row], []).append(place)
+        self._files = [b""] * (2 * pairs)
+
+    def takes(self, item: Placed) -> bool:
+        """Tell whether an image is held out, and keep it where a pair needs it."""
+        for place in self._places.get((item.label, item.number), ()):
+            self._files[place] = item.encoded
+        return item.label >= self.first
+
+    def write(self, out: Output, name: str) -> None:
+        """Write the pairs, all images having passed."""
+        from factory.evaluation.verification import write_bin
+
+        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
+            path = Path(folder) / name
+            out.put(path, name, write_bin(path, self._files, self._same))
+
+
+def check_pairs(pairs: int) -> None:
+    """Refuse a number of pairs that folds cannot share, before anything is read."""
+    if pairs < 0 or pairs % (2 * FOLDS):
+        raise InputError(f"--pairs {pairs}; accepted is a multiple of {2 * FOLDS}")

@@ -1,0 +1,65 @@
+"""Held-out pairs: in no training image, and readable by the evaluator and by plain pickle."""
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import patches
+import pytest
+from patches import Made, digest, pixels
+
+from factory.evaluation.verification import read_bin
+from factory.export.export import Options, export
+from factory.recipe import InputError
+from factory.shards.store import Store
+
+PEOPLE = 60
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Made:
+    identities = {"count": PEOPLE, "images_each": patches.SLOTS, "source": "train"}
+    return patches.make(tmp_path / "data", tmp_path / "work", identities=identities)
+
+
+def test_pairs_are_of_identities_left_out(many: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "acme_v1"
+    about = export(many.store, Store(folder), Options("imagefolder", pairs=40))
+    assert (about.pairs, about.held_out, about.classes) == (40, 20, PEOPLE - 1 - 20)
+    found = Counter(
+        (int(path.parent.name), digest(pixels(path.read_bytes())))
+        for path in folder.glob("*/*.jpg")
+    )
+    kept = {entry: count for entry, count in many.pixels.items() if entry[0] < about.classes}
+    assert found == kept
+    images, same = pickle.loads((folder / "acme_v1_val.bin").read_bytes())
+    assert (len(images), len(same), sum(same)) == (80, 40, 20)
+    owner = {sha: label for label, sha in many.pixels}
+    labels = [owner[digest(pixels(image))] for image in images]
+    assert min(labels) >= about.classes
+    assert [a == b for a, b in zip(labels[::2], labels[1::2], strict=True)] == same
+    for fold in range(10):
+        assert sum(same[4 * fold : 4 * fold + 4]) == 2
+    folds = [set(labels[8 * fold : 8 * fold + 8]) for fold in range(10)]
+    assert sum(map(len, folds)) == len(set.union(*folds))
+    assert len(read_bin(folder / "acme_v1_val.bin").same) == 40
+    text = (folder / "README.md").read_text()
+    assert "40 of 20 more identities, in `acme_v1_val.bin`" in text
+
+
+@pytest.mark.parametrize("format", ["arcface_torch", "hf", "wds", "edm"])
+def test_every_format_has_its_pairs(format: str, many: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "acme_v1"
+    about = export(many.store, Store(folder), Options(format, pairs=20, size=24))
+    pairs = read_bin(folder / "acme_v1_val.bin")
+    assert {pixels(image).shape for image in pairs.images} == {(24, 24, 3)}
+    assert "acme_v1_val.bin" in (folder / "SHA256SUMS").read_text()
+    if format == "arcface_torch":
+        text = (folder / "acme_v1_r50.py").read_text()
+        assert "['acme_v1_val', 'lfw', 'cfp_fp', 'agedb_30']" in text
+        assert f"config.num_classes = {about.classes}\n" in text
+
+
+def test_more_pairs_than_images_allow_are_refused(many: Made, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="genuine pairs"):
+        export(many.store, Store(tmp_path / "acme_v1"), Options("wds", pairs=2000))

@@ -1,0 +1,122 @@
+"""Compositions are exported as they were composed: labels, repeats, pools and all."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import patches
+import pytest
+import webdataset
+from patches import digest, pixels
+
+from factory.compose import compose
+from factory.export import source as module
+from factory.export.export import Options, export
+from factory.export.source import open_source
+from factory.recipe import ComposeRecipe, InputError, parse
+from factory.shards.composition import Composition, read_rows
+from factory.shards.materialise import materialise
+from factory.shards.store import Store
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> tuple[Store, Composition]:
+    """Two pools with equal keys; one is seen twice, the other gives two images an identity."""
+    for name, count, content in (("one", 6, "1" * 16), ("two", 9, "2" * 16)):
+        identities = {"count": count, "images_each": patches.SLOTS, "source": "train"}
+        changes = {"identities": identities, "name": name, "content": content}
+        patches.make(tmp_path / name, tmp_path / "work", **changes)
+    recipe = parse(
+        {
+            "kind": "compose",
+            "name": "mix",
+            "seed": 3,
+            "pools": {
+                "a": {"url": str(tmp_path / "one"), "repeat": 2},
+                "b": {"url": str(tmp_path / "two"), "identities": 5, "images_each": 2},
+            },
+        }
+    )
+    assert isinstance(recipe, ComposeRecipe)
+    store = Store(tmp_path / "mix")
+    return store, compose(recipe, store, cache=tmp_path / "cache")
+
+
+def truth(store: Store, composition: Composition) -> Counter[tuple[int, str]]:
+    """Return (label, sha256 of pixels) by the offsets of the index, repeats expanded."""
+    rows, found = read_rows(store, composition), Counter[tuple[int, str]]()
+    for n in range(len(rows)):
+        pool, shard = rows.shards[rows.shard[n]]
+        url = Path(composition.pools[rows.pools[pool]].url)
+        data = (url / "shards" / f"{shard}.tar").read_bytes()
+        start = int(rows.offset[n])
+        image = pixels(data[start : start + int(rows.size[n])])
+        found[int(rows.label[n]), digest(image)] += int(rows.repeat[n])
+    return found
+
+
+@pytest.mark.parametrize("rows", [1 << 16, 5])
+def test_labels_repeats_and_pixels(
+    rows: int,
+    composed: tuple[Store, Composition],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ROWS", rows)
+    store, composition = composed
+    folder = tmp_path / "acme_mix"
+    about = export(store, Store(folder), Options("wds"))
+    assert about.images == composition.images_with_repeats
+    assert about.classes == composition.identities
+    read = webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
+    samples = list(read.decode("rgb8"))
+    assert len({sample["__key__"] for sample in samples}) == about.images
+    found = Counter((sample["cls"], digest(sample["jpg"])) for sample in samples)
+    assert found == truth(store, composition)
+    assert max(found.values()) == 2
+    assert {sample["json"]["digitalSourceType"] for sample in samples} == {
+        "trainedAlgorithmicMedia"
+    }
+
+
+def test_the_card_has_every_pool(composed: tuple[Store, Composition], tmp_path: Path) -> None:
+    store, composition = composed
+    folder = tmp_path / "acme_mix"
+    about = export(store, Store(folder), Options("hf"))
+    text = (folder / "README.md").read_text()
+    assert "| recipe | one |" in text and "| recipe | two |" in text
+    assert about.source.licence == composition.licence == "CC-BY-NC-4.0"
+    assert "| a: teacher | teacher.st | MIT |" in text
+    stated = json.loads((folder / "export.json").read_text())["source_sha256"]
+    assert stated == hashlib.sha256(store.read("composition.json")).hexdigest()
+
+
+def test_a_materialised_one_has_the_same_images(
+    composed: tuple[Store, Composition], tmp_path: Path
+) -> None:
+    store, composition = composed
+    shards = Store(tmp_path / "shards")
+    materialise(store, shards)
+    folder = tmp_path / "acme_mix"
+    export(shards, Store(folder), Options("imagefolder"))
+    found = Counter(
+        (int(path.parent.name), digest(pixels(path.read_bytes())))
+        for path in folder.glob("*/*.jpg")
+    )
+    assert found == truth(store, composition)
+
+
+def test_a_pool_that_changed_is_refused(
+    composed: tuple[Store, Composition], tmp_path: Path
+) -> None:
+    store, _ = composed
+    manifest = tmp_path / "two" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("2" * 16, "3" * 16))
+    with pytest.raises(InputError, match=r"pool b: .* by now, composed was"):
+        open_source(store)
+
+
+def test_nothing_to_export_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished dataset"):
+        open_source(Store(tmp_path))
