@@ -105,6 +105,30 @@ class Run:
         noted = Dataset(name=name, digest=digest[:36], source_type="uri", source=source)
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset=noted, tags=[])])
 
+    def model(self, name: str, folder: Path, tags: Mapping[str, str]) -> str:
+        """Keep files as the run's artifact `model` and register them as a model's next version.
+
+        Args:
+            name: of the registered model, made when missing.
+            folder: its files.
+            tags: what a later user must know of this version: licence, provenance.
+
+        Returns:
+            The version, counted from "1".
+        """
+        from mlflow.exceptions import MlflowException
+
+        self.artifact(folder, "model")
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
+        shown = {tag: masked(value) for tag, value in tags.items()}
+        made = self._client.create_model_version(name, source, run_id=self.id, tags=shown)
+        return str(made.version)
+
     def tag(self, name: str, value: str) -> None:
         """Put a tag on the run."""
         self._client.set_tag(self.id, name, masked(value))

@@ -18,7 +18,7 @@ def job(arguments: argparse.Namespace) -> None:
     assert isinstance(recipe, TrainRecipe)
     from factory.engine import connect, require
     from factory.training.diffusion import train, trainable_class
-    from factory.training.output import check_output, claim
+    from factory.training.output import RECORD, check_output, claim, register
 
     trainable_class(recipe.system)
     store = Store(arguments.out)
@@ -33,6 +33,8 @@ def job(arguments: argparse.Namespace) -> None:
         claim(store, recipe)
         summary = train(recipe, arguments.out, tracked, arguments.max_steps)
         tracked.tag("out", store.url)
+        if summary["steps"] == summary["total"]:
+            register(tracked, store, recipe, [summary["file"], RECORD])
     print(
         f"{store.url}/{summary['file']}: {summary['steps']} of {summary['total']} steps, "
         f"{summary['parameters']:,} parameters, {summary['bytes'] / 1e6:.1f} MB"

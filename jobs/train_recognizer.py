@@ -2,12 +2,11 @@
 
     python jobs/train_recognizer.py jobs/recipes/desk/fr/desk.yaml --out runs/fr/desk
 
-To resume, run the same command again: it goes on from the newest checkpoint.
+To resume, run the same command again: it goes on from the newest checkpoint. With --onnx FILE the
+finished network is also written as ONNX, now or in a later call.
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 from factory import cli, tracking
 from factory.recipe import FRRecipe, load
@@ -28,20 +27,19 @@ def job(arguments: argparse.Namespace) -> None:
     done = recognition.finished(store)
     if done is not None:
         print(f"{store.url}: finished already, loss {done['loss']:.3f} after {done['steps']} steps")
+        recognition.export(store, arguments.onnx)
         return
     connect(arguments.address)
     with (
         store.lock("train_recognizer"),
         tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,
-        tempfile.TemporaryDirectory() as folder,
     ):
         store.sweep()
         done = recognition.train(
             recipe, arguments.out, lambda row: tracked.metrics(row, int(row["step"]))
         )
-        record = Path(folder) / output.RECORD
-        record.write_bytes(store.read(output.RECORD))
-        tracked.artifact(record)
+        files = [recognition.FILE, recognition.ARCFACE_TORCH, output.RECORD]
+        output.register(tracked, store, recipe, files)
         if recipe.benchmarks:
             evaluate(recipe, store, tracked)
     print(
@@ -49,6 +47,7 @@ def job(arguments: argparse.Namespace) -> None:
         f"images of {done['identities']} identities, {done['seconds']:.0f} s, "
         f"{done['images_per_second']:.0f} images/s"
     )
+    recognition.export(store, arguments.onnx)
 
 
 def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
@@ -67,4 +66,5 @@ def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of the recognizer")
+    parser.add_argument("--onnx", default="", help="also write the finished network to this file")
     cli.run(parser, job)

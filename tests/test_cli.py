@@ -37,12 +37,16 @@ FLAGS: dict[str, set[str]] = {
         *("--real", "--features", "--same-identities", "--k", "--coverage"),
     },
     "plan": set(),
+    "prepare": {
+        *("--out", "--licence", "--name", "--size", "--format", "--resize", "--align"),
+        *("--detector", "--recognizer", "--synthetic", "--shard-images", "--actors"),
+    },
     "report": {"--to", "--measures"},
     "train_attributes": {
         *("--out", "--epochs", "--seed", "--licence", "--identities", "--threads"),
     },
     "train_diffusion": {"--out", "--max-steps"},
-    "train_recognizer": {"--out"},
+    "train_recognizer": {"--out", "--onnx"},
     "verify": {"--repair"},
 }
 POSITIONAL: dict[str, list[str]] = {
@@ -56,6 +60,7 @@ POSITIONAL: dict[str, list[str]] = {
     "make_pairs": ["URL"],
     "measure": ["URL"],
     "plan": ["RECIPE"],
+    "prepare": ["SOURCE"],
     "report": ["URL"],
     "train_attributes": ["URL"],
     "train_diffusion": ["RECIPE"],

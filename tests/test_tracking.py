@@ -57,6 +57,21 @@ def test_a_run_is_read_back(uri, tmp_path):
     assert nested.data.metrics["accuracy"] == 0.75
 
 
+def test_weights_become_a_registered_model(uri, tmp_path):
+    from mlflow import MlflowClient
+
+    (tmp_path / "weights.bin").write_bytes(b"123")
+    for version in ("1", "2"):
+        with tracking.run(uri, "desk", "fr", {}) as run:
+            tags = {"licence": "Apache-2.0", "data": "s3://user:secret@bucket/faces"}
+            assert run.model("desk", tmp_path, tags) == version
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_model_version("desk", "2")
+    assert found.tags == {"licence": "Apache-2.0", "data": "s3://***@bucket/faces"}
+    assert found.run_id == run.id
+    assert [f.path for f in client.list_artifacts(run.id, "model")] == ["model/weights.bin"]
+
+
 def test_an_exception_marks_the_run_failed(uri):
     from mlflow import MlflowClient
 

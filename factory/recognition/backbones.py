@@ -1,7 +1,8 @@
-"""Recognition networks: the improved residual network (IResNet) and MobileFaceNet.
+"""Recognition networks: the improved residual network (IResNet), IR-SE50 and MobileFaceNet.
 
 IResNet follows Duta et al., "Improved Residual Networks" and keeps the state-dict names that
-insightface's arcface_torch uses, so that weights pass both ways unchanged.
+insightface's arcface_torch uses, so that weights pass both ways unchanged. IR-SE50 is the network
+of ArcFace's first papers, which those of DCFace and CemiFace evaluate with.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ DEPTHS = {
 }
 WIDTHS = (64, 128, 256, 512)
 REDUCTION = 16  # an input of S pixels becomes a map of S/16
+SQUEEZE = 16  # IR-SE50 weighs C channels through C/16
 
 
 class Block(nn.Module):
@@ -100,6 +102,86 @@ class IResNet(nn.Module):
             x = getattr(self, f"layer{number}")(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         return _float32(self.features, self.fc(x))
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018): a map [B, C, H, W] times a weight a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // SQUEEZE, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // SQUEEZE, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted map."""
+        weights = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(weights)
+
+
+class SqueezedUnit(nn.Module):
+    """IR-SE's residual unit: BN, 3x3, PReLU, 3x3 with stride, BN, squeeze, plus the shortcut.
+
+    Maps [B, inside, H, W] to [B, outside, H/stride, W/stride]; the shortcut is every stride-th
+    pixel where the width stays, else a 1x1 convolution.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
+        self.prelu = nn.PReLU(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.squeeze = Squeeze(outside)
+        self.downsample: nn.Module | None = None
+        if inside != outside:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unit's output."""
+        if self.downsample is None:
+            shortcut = x[:, :, :: self.stride, :: self.stride]
+        else:
+            shortcut = self.downsample(x)
+        x = self.conv2(self.prelu(self.conv1(self.bn1(x))))
+        return self.squeeze(self.bn2(x)) + shortcut
+
+
+class IRSE50(nn.Module):
+    """IR-SE50 from images [B, 3, S, S] in [-1, 1] to raw embeddings [B, D] float32.
+
+    Args:
+        size: S, a multiple of 16.
+        embedding_size: D.
+        dropout: rate before the linear layer.
+    """
+
+    def __init__(self, size: int = 112, embedding_size: int = 512, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTHS[0]),
+            nn.PReLU(WIDTHS[0]),
+        )
+        units: list[nn.Module] = []
+        inside = WIDTHS[0]
+        for depth, width in zip(DEPTHS["r50"], WIDTHS, strict=True):
+            for number in range(depth):
+                units.append(SqueezedUnit(inside, width, 2 if number == 0 else 1))
+                inside = width
+        self.body = nn.Sequential(*units)
+        self.norm = nn.BatchNorm2d(inside)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(inside * (size // REDUCTION) ** 2, embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return raw embeddings; the last normalisation runs in float32."""
+        x = self.dropout(torch.flatten(self.norm(self.body(self.stem(x))), 1))
+        return _float32(self.features, self.linear(x))
 
 
 class MobileFaceNet(nn.Module):
@@ -219,4 +301,6 @@ def make_backbone(backbone: Backbone, size: int) -> nn.Module:
                 f"recipe field backbone.dropout: {backbone.dropout}; mobilefacenet accepts 0"
             )
         return MobileFaceNet(size, backbone.embedding_size)
+    if backbone.name == "ir_se50":
+        return IRSE50(size, backbone.embedding_size, backbone.dropout)
     return IResNet(DEPTHS[backbone.name], WIDTHS, size, backbone.embedding_size, backbone.dropout)

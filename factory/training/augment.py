@@ -17,10 +17,13 @@ from factory.seeding import generator, seed64
 CROP_AREA = (0.9, 1.0)  # CemiFace's FR recipe
 ERASED_AREA = (0.02, 0.1)  # CemiFace's FR recipe
 ERASING_RATE = 0.5
-JITTER = 0.1  # CemiFace: brightness, contrast and saturation
-RARE = 0.2  # AdaFace's rate of low resolution and of photometric changes
+JITTER = 0.1  # CemiFace: brightness, contrast, saturation, and hue in turns of the colour wheel
+RARE = 0.2  # AdaFace's rate of cutting, of low resolution and of photometric changes
 LOWEST = 0.2  # AdaFace's smallest side of a low-resolution image, relative
-LEVELS = 31  # RandAugment's bins
+CUT_AREA = (0.2, 1.0)  # what AdaFace's crop leaves
+CUT_RATIO = 4 / 3  # longest to shortest side of what it leaves, at most
+PHOTOMETRIC = 0.5  # AdaFace: brightness, contrast and saturation
+STRENGTH = 16 / 30  # RandAugment's magnitude 16 of the 31 bins 0 to 30
 
 
 def augment(
@@ -76,18 +79,54 @@ def erasing(images: Tensor, draws: Draws) -> Tensor:
     ratio = np.exp(_between(draws[:, 1], -np.log(3.3), np.log(3.3)))
     height, width = np.sqrt(area * ratio).clip(0, 1), np.sqrt(area / ratio).clip(0, 1)
     top, left = draws[:, 2] * (1 - height), draws[:, 3] * (1 - width)
-    grid = (np.arange(size) + 0.5) / size
-    inside_y = (grid >= top[:, None]) & (grid < (top + height)[:, None])
-    inside_x = (grid >= left[:, None]) & (grid < (left + width)[:, None])
-    chosen = draws[:, 4] < ERASING_RATE
-    hole = torch.from_numpy(chosen[:, None, None] & inside_y[:, :, None] & inside_x[:, None, :])
+    chosen = (draws[:, 4] < ERASING_RATE)[:, None, None]
+    hole = torch.from_numpy(chosen & _rectangle(size, top, left, height, width))
     return images.masked_fill(hole[:, None].to(images.device), 0.0)
+
+
+def cutting(images: Tensor, draws: Draws) -> Tensor:
+    """Leave a rectangle of 20 to 100 percent of the area of a fifth of the images, black around."""
+    size = images.shape[-1]
+    area = _between(draws[:, 0], *CUT_AREA)
+    ratio = np.exp(_between(draws[:, 1], -np.log(CUT_RATIO), np.log(CUT_RATIO)))
+    height, width = np.sqrt(area * ratio).clip(0, 1), np.sqrt(area / ratio).clip(0, 1)
+    top, left = draws[:, 2] * (1 - height), draws[:, 3] * (1 - width)
+    left_over = _rectangle(size, top, left, height, width) | (draws[:, 4] >= RARE)[:, None, None]
+    return images.masked_fill(~torch.from_numpy(left_over)[:, None].to(images.device), -1.0)
 
 
 def jitter(images: Tensor, draws: Draws) -> Tensor:
     """Change brightness, contrast and saturation by up to 10 percent."""
+    return _lit(images, draws, JITTER)
+
+
+def photometric(images: Tensor, draws: Draws) -> Tensor:
+    """Change brightness, contrast and saturation of a fifth of the images by up to 50 percent."""
+    chosen = _column(draws[:, 3] < RARE).to(images.device)
+    return torch.where(chosen, _lit(images, draws, PHOTOMETRIC), images)
+
+
+def hue(images: Tensor, draws: Draws) -> Tensor:
+    """Turn hues by up to a tenth of the colour wheel, value and saturation staying."""
+    colours = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
+    value, low = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
+    spread = value - low
+    red, green, blue = colours.split(1, dim=1)
+    safe = spread.clamp(min=1e-8)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
+    )
+    turned = sextant + 6.0 * _column(_between(draws[:, 0], -JITTER, JITTER), images)
+    # A channel falls from the value as its distance, in sextants, from the hue grows over one.
+    away = (turned - turned.new_tensor([0.0, 2.0, 4.0]).view(1, 3, 1, 1) + 3.0) % 6.0 - 3.0
+    return 2.0 * (value - spread * (away.abs() - 1.0).clamp(0.0, 1.0)) - 1.0
+
+
+def _lit(images: Tensor, draws: Draws, most: float) -> Tensor:
     brightness, contrast, saturation = (
-        _column(_between(draws[:, n], 1.0 - JITTER, 1.0 + JITTER), images) for n in range(3)
+        _column(_between(draws[:, n], 1.0 - most, 1.0 + most), images) for n in range(3)
     )
     images = (images + 1.0) * brightness
     images = _blend(images, _grey(images).mean((2, 3), keepdim=True), contrast)
@@ -130,7 +169,7 @@ def randaugment(images: Tensor, draws: Draws) -> Tensor:
         image = Image.fromarray(array)
         for number in range(4):
             choice = RANDAUGMENT[int(draws[row, number] * len(RANDAUGMENT))]
-            image = choice(image, 16 / LEVELS, 1.0 if draws[row, 4 + number] < 0.5 else -1.0)
+            image = choice(image, STRENGTH, 1.0 if draws[row, 4 + number] < 0.5 else -1.0)
         out[row] = np.asarray(image)
     made = torch.from_numpy(out).permute(0, 3, 1, 2).to(images)
     return made.div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last)
@@ -171,7 +210,10 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "flip": flip,
     "crop": crop,
     "erasing": erasing,
+    "cutting": cutting,
     "jitter": jitter,
+    "hue": hue,
+    "photometric": photometric,
     "lowres": lowres,
     "blur": blur,
     "randaugment": randaugment,
@@ -184,6 +226,16 @@ def _warp(images: Tensor, affine: np.ndarray) -> Tensor:
     return functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
+
+
+def _rectangle(
+    size: int, top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray
+) -> np.ndarray:
+    """Return bool [B, size, size], true inside rectangles given as shares of the side."""
+    grid = (np.arange(size) + 0.5) / size
+    rows = (grid >= top[:, None]) & (grid < (top + height)[:, None])
+    columns = (grid >= left[:, None]) & (grid < (left + width)[:, None])
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _between(draw: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -301,30 +301,40 @@ class DeepSpeedEngine(Engine):
             groups = self.base.state_dict()["param_groups"]
             self.base.load_state_dict({"state": state, "param_groups": groups})
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_optimizer_state,
+            safe_set_local_optimizer_state,
+        )
 
-        if self.stage < 3:
-            self._make_state()
+        self._make_state(state[0])
         for number, parameter in enumerate(self.names.values()):
             for key, value in state[number].items():
-                if key != "step":
+                if key == "step":
+                    continue
+                if self.stage == 3:
+                    mine = _mine(parameter, value.to(self.device))
+                    safe_set_local_optimizer_state(parameter, mine, key)
+                else:
                     safe_set_full_optimizer_state(parameter, value.to(self.device), key)
-        for kept in self.base.state.values():
-            if "step" in kept:
-                kept["step"].fill_(float(state[0]["step"]))
 
-    def _make_state(self) -> None:
-        """Let the optimizer make its state before its first step: step at rate 0 without gradient.
+    def _make_state(self, one: dict[str, Tensor]) -> None:
+        """Give the optimizer state as it has after a first step; `one` is a parameter's.
 
         DeepSpeed links parameters to their parts of that state only then.
         """
-        for group in self.base.param_groups:
-            group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        self.base.step()
-        self.base.zero_grad(set_to_none=True)
-        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        zero = self.engine.optimizer
+        flat = (
+            zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        for values in flat:
+            self.base.state[values] = {
+                key: value.clone() if key == "step" else torch.zeros_like(values)
+                for key, value in one.items()
+            }
+        if self.stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
 
     def held(self) -> dict[str, Tensor]:
         """Return the network's state dict; under ZeRO-3 parameters are this worker's parts."""
@@ -350,13 +360,8 @@ class DeepSpeedEngine(Engine):
         """Return a whole state dict on the device; under ZeRO-3 this worker's parts."""
         found = {name: value.to(self.device) for name, value in whole.items()}
         if self.stage == 3:
-            for name, parameter in cast(Any, self.network.named_parameters()):
-                size = parameter.ds_tensor.numel()
-                flat = found[name].flatten()
-                padded = nn.functional.pad(
-                    flat, (0, size * distributed.get_world_size() - flat.numel())
-                )
-                found[name] = padded[size * distributed.get_rank() :][:size].clone()
+            for name, parameter in self.network.named_parameters():
+                found[name] = _mine(parameter, found[name])
         return found
 
     def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
@@ -364,6 +369,13 @@ class DeepSpeedEngine(Engine):
         if self.copy is None:
             return _lent(self.network, whole)
         return _lent(self.copy.to(self.device), whole)
+
+
+def _mine(parameter: Any, whole: Tensor) -> Tensor:
+    """Return this worker's part, flat, of what belongs to a parameter divided by ZeRO-3."""
+    flat, size = whole.flatten(), parameter.ds_tensor.numel()
+    padded = nn.functional.pad(flat, (0, size * distributed.get_world_size() - flat.numel()))
+    return padded[size * distributed.get_rank() :][:size].clone()
 
 
 @contextmanager

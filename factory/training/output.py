@@ -1,12 +1,17 @@
 """Whose output folder it is: a training goes on only where its own recipe stands."""
 
 import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from factory.recipe import InputError, canonical, parse
+from factory.provenance import sha256_file, strictest
+from factory.recipe import FRRecipe, InputError, TrainRecipe, canonical, digest, parse
 from factory.shards.store import Store
+from factory.tracking import Run
 from factory.training import checkpoint
 
 RECIPE = "recipe.json"
@@ -39,6 +44,38 @@ def claim(store: Store, recipe: BaseModel) -> None:
     """State whose output it is, having checked that it is nobody else's."""
     check_output(store, recipe)
     store.write(RECIPE, canonical(recipe).encode())
+
+
+def register(
+    tracked: Run, store: Store, recipe: TrainRecipe | FRRecipe, files: Sequence[str]
+) -> str:
+    """Keep finished weights with the run, registered as the next version of the recipe's model.
+
+    Its tags are the licence, the strictest of the recipe's and of the weights it was trained with,
+    the sha256 of each file, the recipe's digest, its data, and those weights.
+
+    Args:
+        tracked: the training's run.
+        store: the output of the training.
+        recipe: what was trained.
+        files: names in the output; the first one is the weights.
+
+    Returns:
+        The version of the registered model.
+    """
+    frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
+    tags = {
+        "licence": strictest([recipe.licence, *(part.licence for part in frozen.values())]),
+        "recipe": digest(recipe),
+        "data": ", ".join(recipe.data.urls()),
+    }
+    for name, part in frozen.items():
+        tags[f"with.{name}"] = f"{part.location} ({part.licence})"
+    with tempfile.TemporaryDirectory() as folder:
+        for name in files:
+            store.fetch(name, Path(folder) / name)
+            tags[f"sha256.{name}"] = sha256_file(Path(folder) / name)
+        return tracked.model(recipe.name, Path(folder), tags)
 
 
 def _leaves(values: Any, path: str = "") -> dict[str, Any]:

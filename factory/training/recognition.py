@@ -14,7 +14,8 @@ from torch import Tensor
 
 from factory.recipe import FRRecipe, InputError
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import FILE, save_recognizer, to_input
+from factory.recognition.onnx_export import save_onnx
+from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer, to_input
 from factory.seeding import seed64
 from factory.shards.composition import is_composition
 from factory.shards.feed import Batch, Feed
@@ -96,6 +97,13 @@ def finished(store: Store) -> dict[str, Any] | None:
     if not store.exists(RECORD) or not store.exists(FILE):
         return None
     return json.loads(store.read(RECORD))
+
+
+def export(store: Store, file: str) -> None:
+    """Write a finished training's network as ONNX to a local file; an empty name asks for none."""
+    if file:
+        with store.local(FILE) as path:
+            save_onnx(load_recognizer(str(path)), Path(file))
 
 
 def run(

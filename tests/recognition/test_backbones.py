@@ -38,6 +38,12 @@ def test_published_parameter_counts():
         assert sum(p.numel() for p in module.parameters()) == pytest.approx(millions, rel=0.002)
 
 
+def test_ir_se50_has_the_parameters_its_public_code_counts():
+    with torch.device("meta"):
+        module = make_backbone(Backbone(name="ir_se50"), 112)
+    assert sum(p.numel() for p in module.parameters()) == 43_797_696
+
+
 def test_state_dict_names_are_arcface_torchs():
     with torch.device("meta"):
         names = set(make_backbone(Backbone(name="r18"), 112).state_dict())
@@ -57,6 +63,7 @@ def test_state_dict_names_are_arcface_torchs():
         (SMALL, 32),
         (Backbone(name="mobilefacenet", embedding_size=24), 64),
         (Backbone(name="r18", embedding_size=24), 32),
+        (Backbone(name="ir_se50", embedding_size=24), 32),
     ],
 )
 def test_maps_images_to_embeddings(backbone, size):

@@ -1,9 +1,11 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
 
 from factory.recipe import InputError
-from factory.training.augment import AUGMENTATIONS, augment, check_names
+from factory.training.augment import AUGMENTATIONS, augment, check_names, hue
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (12, 3, 32, 32))).float()
 
@@ -41,6 +43,35 @@ def test_erasing_paints_two_to_ten_percent_grey():
     erased = shares[shares > 0]
     assert len(erased) > 0
     assert (erased < 0.14).all()
+
+
+def test_cutting_leaves_a_fifth_to_all_of_a_fifth_of_the_images():
+    plain = torch.zeros(400, 3, 32, 32)
+    made = augment(plain, ["cutting"], 7, 0, slice(0, 400), 400)
+    shares = (made == 0).all(1).float().mean((1, 2))
+    cut = shares[shares < 1]
+    assert 0.1 < len(cut) / 400 < 0.25
+    assert 0.15 < cut.min() < 0.4 and ((made == 0) | (made == -1)).all()
+
+
+def test_photometric_changes_a_fifth():
+    images = IMAGES.repeat(25, 1, 1, 1)
+    made = augment(images.clone(), ["photometric"], 7, 0, slice(0, 300), 300)
+    changed = (made != images).flatten(1).any(1).float().mean()
+    assert 0.1 < changed < 0.3
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.3, 0.999])
+def test_hue_turns_as_colorsys_does(turn):
+    images, draws = IMAGES[:1, :, :8, :8], np.full((1, 16), turn)
+    made = (hue(images, draws) + 1) / 2
+    for y in range(8):
+        for x in range(8):
+            h, s, v = colorsys.rgb_to_hsv(*((images[0, :, y, x] + 1) / 2).tolist())
+            wanted = colorsys.hsv_to_rgb((h - 0.1 + 0.2 * turn) % 1.0, s, v)
+            assert made[0, :, y, x].tolist() == pytest.approx(wanted, abs=1e-5)
+    grey = torch.full((1, 3, 2, 2), 0.3)
+    assert torch.allclose(hue(grey, draws), grey, atol=1e-6)
 
 
 def test_crop_keeps_a_plain_image_plain():

@@ -1,0 +1,136 @@
+"""Every way to divide a training takes the steps that torch takes alone, and can be resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from together import CPU, engine_recipe, network, run_engines, steps, together
+
+from factory.recipe import InputError
+from factory.training.engines import check_engine, make_engine, micro_batches
+
+STEPS = 3
+
+
+def zero(stage: int, **more: Any) -> dict[str, Any]:
+    return {"deepspeed": {"zero_stage": stage, **more}}
+
+
+FAST = {
+    "zero-1 sgd": ("sgd", zero(1)),
+    "zero-2 adamw, accumulated, recomputed": (
+        "adamw",
+        zero(2, accumulation_steps=2, activation_checkpointing=True),
+    ),
+    "zero-3 adamw": ("adamw", zero(3)),
+    "zero-1 adamw, offloaded": ("adamw", zero(1, offload=True)),
+}
+SLOW = {
+    "zero-0 sgd": ("sgd", zero(0)),
+    "zero-0 adamw, bfloat16": ("adamw", zero(0) | {"precision": "bfloat16"}),
+    "zero-1 adamw, bfloat16": ("adamw", zero(1) | {"precision": "bfloat16"}),
+    "zero-2 sgd": ("sgd", zero(2)),
+    "zero-3 sgd, accumulated, recomputed": (
+        "sgd",
+        zero(3, accumulation_steps=4, activation_checkpointing=True),
+    ),
+    "zero-3 adamw, bfloat16, offloaded": (
+        "adamw",
+        zero(3, offload=True) | {"precision": "bfloat16"},
+    ),
+    "zero-2 adamw, offloaded": ("adamw", zero(2, offload=True)),
+}
+
+
+def alone(optimizer: str) -> tuple[list[float], Any, dict[str, Any], list[float]]:
+    """Return losses of 2 x STEPS, the average and state after STEPS, and norms: plain torch."""
+    engine = make_engine(engine_recipe(optimizer, name="torch"), network(), CPU)
+    losses, average, norms = steps(engine, 0, STEPS)
+    state = {
+        "module": {name: value.clone() for name, value in engine.state()["module"].items()},
+        "optimizer": torch.load(_saved(engine.state()["optimizer"]), weights_only=True),
+    }
+    whole = {name: value.clone() for name, value in average.state.items()}
+    later, *_ = steps(engine, STEPS, 2 * STEPS)
+    return losses + later, whole, state, norms
+
+
+def _saved(state: Any) -> Any:
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
+    known = {optimizer: alone(optimizer) for optimizer in ("sgd", "adamw")}
+    start = folder / "start"
+    torch.save({optimizer: state for optimizer, (_, _, state, _) in known.items()}, start)
+    results = together(2, run_engines, folder, cases, start, STEPS)
+    for name, (optimizer, settings) in cases.items():
+        losses, average, state, norms = known[optimizer]
+        near = 0.03 if settings.get("precision") == "bfloat16" else 1e-4
+        for found in (result[name] for result in results):
+            assert found["losses"] == pytest.approx(losses[:STEPS], rel=near), name
+            assert found["later"] == pytest.approx(losses[STEPS:], rel=near), name
+            if settings["deepspeed"]["zero_stage"]:
+                assert found["norms"] == pytest.approx(norms, rel=near), name
+            for key, value in average.items():
+                assert torch.allclose(found["average"][key], value, atol=near), name
+            model = network()
+            model.load_state_dict(found["average"])
+            assert found["shown"].shape == (8, 1)
+        for number, kept in state["optimizer"]["state"].items():
+            theirs = results[0][name]["state"]["optimizer"]["state"][number]
+            assert kept.keys() == theirs.keys(), name
+            for key in kept:
+                assert torch.allclose(kept[key], theirs[key].to(kept[key]), atol=near), name
+        resumed = make_engine(
+            engine_recipe(optimizer, name="torch"), network(), CPU, results[0][name]["state"]
+        )
+        later, *_ = steps(resumed, STEPS, 2 * STEPS)
+        assert later == pytest.approx(losses[STEPS:], rel=near), name
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(tmp_path: Path) -> None:
+    compare(FAST, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_other_way_to_divide_a_training(tmp_path: Path) -> None:
+    compare(SLOW, tmp_path)
+
+
+def test_torch_accumulates_and_recomputes_too() -> None:
+    whole, *_ = alone("adamw")
+    settings = zero(1, accumulation_steps=4, activation_checkpointing=True)
+    engine = make_engine(engine_recipe("adamw", name="torch", **settings), network(), CPU)
+    losses, *_ = steps(engine, 0, 2 * STEPS)
+    assert losses == pytest.approx(whole, rel=1e-4)
+
+
+def test_weights_stay_when_the_loss_is_not_finite() -> None:
+    engine = make_engine(engine_recipe(name="torch"), network(), CPU)
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ArithmeticError, match="the loss is"):
+            engine.step([1], lambda _: sum(p.sum() for p in engine.module.parameters()) * bad, 0.1)  # type: ignore[return-value]  # noqa: B023
+    assert all(torch.equal(*pair) for pair in zip(before, engine.module.parameters(), strict=True))
+
+
+def test_micro_batches_cut_all_that_is_in_a_batch() -> None:
+    batch = (torch.arange(6), {"a": torch.arange(12).view(6, 2)}, [None, "name"])
+    first, second, third = micro_batches(batch, 3)
+    assert first[0].tolist() == [0, 1] and third[1]["a"].tolist() == [[8, 9], [10, 11]]
+    assert second[2] == [None, "name"]
+    assert micro_batches(batch, 1) == [batch]
+
+
+def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(InputError, match=r"batch_size: 8; accepted are multiples of 6"):
+        check_engine(engine_recipe(workers=2, **zero(1, accumulation_steps=3)))
