@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from factory.provenance import sha256_file
 from factory.recipe import InputError, local_path
+from factory.recognition.backbones import channels_last
 from factory.recognition.recognizers import load_recognizer, to_input
 
 FORMAT = "face-data-factory/attributes"
@@ -200,7 +201,7 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
     size = config["size"]
     net = AttributeNet(size, len(attributes))
     net.load_state_dict(weights)
-    net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    channels_last(net.eval().requires_grad_(False)).to(device)
 
     @torch.inference_mode()
     def predict(images: np.ndarray) -> np.ndarray:

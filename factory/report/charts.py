@@ -165,7 +165,8 @@ def compared(
             axes.stairs(beside, edges, color=SECOND, linewidth=1.2)
         used = np.flatnonzero(np.asarray(first) + np.asarray(second or first))
         if len(used):
-            axes.set_xlim(edges[max(used[0] - 1, 0)], edges[min(used[-1] + 2, len(first))])
+            left, right = max(used[0] - 1, 0), min(used[-1] + 2, len(first))
+            axes.set_xlim(float(edges[left]), float(edges[right]))
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
         if label:

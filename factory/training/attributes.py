@@ -25,6 +25,7 @@ from factory.recognition.attributes import (
     load_predictor,
     save_predictor,
 )
+from factory.recognition.backbones import channels_last
 from factory.recognition.recognizers import to_input
 from factory.seeding import generator, seed64
 from factory.shards.manifest import load_manifest
@@ -140,7 +141,8 @@ def _fit(
     say: Callable[[str], None],
 ) -> AttributeNet:
     torch.manual_seed(seed64(seed, "attributes-weights") % 2**32)
-    net = AttributeNet(size, len(STUDIO)).to(memory_format=torch.channels_last)
+    net = AttributeNet(size, len(STUDIO))
+    channels_last(net)
     optimizer = torch.optim.AdamW(net.parameters(), PEAK, weight_decay=DECAY)
     each = len(train.labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, epochs * each, pct_start=0.15)
