@@ -195,6 +195,34 @@ def _pooled(dataset: Any, actor: type, crew: Crew, threads: int, *arguments: Any
     )
 
 
+def cpus() -> int:
+    """Return the CPUs of the connected cluster, those that autoscaling may add included."""
+    return max(int(sum(n * resources.get("CPU", 0.0) for resources, n in _nodes())), 1)
+
+
+def each(
+    rows: list[dict[str, Any]], actor: type, assignment: Any, size: int, field: str
+) -> Iterator[dict[str, Any]]:
+    """Run an actor over rows, one row a call, on a pool with one CPU an actor.
+
+    Args:
+        rows: one dictionary a call; what they hold is pickled.
+        actor: a class whose instances map a batch of one row, {name: array of one}, to another.
+        assignment: the one argument each actor is made with.
+        size: actors.
+        field: words before `size` in the error of a cluster that is too small.
+
+    Raises:
+        InputError: the cluster cannot hold so many actors.
+    """
+    if not rows:
+        return
+    require([(field, size, 1.0, 0.0)])
+    crew = Crew((actor.__name__,), field, size, 1.0, 0.0)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    yield from _pooled(dataset, actor, crew, 1, assignment).iter_rows()
+
+
 class BankActor:
     """Draws blocks of candidate contexts."""
 

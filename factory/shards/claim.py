@@ -71,7 +71,7 @@ def check_claim(
     held = read_claim(store)
     differing = [
         (field, old, new)
-        for field, old, new in _differences(held["recipe"], recipe.model_dump(mode="json"))
+        for field, old, new in differences(held["recipe"], recipe.model_dump(mode="json"))
         if field in BOUND or not field.startswith(FREE)
     ]
     foreign = [item for item in differing if item[0] not in COUNTS]
@@ -117,10 +117,11 @@ def write_claim(
     store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (field, old, new) of every value in which two JSON objects differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
             inner = f"{path}.{name}" if path else name
-            yield from _differences(old.get(name), new.get(name), inner)
+            yield from differences(old.get(name), new.get(name), inner)
     elif old != new:
         yield path, old, new

@@ -119,6 +119,12 @@ class Store:
             return self._local(name).open("rb")
         return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
 
+    def open_random(self, name: str) -> IO[bytes]:
+        """Open a file to be read at any place; every read of a remote one is a request."""
+        if self._root is not None:
+            return self._local(name).open("rb")
+        return cast(IO[bytes], self._fs.open_input_file(self._key(name)))
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all files below a folder, in no order; "" is the whole store."""
         if self._root is not None:

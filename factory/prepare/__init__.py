@@ -1,0 +1,1 @@
+"""Others' faces become a dataset: listed, checked, aligned, embedded, committed shard by shard."""

@@ -1,0 +1,80 @@
+"""Faces in photographs: insightface's SCRFD detectors, from a file the user has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.recipe import InputError
+
+SIZE = 640  # edge in pixels that a photograph is scaled into before detection
+THRESHOLD = 0.5
+OUTPUTS = (9, 15)  # of an SCRFD graph: scores, boxes and points of three or five strides
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face in a photograph.
+
+    Attributes:
+        box: left, top, right, bottom in pixels.
+        score: the detector's, 0 to 1.
+        points: float32 [5, 2], x and y in pixels: eyes, nose, mouth, from the image's left.
+        faces: how many faces the photograph has.
+    """
+
+    box: tuple[float, ...]
+    score: float
+    points: np.ndarray
+    faces: int
+
+
+class Detector:
+    """Finds the face a photograph is of."""
+
+    def __init__(self, path: Path) -> None:
+        """Load an SCRFD file.
+
+        Raises:
+            InputError: no such file, no ONNX model, or one that gives no five points.
+        """
+        if not path.is_file():
+            raise InputError(
+                f"--detector {path}: no such file; accepted is an SCRFD detector with five points "
+                "as an .onnx file, as insightface's det_10g.onnx"
+            )
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exception classes are not public
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--detector {path}: not an ONNX model: {reason}") from error
+        if len(session.get_outputs()) not in OUTPUTS:
+            raise InputError(
+                f"--detector {path}: {len(session.get_outputs())} outputs; accepted is an SCRFD "
+                f"detector with five points, which has {' or '.join(map(str, OUTPUTS))}"
+            )
+        from insightface.model_zoo import SCRFD
+
+        self.model: Any = SCRFD(model_file=str(path), session=session)
+        self.model.prepare(-1, input_size=(SIZE, SIZE), det_thresh=THRESHOLD)
+
+    def find(self, image: np.ndarray) -> Face | None:
+        """Return the largest face near the middle, or None; image is uint8 [H, W, 3] RGB.
+
+        Of several, area less twice the squared distance from the middle decides, in pixels.
+        """
+        boxes, points = self.model.detect(np.ascontiguousarray(image[..., ::-1]))
+        if not len(boxes):
+            return None
+        sides = boxes[:, 2:4] - boxes[:, :2]
+        middles = (boxes[:, 2:4] + boxes[:, :2]) / 2 - np.array(image.shape[1::-1]) / 2
+        best = int(np.argmax(sides.prod(1) - 2.0 * (middles**2).sum(1)))
+        box = tuple(float(side) for side in boxes[best, :4])
+        return Face(box, float(boxes[best, 4]), points[best].astype(np.float32), len(boxes))

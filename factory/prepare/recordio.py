@@ -1,0 +1,120 @@
+"""MXNet's RecordIO files, read without MXNet: `X.rec` and its `X.idx`, in both dialects.
+
+A record is the magic, a word whose upper three bits say whether it is whole (0) or the first,
+middle or last piece of one whose payload held the magic (1, 2, 3) and whose lower 29 bits are the
+length, then the payload, padded to four bytes. The payload of a face is a header of 24 bytes (flag,
+label, two ids), `flag` further labels as float32, and the encoded image.
+
+*im2rec*: every record is an image. *insightface*: record 0 has no image; its two labels bound the
+images, 1 to N, from the records of identities that follow them.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, NamedTuple
+
+from factory.recipe import InputError
+from factory.shards.store import Store
+
+MAGIC = 0xCED7230A
+WORD = struct.Struct("<II")  # magic; piece and length
+HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
+LENGTH_BITS = 29
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+LARGEST_LABEL = 2**24  # float32 holds integers exactly up to here
+
+
+class Record(NamedTuple):
+    """One record: its labels, and the encoded image, which may be empty."""
+
+    labels: tuple[float, ...]
+    image: bytes
+
+
+def read_payload(file: IO[bytes], offset: int, what: str, limit: int | None = None) -> bytes:
+    """Return the payload of the record at an offset in bytes, or its first `limit` bytes.
+
+    Raises:
+        InputError: there is no record at this offset, or the file ends inside it.
+    """
+    file.seek(offset)
+    pieces: list[bytes] = []
+    while True:
+        word = file.read(WORD.size)
+        magic, state = WORD.unpack(word) if len(word) == WORD.size else (0, 0)
+        if magic != MAGIC:
+            raise InputError(f"{what}: no record at byte {offset}; accepted is an X.idx of X.rec")
+        kind, length = state >> LENGTH_BITS, state & ((1 << LENGTH_BITS) - 1)
+        if kind not in ((FIRST, WHOLE) if not pieces else (MIDDLE, LAST)):
+            raise InputError(f"{what}: pieces of the record at byte {offset} are out of order")
+        wanted = length if limit is None else min(length, limit)
+        data = file.read(wanted)
+        if len(data) < wanted:
+            raise InputError(f"{what}: ends inside the record at byte {offset}")
+        pieces.append(data)
+        if kind in (WHOLE, LAST) or limit is not None:
+            return struct.pack("<I", MAGIC).join(pieces)
+        file.seek(-length % 4, 1)
+
+
+def parse(payload: bytes, what: str) -> Record:
+    """Return labels and image of a record's payload; InputError where it is too short."""
+    if len(payload) < HEADER.size:
+        raise InputError(f"{what}: a record of {len(payload)} bytes is no image record")
+    flag, label, _, _ = HEADER.unpack_from(payload)
+    labels = (label,)
+    if flag:
+        if len(payload) < HEADER.size + 4 * flag:
+            raise InputError(f"{what}: a record of {len(payload)} bytes has no {flag} labels")
+        labels = struct.unpack_from(f"<{flag}f", payload, HEADER.size)
+    return Record(labels, payload[HEADER.size + 4 * flag :])
+
+
+def read_index(store: Store, name: str) -> dict[int, int]:
+    """Return the offset in bytes of each key of an `.idx` file, in the order of the keys.
+
+    Raises:
+        InputError: the file is missing or a line is not KEY, tab, OFFSET.
+    """
+    if not store.exists(name):
+        rec = PurePosixPath(name).with_suffix(".rec")
+        raise InputError(
+            f"SOURCE {store.url}/{rec}: {name} is missing; accepted is X.rec with X.idx beside it"
+        )
+    try:
+        lines = [line.split() for line in store.read(name).decode().splitlines() if line.strip()]
+        return dict(sorted((int(float(key)), int(offset)) for key, offset in lines))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"SOURCE {store.url}/{name}: {error}; accepted are lines KEY, tab, OFFSET"
+        ) from None
+
+
+def image_records(store: Store, rec: str) -> Iterator[tuple[int, int, float]]:
+    """Yield (key, offset, label) of every image of a RecordIO file, by key, whatever its dialect.
+
+    Only the head of each record is read. Of several labels the first counts.
+
+    Raises:
+        InputError: index or records are damaged, or there is no image.
+    """
+    what = f"SOURCE {store.url}/{rec}"
+    index = read_index(store, str(PurePosixPath(rec).with_suffix(".idx")))
+    if not index:
+        raise InputError(f"{what}: its .idx names no record")
+    with store.open_random(rec) as file:
+        keys = list(index)
+        first = parse(read_payload(file, index[keys[0]], what), what)
+        if not first.image and len(first.labels) == 2:
+            stop = int(first.labels[0])
+            missing = [key for key in range(1, stop) if key not in index]
+            if missing:
+                raise InputError(f"{what}: image record {missing[0]} is not in the .idx")
+            keys = list(range(1, stop))
+        for key in keys:
+            head = read_payload(file, index[key], what, limit=HEADER.size + 4)
+            flag, label, _, _ = HEADER.unpack_from(head.ljust(HEADER.size, b"\0"))
+            if flag:
+                (label,) = struct.unpack_from("<f", head, HEADER.size)
+            yield key, index[key], label

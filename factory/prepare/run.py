@@ -1,0 +1,271 @@
+"""Preparation from the first look at a source to the merged manifest."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from factory import provenance
+from factory.cli import FaultError
+from factory.plan import ListedShard
+from factory.prepare.detector import SIZE, THRESHOLD, Detector
+from factory.prepare.images import dimensions
+from factory.prepare.recipe import (
+    CAPTURED,
+    SYNTHETIC,
+    PrepareRecipe,
+    claim_of,
+    content_digest,
+    counted,
+    entries_of,
+    plan_shards,
+)
+from factory.prepare.sources import Entry, Listing, Reader, list_source
+from factory.prepare.work import Assignment, Task, Worker
+from factory.recipe import Image, InputError, Weights, checked
+from factory.recognition import catalog
+from factory.shards.claim import CLAIM, differences, read_claim
+from factory.shards.embeddings import embeddings_file
+from factory.shards.manifest import DatasetManifest, committed, merge
+from factory.shards.store import Store
+
+PEEK = 64  # images looked at to tell size and format, evenly spread over the source
+ALIGNED_SIZE = 112
+# Where source and detector lie changes no byte; their digests say whether they are the same.
+FREE = ("shards", "recipe.source", "recipe.weights.detector.location")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for, as the flags of `jobs/prepare.py` say it."""
+
+    source: str
+    licence: str
+    name: str = ""
+    size: int | None = None
+    format: Literal["", "jpg", "png"] = ""
+    resize: bool = False
+    align: bool = False
+    detector: str = ""
+    recognizer: str = ""
+    synthetic: bool = False
+    shard_images: int = 2000
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A preparation that was checked and can run.
+
+    Attributes:
+        source: the store the images are read from.
+        listing: all of them.
+        recipe: of the dataset.
+        shards: the plan.
+        content_digest: of recipe and library versions.
+        claim: what the dataset's folder will state.
+        recognizer: reference, and the sha256 of its weights; empty for none.
+    """
+
+    source: Store
+    listing: Listing
+    recipe: PrepareRecipe
+    shards: list[ListedShard]
+    content_digest: str
+    claim: dict[str, Any]
+    recognizer: tuple[str, str]
+
+
+def plan(wishes: Wishes) -> Preparation:
+    """List the source, decide what is open, and check everything; writes nothing.
+
+    Raises:
+        InputError: source, detector or recognizer are not usable, or sizes differ and none is
+            asked for.
+    """
+    if wishes.align != bool(wishes.detector):
+        what = "without --detector" if wishes.align else "missing, but --detector is given"
+        raise InputError(
+            f"--align: {what}; accepted is --align --detector FILE.onnx, an SCRFD detector, as "
+            "det_10g.onnx of insightface's buffalo_l (non-commercial research)"
+        )
+    if wishes.shard_images < 1:
+        raise InputError(f"--shard-images {wishes.shard_images}; accepted is 1 or more")
+    source, listing = list_source(wishes.source)
+    counts = counted(listing)
+    weights: dict[str, Weights] = {}
+    if wishes.align:
+        weights["detector"] = _detector(wishes.detector)
+    recipe = PrepareRecipe(
+        name=wishes.name or Path(source.url.partition("?")[0]).name or "prepared",
+        licence=wishes.licence,
+        source=source.url,
+        source_kind=listing.kind,
+        source_digest=listing.digest,
+        image=_image(source, listing, wishes),
+        identities=counts,
+        shard_images=wishes.shard_images,
+        resize=wishes.resize,
+        align=wishes.align,
+        detector_size=SIZE if wishes.align else 0,
+        detector_threshold=THRESHOLD if wishes.align else 0.0,
+        weights=weights,
+    )
+    recognizer = ("", "")
+    if wishes.recognizer:
+        recognizer = (wishes.recognizer, _recognizer_sha256(wishes.recognizer, recipe))
+    shards = plan_shards([len(images) for images in listing.images], wishes.shard_images)
+    digest = content_digest(recipe, _versions(recipe.align))
+    claim = claim_of(recipe, digest, shards, SYNTHETIC if wishes.synthetic else CAPTURED)
+    return Preparation(source, listing, recipe, shards, digest, claim, recognizer)
+
+
+def check_claim(store: Store, claim: dict[str, Any]) -> None:
+    """Compare a claim with the folder's; InputError where the folder is something else's."""
+    if not store.exists(CLAIM):
+        if next(iter(store.list("shards")), None) is not None:
+            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+        return
+    differing = [
+        f"{field} is {old!r} there, {new!r} here"
+        for field, old, new in differences(read_claim(store), json.loads(json.dumps(claim)))
+        if field not in FREE
+    ]
+    if differing:
+        raise InputError(
+            f"--out {store.url}: holds another dataset: {', '.join(differing)}; accepted is an "
+            "empty folder, or the same command"
+        )
+
+
+def prepare(
+    given: Preparation, store: Store, actors: int, say: Callable[[str], None]
+) -> DatasetManifest:
+    """Make every shard that is not there yet, then merge the manifests.
+
+    Args:
+        given: what was planned.
+        store: the dataset's folder, locked by the caller.
+        actors: workers at once, one CPU each; 0 takes every CPU of the cluster.
+        say: receives one line of progress at a time.
+
+    Raises:
+        InputError: the folder is another dataset's, or the cluster has not as many CPUs.
+        FaultError: a planned shard is missing at the end.
+    """
+    from factory.engine import cpus, each
+
+    check_claim(store, given.claim)
+    store.write(CLAIM, json.dumps(given.claim, indent=1, sort_keys=True).encode())
+    store.sweep()
+    todo = list(_todo(given, store))
+    if len(todo) < len(given.shards):
+        done = len(given.shards) - len(todo)
+        say(f"resuming: {done} of {len(given.shards)} shards are committed")
+    assignment = Assignment(
+        given.source,
+        store,
+        given.recipe,
+        given.content_digest,
+        given.claim["digitalSourceType"],
+        _versions(given.recipe.align),
+        str(given.recipe.weights["detector"].path().absolute()) if given.recipe.align else "",
+        given.recognizer[0],
+    )
+    rows = [{"task": _task(given.listing, shard)} for shard in todo]
+    size = min(actors or cpus(), len(rows))
+    for number, _ in enumerate(each(rows, Worker, assignment, size, "--actors "), 1):
+        say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
+    missing = [shard.name for shard in _todo(given, store)]
+    if missing:
+        raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
+    return merge(store, given.shards)
+
+
+def _todo(given: Preparation, store: Store) -> Iterator[ListedShard]:
+    """Yield the shards that are not committed, or lack the embeddings asked for."""
+    done = committed(store)
+    sha256 = given.recognizer[1]
+    embedded = set(store.list(f"embeddings/{sha256}")) if sha256 else set()
+    for shard in given.shards:
+        whole = shard.name in done
+        if not whole or (sha256 and embeddings_file(sha256, shard.name) not in embedded):
+            yield shard
+
+
+def _task(listing: Listing, shard: ListedShard) -> Task:
+    names = range(shard.identity_start, shard.identity_stop)
+    return Task(shard, entries_of(listing, shard), {n: listing.identities[n] for n in names})
+
+
+def _versions(align: bool) -> dict[str, str]:
+    extra = ("onnxruntime", "insightface") if align else ()
+    return provenance.versions() | {name: metadata.version(name) for name in extra}
+
+
+def _detector(reference: str) -> Weights:
+    file, _, query = reference.partition("?")
+    path, stated = Path(file), query.removeprefix("licence=")
+    if query and (stated == query or not stated):
+        raise InputError(f"--detector {reference}: accepted is FILE.onnx or FILE.onnx?licence=NAME")
+    Detector(path)  # refuses what is no detector before anything is written
+    sha256 = provenance.sha256_file(path)
+    licence = catalog.licence_of(path, stated)
+    return Weights(location=str(path), sha256=sha256, licence=licence)
+
+
+def _recognizer_sha256(reference: str, recipe: PrepareRecipe) -> str:
+    from factory.recognition.recognizers import load_recognizer
+
+    recognizer = load_recognizer(reference)
+    if recognizer.size != recipe.image.size and not recipe.resize:
+        raise InputError(
+            f"--recognizer {reference}: takes {recognizer.size} pixels, the dataset has "
+            f"{recipe.image.size}; accepted is --size {recognizer.size}, or --resize"
+        )
+    return recognizer.sha256
+
+
+def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
+    """Return size and format of the dataset: what was asked for, else what a look at it finds."""
+    size, kind = wishes.size, wishes.format
+    if wishes.align:
+        size, kind = size or ALIGNED_SIZE, kind or "jpg"
+    if not size or not kind:
+        seen = list(_peeked(source, listing))
+        if not kind:
+            kind = "jpg" if all(data.startswith(b"\xff\xd8") for _, data in seen) else "png"
+        size = size or _one_size(source, seen)
+    return checked(Image, {"size": size, "format": kind}, "--size, --format: image.")
+
+
+def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Entry, bytes]]:
+    reader = Reader(source, listing.kind)
+    entries = [entry for images in listing.images for entry in images]
+    step = max(len(entries) // PEEK, 1)
+    for entry in entries[::step]:
+        yield entry, reader.read(entry)
+    reader.close()
+
+
+def _one_size(source: Store, seen: list[tuple[Entry, bytes]]) -> int:
+    """Return the edge that all readable images seen have."""
+    first: tuple[Entry, tuple[int, int]] | None = None
+    for entry, data in seen:
+        size = dimensions(data)
+        if size is None:
+            continue
+        first = first or (entry, size)
+        if size != first[1] or size[0] != size[1]:
+            raise InputError(
+                f"SOURCE {source.url}: {first[0].name} has {first[1][0]} x {first[1][1]} pixels, "
+                f"{entry.name} {size[0]} x {size[1]}; accepted is one square size, or --size N "
+                "(others are left out, or scaled with --resize), or --align"
+            )
+    if first is None:
+        raise InputError(
+            f"SOURCE {source.url}: none of {len(seen)} images looked at can be read; accepted are "
+            "JPEG, PNG, WebP and BMP"
+        )
+    return first[1][0]

@@ -1,0 +1,187 @@
+"""The work of one shard, as an actor does it: read, make, commit; then embed what was committed."""
+
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.evaluation.images import batches, decode, fitted
+from factory.plan import ListedShard, sample_key
+from factory.prepare.detector import Detector
+from factory.prepare.images import Made, make_image
+from factory.prepare.recipe import SYSTEM, PrepareRecipe
+from factory.prepare.sources import Entry, Reader
+from factory.provenance import sha256_file
+from factory.seeding import hex16
+from factory.shards.embeddings import embeddings_file, write_embeddings
+from factory.shards.manifest import (
+    COMMIT,
+    TAR,
+    ShardManifest,
+    commit_shard,
+    load_shard_manifest,
+    shard_file,
+)
+from factory.shards.store import Store
+from factory.shards.tar import read_tar, write_tar
+from factory.stages.encode import REJECTS
+
+EMBEDDED_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard: its plan, its images, and what the source calls their identities."""
+
+    shard: ListedShard
+    entries: list[tuple[int, int, Entry]]
+    names: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a worker needs to know.
+
+    Attributes:
+        source: where the images are.
+        store: the dataset's folder.
+        recipe: of the dataset.
+        content_digest: what every sidecar and manifest states.
+        source_type: IPTC's term for what the images are.
+        versions: of the libraries that compute pixels.
+        detector: path of the detector; empty for none.
+        recognizer: reference of the recognizer whose embeddings are kept; empty for none.
+    """
+
+    source: Store
+    store: Store
+    recipe: PrepareRecipe
+    content_digest: str
+    source_type: str
+    versions: dict[str, str]
+    detector: str
+    recognizer: str
+
+
+class Worker:
+    """Makes shards one after another; loads detector and recognizer once."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        """Load what the assignment needs."""
+        self.given = assignment
+        self.reader = Reader(assignment.source, assignment.recipe.source_kind)
+        self.detector = self.recognizer = None
+        if assignment.detector:
+            self.detector = Detector(Path(assignment.detector))
+        if assignment.recognizer:
+            from factory.recognition.recognizers import load_recognizer
+
+            self.recognizer = load_recognizer(assignment.recognizer)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Finish one shard, a Task, and return its manifest."""
+        (task,) = batch["task"]
+        if not self.given.store.exists(shard_file(task.shard.name, COMMIT)):
+            self.commit(task)
+        manifest = load_shard_manifest(self.given.store, task.shard.name)
+        if self.recognizer is not None:
+            self.embed(manifest)
+        return {"manifest": np.array([manifest.model_dump_json()])}
+
+    def commit(self, task: Task) -> None:
+        """Make the images of a shard and commit them with the rejects beside."""
+        rejects: list[dict[str, Any]] = []
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
+            tar, beside = Path(folder) / "shard.tar", Path(folder) / "rejects.parquet"
+            sha256, size = write_tar(tar, self._samples(task, rejects))
+            schema = REJECTS.append(pa.field("source", pa.string()))
+            pq.write_table(pa.Table.from_pylist(rejects, schema=schema), beside)
+            manifest = ShardManifest(
+                name=task.shard.name,
+                sha256=sha256,
+                bytes=size,
+                planned=task.shard.planned,
+                kept=task.shard.planned - len(rejects),
+                reasons=dict(Counter(row["reason"] for row in rejects)),
+                missing=tuple(row["key"] for row in rejects),
+                seconds={"prepare": round(time.perf_counter() - start, 4)},
+                content_digest=self.given.content_digest,
+                system=SYSTEM,
+                versions=self.given.versions,
+                rejects_sha256=sha256_file(beside),
+            )
+            commit_shard(self.given.store, tar, beside, manifest)
+
+    def _samples(
+        self, task: Task, rejects: list[dict[str, Any]]
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        for identity, slot, entry in task.entries:
+            key = sample_key(identity, slot)
+            made = make_image(self.reader.read(entry), self.given.recipe, self.detector)
+            if made.reason:
+                rejects.append(
+                    {
+                        **{"key": key, "identity": identity, "slot": slot, "attempt": 0},
+                        **{"reason": made.reason, "score": made.score, "cosine": None},
+                        "source": _place(entry),
+                    }
+                )
+                continue
+            yield (
+                key,
+                {
+                    self.given.recipe.image.format: made.data,
+                    "cls": str(identity).encode(),
+                    "json": self._sidecar(task, identity, slot, entry, made),
+                },
+            )
+
+    def _sidecar(self, task: Task, identity: int, slot: int, entry: Entry, made: Made) -> bytes:
+        sidecar = {
+            "identity": identity,
+            "slot": slot,
+            "attempt": 0,
+            "seed": hex16(0),  # nothing was drawn
+            "cosine": None,
+            "system": SYSTEM,
+            "content_digest": self.given.content_digest,
+            "digitalSourceType": self.given.source_type,
+            "source": _place(entry),
+            "source_identity": task.names[identity],
+            **made.facts,
+        }
+        return json.dumps(sidecar, sort_keys=True).encode()
+
+    def embed(self, manifest: ShardManifest) -> None:
+        """Write the embeddings of a committed shard, unless they are there."""
+        recognizer, store = self.recognizer, self.given.store
+        assert recognizer is not None
+        if store.exists(embeddings_file(recognizer.sha256, manifest.name)):
+            return
+        keys: list[str] = []
+
+        def images() -> Iterator[np.ndarray]:
+            with store.local(shard_file(manifest.name, TAR)) as path:
+                for key, members in read_tar(path):
+                    keys.append(key)
+                    image = decode(members[self.given.recipe.image.format], key)
+                    yield fitted(image, recognizer.size, key, self.given.recipe.resize)
+
+        made = [recognizer.embed(batch) for batch in batches(images(), EMBEDDED_AT_ONCE)]
+        found = np.concatenate(made) if made else np.zeros((0, recognizer.dimension), np.float32)
+        identity = (recognizer.name, recognizer.sha256)
+        write_embeddings(store, manifest.name, manifest.sha256, identity, keys, found)
+
+
+def _place(entry: Entry) -> str:
+    """Return where an image came from: its file, and its name inside where that is another."""
+    return entry.file if entry.name == entry.file else f"{entry.file}/{entry.name}"
