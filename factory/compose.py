@@ -118,7 +118,12 @@ def compose(
         base = pool.view.identities_of
         among = None
         if base:
-            other = next(other for other in pools if other.name == base)
+            other = next((other for other in pools if other.name == base), None)
+            if other is None:
+                raise InputError(
+                    f"recipe field pools.{pool.name}.identities_of: {base} has no share of "
+                    f"{recipe.images} images; raise images or its weight"
+                )
             among = np.unique(other.index.labels[taken[base].rows])
         cosines = _cosines(pool, recognizer, cache, say) if pool.view.centre_band else None
         taken[pool.name] = select(
@@ -206,6 +211,10 @@ def select(
         order, rank = order[rank < view.images_each], rank[rank < view.images_each]
     if share is not None:
         wanted = share // view.repeat
+        if not wanted:
+            raise InputError(
+                f"recipe field pools.{name}.repeat: {view.repeat}; its share is {share} images"
+            )
         if len(order) < wanted:
             raise InputError(
                 f"recipe field images: pool {name} has a share of {share} of them, but "

@@ -318,6 +318,14 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
             {"images": 10, "pools": {"b": {**b, "identities": 5, "images_each": 4}}},
             r"pools.b.identities: 5; its share of 10 images ends after 3",
         ),
+        "share of the other": (
+            {"images": 4, "pools": {"a": {**a, "weight": 1e-3}, "b": {**b, "identities_of": "a"}}},
+            r"pools.b.identities_of: a has no share of 4 images",
+        ),
+        "repeat": (
+            {"images": 4, "pools": {"b": {**b, "repeat": 5}}},
+            r"pools.b.repeat: 5; its share is 4 images",
+        ),
         "weight": ({"pools": {"b": {**b, "weight": 2}}}, r"images is missing; pools.b.weight"),
         "weights": ({"images": 4, "pools": {"b": {**b, "weight": 0}}}, r"every weight is 0"),
         "recognizer": (
