@@ -148,9 +148,10 @@ def packed(
         rows = np.arange(start, min(start + ROWS, len(unit)))
         earlier = np.flatnonzero(kept[:start])
         for first in range(0, len(earlier), columns):
-            near = _close(unit[rows], unit[earlier[first : first + columns]], r, scan)
-            rows = rows[~near.any(axis=1)]
-        near = _close(unit[rows], unit[rows], r, scan)
+            taken, _ = _close(unit[rows], unit[earlier[first : first + columns]], r, scan)
+            rows = np.delete(rows, taken)
+        near = np.zeros((len(rows), len(rows)), bool)
+        near[_close(unit[rows], unit[rows], r, scan)] = True
         free = np.ones(len(rows), bool)
         for row in range(len(rows)):
             if free[row]:
@@ -222,23 +223,33 @@ def _candidates(
         known: float64 [n], a cosine that k faces are known to reach in each row.
         k: how many are looked for.
     """
-    width = cosines.shape[1]
-    rest = -width % CHUNK
-    padded = torch.nn.functional.pad(cosines, (0, rest), value=-torch.inf) if rest else cosines
-    chunks = padded.view(len(cosines), -1, CHUNK)
-    highest = chunks.amax(-1).float().numpy()
+    chunks, highest = _chunked(cosines)
     floor = known
     count = highest.shape[1]
     if count >= k:
         reached = np.partition(highest, count - k, axis=1)[:, count - k]
         floor = np.maximum(known, reached - error)
-    least = (floor - error).astype(np.float64)
+    row, column, _ = _reaching(chunks, highest, floor - error)
+    real = column < cosines.shape[1]
+    return row[real], column[real]
+
+
+def _chunked(cosines: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return cosines as chunks [n, C, CHUNK], filled up with -inf, and their maxima [n, C]."""
+    rest = -cosines.shape[1] % CHUNK
+    padded = torch.nn.functional.pad(cosines, (0, rest), value=-torch.inf) if rest else cosines
+    chunks = padded.view(len(cosines), padded.shape[1] // CHUNK, CHUNK)
+    return chunks, chunks.amax(-1).float().numpy()
+
+
+def _reaching(
+    chunks: Tensor, highest: np.ndarray, least: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row, column and value of all that reach `least` [n] of their row."""
     row, chunk = np.nonzero(highest >= least[:, None])
     inside = chunks[torch.from_numpy(row), torch.from_numpy(chunk)].float().numpy()
     hit, place = np.nonzero(inside >= least[row][:, None])
-    column = chunk[hit] * CHUNK + place
-    real = column < width
-    return row[hit][real], column[real]
+    return row[hit], chunk[hit] * CHUNK + place, inside[hit, place]
 
 
 def _exact(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -264,13 +275,13 @@ def _merged(
     return values[taken].reshape(count, k), faces[taken].reshape(count, k)
 
 
-def _close(x: np.ndarray, y: np.ndarray, r: float, scan: Scan) -> np.ndarray:
-    """Say of each pair of rows whether its cosine is r or more, bool [n, m]."""
+def _close(x: np.ndarray, y: np.ndarray, r: float, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row of x, row of y) of all pairs whose cosine is r or more."""
     cosines, error = _product(x, y, scan)
-    doubt = (cosines - r).abs() <= error
-    if scan == "bfloat16" and int(doubt.sum()) > DOUBTFUL * doubt.numel():
+    i, j, values = _reaching(*_chunked(cosines), np.full(len(x), r - error))
+    doubt = values < r + error
+    if scan == "bfloat16" and doubt.sum() > DOUBTFUL * cosines.numel():
         return _close(x, y, r, "float32")
-    close = (cosines >= r).numpy()
-    i, j = np.nonzero(doubt.numpy())
-    close[i, j] = _exact(x, y, i, j) >= r
-    return close
+    sure = ~doubt
+    sure[doubt] = _exact(x, y, i[doubt], j[doubt]) >= r
+    return i[sure], j[sure]
