@@ -25,8 +25,10 @@ SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 SMALLEST = 1000
 LARGEST_ONE_HOT = 1000  # identities; above, a one-hot label is wider than useful
 
+SYNTHETIC = "It needs no photographs of people who never agreed to it."
+PHOTOGRAPHS = "Some images are photographs of people: they carry those people's rights."
 INTENDED = """\
-Training and studying face recognition without photographs of people who never agreed to it.
+Training and studying face recognition. {what}
 It is not meant for identifying anybody, for surveillance, for deciding about people, or for passing
 the faces off as photographs. What a recognizer trained on it is worth on real faces has to be
 measured on real faces, over all groups of people it will meet."""
@@ -44,6 +46,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
         about: the export.
         measured: results as `jobs/measure.py --json` writes them; their numbers are listed.
     """
+    intended = INTENDED.format(what=SYNTHETIC if is_synthetic(about) else PHOTOGRAPHS)
     parts = [
         front_matter(about),
         f"# {about.name}\n",
@@ -52,7 +55,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
         "## Use\n\n" + use(about),
         _making(about),
         _metrics(measured),
-        f"## Intended use\n\n{INTENDED}\n",
+        f"## Intended use\n\n{intended}\n",
         f"## Lookalikes\n\n{LOOKALIKE}\n" if is_synthetic(about) else "",
         _licence(about),
         _recipe(about),
@@ -167,9 +170,11 @@ Labels become one-hot vectors of {about.classes:,} numbers with `--cond=True`.
 def _summary(about: About) -> str:
     what = "synthetic face images" if is_synthetic(about) else "face images, not all synthetic,"
     resized = f", resized from {about.made_size} px" if about.size != about.made_size else ""
+    as_found = any(m.recipe.get("align") is False for m in about.source.manifests)
+    aligned = "" if as_found else ", aligned on the five-point ArcFace template"
     return (
         f"{about.images:,} {what} of {about.classes:,} identities, {about.size} x {about.size} "
-        f"pixels{resized}, aligned on the five-point ArcFace template, RGB. Labels are 0 to "
+        f"pixels{resized}{aligned}, RGB. Labels are 0 to "
         f"{about.classes - 1}. Made by face-data-factory.\n"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from factory.recipe import InputError
-from factory.shards.store import Store, in_order
+from factory.shards.store import REMOTE_WORKERS, Store, in_order
 
 CLAIM = "export.json"
 SUMS = "SHA256SUMS"
@@ -84,8 +84,8 @@ class Output:
         self._note(name, hashlib.sha256(data).hexdigest())
 
     def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write many small files, several at once."""
-        for name, sha256 in in_order(self._written, files, self.store.workers):
+        """Write many small files, several at once: flushing each is waiting, not work."""
+        for name, sha256 in in_order(self._written, files, REMOTE_WORKERS):
             self._note(name, sha256)
 
     def put(self, local: Path, name: str, sha256: str) -> None:

@@ -76,6 +76,8 @@ def test_photographs_are_not_called_synthetic(run: Run) -> None:
     assert "- synthetic" not in text
     assert "face images, not all synthetic, of" in text
     assert "digitalCapture" in text
+    assert "Some images are photographs of people" in text
+    assert "## Lookalikes" not in text
 
 
 @pytest.mark.parametrize(
