@@ -347,8 +347,10 @@ def generate(
     """
     preflight(recipe)
     crews = wiring(recipe)
-    if create(recipe).banked:
-        fill_bank(recipe, store, say)
+    system = create(recipe)
+    if system.banked:
+        for line in system.remarks(fill_bank(recipe, store, say).contexts):
+            say(line)
     done = committed(store)
     planned = sum(1 for _ in shards(recipe, grown))
     todo = [shard for shard in shards(recipe, grown) if shard.name not in done]

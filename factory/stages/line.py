@@ -52,8 +52,10 @@ class Line:
         if "render" in kinds:
             system.load()
         bank = teacher = faces = None
-        if "identities" in kinds and system.banked:
+        if kinds & {"identities", "styles"} and system.banked:
             bank = identities.load_bank(assignment.store, bank_digest(recipe))
+            if bank is not None:
+                system.meet(bank.contexts)
         if "screen" in kinds and "teacher" in recipe.weights:
             pool = recipe.pool
             gpus = pool.num_gpus if pool.fused else pool.screen_num_gpus

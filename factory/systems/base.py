@@ -85,6 +85,13 @@ class System(ABC):
     def load(self) -> None:
         """Load weights; called once in each actor, before the first batch."""
 
+    def meet(self, contexts: np.ndarray) -> None:
+        """Take the contexts of all identities, float32 [n, D], before the first one is varied."""
+
+    def remarks(self, contexts: np.ndarray) -> list[str]:
+        """Return lines worth printing once the contexts of all identities are known."""
+        return []
+
     @abstractmethod
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
         """Return candidate contexts, float32 [n, D]; a pure function of each index."""

@@ -31,7 +31,6 @@ from factory.systems.diffusion import (
     IdentityLoss,
     SamplingOptions,
     TrainingOptions,
-    filled,
 )
 
 SHOWN = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0)  # m of the samples to look at
@@ -152,7 +151,8 @@ class CemiFace(DiffusionSystem):
 
     name = "cemiface"
     Options = CemiFaceSampling
-    sources = ("gallery", "two_stage")
+    sources = ("gallery", "bank", "two_stage")
+    unperturbed = "its m already says how far an image lies from its inquiry"
     one_sided = False
 
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -181,24 +181,19 @@ class CemiFace(DiffusionSystem):
         if guides and not self.model.learn_empty_context:
             raise InputError(
                 "recipe field weights.denoiser.location: the denoiser has no learned empty inquiry;"
-                " accepted are sampler.guidance_scale 1 and identities.source gallery"
+                " accepted are sampler.guidance_scale 1 and another identities.source"
             )
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
         """Return the inquiries' unit embeddings, float32 [n, D], each a function of its index.
 
-        `gallery` embeds a frontal picture of a studio person no generator has seen, `two_stage` an
-        image sampled without an inquiry.
+        `gallery` embeds a frontal picture of a studio person no generator has seen, `bank` the
+        first image of each of a dataset's identities, `two_stage` an image sampled without an
+        inquiry.
         """
         if self.recipe.identities.source == "two_stage":
-            return self.embedded(self._first_stage(self.seeds("context", indices)))
-        return self.embedded(self.gallery(indices))
-
-    def _first_stage(self, seeds: Sequence[int]) -> np.ndarray:
-        """Return images sampled with the empty inquiry, uint8 [n, S, S, 3]."""
-        size = self.sampler.batch_size
-        parts = [self.images(None, full)[:count] for full, count in filled(seeds, size)]
-        return np.concatenate(parts)
+            return self.embedded(self.unconditional(indices))
+        return self.embedded(self.identity_images(indices))
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
         """Draw the m of each image; it is the similarity the screen looks for."""

@@ -196,9 +196,6 @@ class StylesOptions(Part):
 class DCFaceSampling(SamplingOptions):
     """DCFace's own fields of a generate recipe."""
 
-    bank: NamedDataset | None = Field(
-        default=None, description="For identities.source bank: the first image of each identity."
-    )
     styles: StylesOptions = StylesOptions()
 
 
@@ -212,6 +209,7 @@ class DCFace(DiffusionSystem):
     name = "dcface"
     Options = DCFaceSampling
     sources = ("bank", "gallery", "noise")
+    unperturbed = "its identity enters as an image too, which a turned context would contradict"
 
     def check(self) -> None:
         """Refuse what contradicts the source of identities, and open the datasets."""
@@ -221,11 +219,6 @@ class DCFace(DiffusionSystem):
             raise InputError(
                 f"recipe field identities.max_cosine: {recipe.identities.max_cosine}; dcface "
                 "accepts 1: jobs/make_bank.py has set its identities apart"
-            )
-        if (options.bank is not None) != (source == "bank"):
-            raise InputError(
-                f"recipe field options.bank: {'given' if options.bank else 'missing'}; "
-                f"identities.source is {source}, and bank goes with a bank"
             )
         if options.styles.draw == "matched" and "attributes" not in recipe.weights:
             raise InputError(
@@ -238,14 +231,6 @@ class DCFace(DiffusionSystem):
                 "identities.source noise accepts none"
             )
         size = recipe.image.size
-        self.bank: ImageBank | None = None
-        if options.bank is not None:
-            self.bank = ImageBank(options.bank, size, "recipe field options.bank", firsts=True)
-            if len(self.bank) < recipe.identities.count:
-                raise InputError(
-                    f"recipe field identities.count: {recipe.identities.count}; the bank "
-                    f"{self.bank.url} has {len(self.bank)}"
-                )
         styles = options.styles
         self.styles: StyleBank = StudioStyles(styles.people, size)
         if styles.dataset is not None:
@@ -297,16 +282,6 @@ class DCFace(DiffusionSystem):
         if not self.banked:
             return np.zeros((len(indices), 0), np.float32)
         return self.embedded(self.identity_images(indices))
-
-    def identity_images(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the images that say who, uint8 [n, S, S, 3].
-
-        Candidates are drawn in blocks, so that numbers may be asked for that the bank does not
-        reach; they stand for its first ones again and become nobody's.
-        """
-        if self.bank is None:
-            return self.gallery(indices)
-        return self.bank.images([index % len(self.bank) for index in indices])
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
         """Choose a style for every position; the target cosine to the identity image is 1."""

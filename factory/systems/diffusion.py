@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from factory.banks import ImageBank, NamedDataset
 from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images, to_pixels
 from factory.diffusion.conditioning import draw_masks
 from factory.diffusion.examples import (
@@ -37,12 +38,15 @@ from factory.diffusion.losses import draw_glances, glance
 from factory.diffusion.sampling import Given, Predict, guided, sample_latents
 from factory.diffusion.schedule import Noising, Process
 from factory.diffusion.trainable import Place, Trainable
+from factory.identities import cosine_bounds, perturb
 from factory.provenance import checked_sha256
 from factory.recipe import (
     Backbone,
+    Cosine,
     Fraction,
     InputError,
     Part,
+    Positive,
     Sampler,
     TrainRecipe,
     Weights,
@@ -52,16 +56,31 @@ from factory.recipe import (
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
-from factory.shards.claim import read_claim
+from factory.shards.composition import source_digest
 from factory.shards.feed import Feed
 from factory.shards.store import Store
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import draw_view_kind
-from factory.systems.base import System
+from factory.systems.base import Position, System
 
 CACHE_SEED = 1  # the order in which examples are kept is the same for all recipes
 TEACHER_SIZE = 112  # of a teacher of random-init
+
+
+class Perturb(Part):
+    """IDperturb (CVPR 2026): each image's context has the cosine s ~ U[lb_i, 1] to its identity's.
+
+    The paper's lb_i = max(lb, max_j cos(angle_ij / 2)) keeps identities apart; it is a function of
+    all identities, so a dataset made with it cannot grow. Without it, lb_i = lb.
+    """
+
+    lb: Cosine = 0.6
+    among: Positive | None = Field(
+        default=None,
+        description="Keep the paper's bound among this many identities, all there are; default: "
+        "unclamped.",
+    )
 
 
 class SamplingOptions(Part):
@@ -72,6 +91,12 @@ class SamplingOptions(Part):
     )
     guidance_rescale: Fraction = Field(
         default=0.0, description="How far guidance's spread returns to the unguided one's."
+    )
+    bank: NamedDataset | None = Field(
+        default=None, description="For identities.source bank: the first image of each identity."
+    )
+    perturb: Perturb | None = Field(
+        default=None, description="Turn each image's context away from its identity's."
     )
 
 
@@ -87,9 +112,11 @@ class DiffusionSystem(System):
         process: its noise process.
         autoencoder: None where the denoiser works on pixels.
         teacher: the recognizer that embeds.
+        bank: the images of identities.source bank; None for another source.
     """
 
     Options = SamplingOptions
+    unperturbed: ClassVar[str] = ""  # why options.perturb makes no sense here, if it does not
     weights = ("denoiser", "teacher")
     in_latents: ClassVar[bool | None] = None  # None: the denoiser's file decides
 
@@ -102,6 +129,40 @@ class DiffusionSystem(System):
             raise InputError(
                 f"recipe field sampler.eta: {recipe.sampler.eta}; {recipe.sampler.name} accepts 0"
             )
+        self.bounds = np.zeros(0)
+        self._check_perturb()
+        self.bank = self._opened()
+
+    def _check_perturb(self) -> None:
+        asked, count = self.options.perturb, self.recipe.identities.count
+        if asked is None:
+            return
+        if self.unperturbed:
+            raise InputError(
+                f"recipe field options.perturb: {self.name} accepts none: {self.unperturbed}"
+            )
+        if asked.among not in (None, count):
+            raise InputError(
+                f"recipe field options.perturb.among: {asked.among}; identities.count is {count} "
+                "and accepted, or none: bounds among other identities are other bounds"
+            )
+
+    def _opened(self) -> ImageBank | None:
+        recipe, named = self.recipe, self.options.bank
+        if (named is not None) != (recipe.identities.source == "bank"):
+            raise InputError(
+                f"recipe field options.bank: {'given' if named else 'missing'}; "
+                f"identities.source is {recipe.identities.source}, and bank goes with a bank"
+            )
+        if named is None:
+            return None
+        bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
+        if len(bank) < recipe.identities.count:
+            raise InputError(
+                f"recipe field identities.count: {recipe.identities.count}; the bank {bank.url} "
+                f"has {len(bank)}"
+            )
+        return bank
 
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -179,6 +240,62 @@ class DiffusionSystem(System):
                 for index, seed in zip(indices, seeds, strict=True)
             ]
         )
+
+    def identity_images(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the bank's images of identities, else gallery pictures, uint8 [n, S, S, 3].
+
+        Candidates are drawn in blocks, so that numbers may be asked for that the bank does not
+        reach; they stand for its first ones again and become nobody's.
+        """
+        if self.bank is None:
+            return self.gallery(indices)
+        return self.bank.images([index % len(self.bank) for index in indices])
+
+    def unconditional(self, indices: Sequence[int], steps: int | None = None) -> np.ndarray:
+        """Return images sampled with the empty context, uint8 [n, S, S, 3].
+
+        Args:
+            indices: each image is a function of its own.
+            steps: sampler steps; default the recipe's.
+        """
+        sampler = self.sampler.model_copy(update={"steps": steps or self.sampler.steps})
+        seeds, size = self.seeds("context", indices), self.sampler.batch_size
+        return np.concatenate(
+            [self.images(None, full, sampler)[:count] for full, count in filled(seeds, size)]
+        )
+
+    def meet(self, contexts: np.ndarray) -> None:
+        """Find the lowest cosine that each identity's contexts may have."""
+        asked = self.options.perturb
+        if asked is not None:
+            clamped = asked.among is not None
+            self.bounds = (
+                cosine_bounds(contexts, asked.lb) if clamped else np.full(len(contexts), asked.lb)
+            )
+
+    def remarks(self, contexts: np.ndarray) -> list[str]:
+        """Say which bounds of perturbation the identities have in effect."""
+        self.meet(contexts)
+        if not len(self.bounds):
+            return []
+        low, middle, high = np.quantile(self.bounds, [0.0, 0.5, 1.0])
+        asked = self.options.perturb.lb
+        return [
+            f"perturbation: cosine to the identity from U[lb, 1]; lb {asked} asked for, in effect "
+            f"{low:.3f} to {high:.3f}, median {middle:.3f}, raised for "
+            f"{int((self.bounds > asked).sum())} of {len(contexts)} identities"
+        ]
+
+    def perturbed(
+        self, contexts: np.ndarray, positions: Sequence[Position]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each image's own context and its cosine to its identity's, float32 [B, D], [B]."""
+        seed = self.recipe.seed
+        low = self.bounds[[place.identity for place in positions]]
+        share = np.array([generator(place.seed(seed, "v")).random() for place in positions])
+        cosines = low + (1.0 - low) * share
+        drawn = perturb(contexts, cosines, [place.seed(seed, "context") for place in positions])
+        return drawn.astype(np.float32), cosines.astype(np.float32)
 
     @torch.inference_mode()
     def embedded(self, images: np.ndarray) -> np.ndarray:
@@ -400,7 +517,7 @@ class DenoiserTraining(Trainable):
         recipe, data = self.recipe, self.recipe.data
         urls = data.urls()
         feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, data.identities, data.images_each)
-        held = {url: read_claim(Store(url))["content_digest"] for url in urls}
+        held = {url: source_digest(Store(url)) for url in urls}
         sources = {
             "data": digest([held, data.identities, data.images_each]),
             "teacher": named(recipe, "teacher"),

@@ -178,7 +178,8 @@ class ID3(DiffusionSystem):
 
     name = "id3"
     Options = ID3Sampling
-    sources = ("anchors", "uniform", "gallery")
+    sources = ("anchors", "uniform", "gallery", "bank")
+    unperturbed = "options.bounds says how far its contexts lie from their anchors"
     weights = ("denoiser", "autoencoder", "teacher")
     one_sided = False
 
@@ -262,10 +263,10 @@ class ID3(DiffusionSystem):
         the first ones and are never used.
         """
         source, seed = self.recipe.identities.source, self.recipe.seed
-        if source == "gallery":
-            return self.embedded(self.gallery(indices))
         if source == "uniform":
             return uniform(seed, indices, self.dimension)
+        if source != "anchors":
+            return self.embedded(self.identity_images(indices))
         count = self.options.anchors
         return anchors(count, self.dimension, seed)[np.array(indices) % count]
 

@@ -29,7 +29,6 @@ from factory.systems.diffusion import (
     Drawn,
     SamplingOptions,
     TrainingOptions,
-    filled,
 )
 
 
@@ -46,7 +45,7 @@ class IDiffFace(DiffusionSystem):
 
     name = "idiff_face"
     Options = IDiffFaceSampling
-    sources = ("uniform", "two_stage", "gallery")
+    sources = ("uniform", "two_stage", "gallery", "bank")
     weights = ("denoiser", "autoencoder", "teacher")
 
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -57,7 +56,7 @@ class IDiffFace(DiffusionSystem):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the shape of an image's latents."""
-        return _shape(self.model)
+        return self.model.shape
 
     def fits(self) -> None:
         """Refuse a teacher of another size, and an empty context that was never learned."""
@@ -70,40 +69,43 @@ class IDiffFace(DiffusionSystem):
         if guides and not self.model.learn_empty_context:
             raise InputError(
                 "recipe field weights.denoiser.location: the denoiser has no learned empty context;"
-                " accepted are sampler.guidance_scale 1 and identities.source uniform or gallery"
+                " accepted are sampler.guidance_scale 1 and another identities.source"
             )
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
         """Return unit contexts, float32 [n, D], each a function of its index alone.
 
         `uniform` draws on the sphere, `two_stage` embeds an image sampled without an identity,
-        `gallery` embeds a frontal picture of a studio person no generator has seen.
+        `gallery` embeds a frontal picture of a studio person no generator has seen, `bank` the
+        first image of each of a dataset's identities.
         """
         source = self.recipe.identities.source
         if source == "uniform":
             return uniform(self.recipe.seed, indices, self.model.context_size)
         if source == "two_stage":
-            return self.embedded(self._first_stage(self.seeds("context", indices)))
-        return self.embedded(self.gallery(indices))
-
-    def _first_stage(self, seeds: Sequence[int]) -> np.ndarray:
-        """Return images sampled with the empty context, uint8 [n, S, S, 3]."""
-        steps = self.options.first_stage_steps or self.sampler.steps
-        sampler = self.sampler.model_copy(update={"steps": steps})
-        size = self.sampler.batch_size
-        return np.concatenate(
-            [self.images(None, full, sampler)[:count] for full, count in filled(seeds, size)]
-        )
+            return self.embedded(self.unconditional(indices, self.options.first_stage_steps))
+        return self.embedded(self.identity_images(indices))
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Return the contexts unchanged: all variation is the noise's; the target cosine is 1."""
-        return Conditions(context=contexts, target=np.ones(len(positions), np.float32))
+        """Return the contexts unchanged, all variation being the noise's; the target cosine is 1.
+
+        Perturbed, each image has a context of its own, and its cosine to the identity's is the
+        target.
+        """
+        if self.options.perturb is None:
+            return Conditions(contexts, np.ones(len(positions), np.float32))
+        drawn, cosines = self.perturbed(contexts, positions)
+        return Conditions(contexts, cosines, {"drawn": drawn})
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
         """Return the images of one batch, uint8 [B, S, S, 3]."""
         seeds = [position.seed(self.recipe.seed) for position in positions]
-        context = torch.from_numpy(np.ascontiguousarray(conditions.context, np.float32))
-        return Rendered(self.images(context.to(self.device), seeds), [{} for _ in positions])
+        drawn = conditions.extras.get("drawn")
+        used = np.ascontiguousarray(conditions.context if drawn is None else drawn, np.float32)
+        images = self.images(torch.from_numpy(used).to(self.device), seeds)
+        if drawn is None:
+            return Rendered(images, [{} for _ in positions])
+        return Rendered(images, [{"v": round(float(v), 6)} for v in conditions.target])
 
 
 class IDiffFaceOptions(TrainingOptions):
@@ -138,7 +140,7 @@ class IDiffFaceTraining(DenoiserTraining):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the shape of an image's latents."""
-        return _shape(self.config)
+        return self.config.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
         """Draw each context: the image's own embedding, or another's of the same person."""
@@ -161,10 +163,6 @@ class IDiffFaceTraining(DenoiserTraining):
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
         """Return the examples' own contexts."""
         return self._array(self.data.embeddings[np.zeros_like(rows), rows])
-
-
-def _shape(config: UNetConfig) -> tuple[int, int, int]:
-    return (config.latent_channels, config.latent_size, config.latent_size)
 
 
 SYSTEM = IDiffFace

@@ -112,7 +112,7 @@ def loaded(recipe: GenerateRecipe) -> IDiffFace:
     return system
 
 
-@pytest.mark.parametrize("source", IDiffFace.sources)
+@pytest.mark.parametrize("source", ["uniform", "two_stage", "gallery"])
 def test_contexts_are_unit_vectors_and_functions_of_the_index(
     files: dict[str, Path], source: str
 ) -> None:
@@ -148,12 +148,42 @@ def test_images_depend_on_position_and_context_not_on_neighbours(files: dict[str
     assert np.abs(beside[0].astype(int) - images[0]).max() > 1
 
 
+@pytest.mark.parametrize("among", [4, None])
+def test_a_perturbed_image_has_a_context_of_its_own_cosine(
+    files: dict[str, Path], among: int | None
+) -> None:
+    system = loaded(generating(files, options={"perturb": {"lb": 0.2, "among": among}}))
+    contexts = system.draw_contexts(range(4))
+    (remark,) = system.remarks(contexts)
+    assert f"raised for {4 if among else 0} of 4" in remark
+    places = [Position(identity, slot, 0) for identity in range(4) for slot in range(50)]
+    rows = [place.identity for place in places]
+    conditions = system.vary(contexts[rows], places)
+    drawn = conditions.extras["drawn"]
+    np.testing.assert_array_equal(conditions.context, contexts[rows])
+    np.testing.assert_allclose(
+        (drawn * contexts[rows]).sum(axis=1), conditions.target, rtol=0, atol=1e-6
+    )
+    nearest = (contexts @ contexts.T - 2 * np.eye(4)).max(axis=1)
+    lower = np.cos(np.arccos(nearest) / 2)[rows] if among else np.full(200, 0.2)
+    assert (conditions.target >= lower - 1e-6).all() and (conditions.target <= 1).all()
+    assert (conditions.target < lower + 0.5 * (1 - lower)).mean() == pytest.approx(0.5, abs=0.12)
+    alone = system.vary(contexts[[2]], [places[120]])
+    np.testing.assert_array_equal(alone.extras["drawn"], drawn[[120]])
+    made = system.sample(alone, [places[120]])
+    assert made.truth == [{"v": round(float(conditions.target[120]), 6)}]
+    plain = alone.__class__(alone.context, alone.target)
+    assert (system.sample(plain, [places[120]]).images != made.images).any()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"options": {"perturb": {"lb": 0.6, "among": 5}}}, "identities.count is 4"),
         ({"sampler": None}, "sampler: missing"),
         ({"weights": {}}, r"weights\.denoiser: missing"),
         ({"identities": {"count": 1, "images_each": 1, "source": "moon"}}, "'moon'"),
+        ({"identities": {"count": 1, "images_each": 1, "source": "bank"}}, "bank: missing"),
         ({"options": {"cpd_rate": 0.1}}, "cpd_rate"),
         ({"sampler": {"name": "ddpm", "steps": 4, "eta": 0.5}}, "eta"),
     ],
