@@ -7,7 +7,7 @@ from factory.evaluation.ijb import Switches, evaluate_ijb
 from factory.evaluation.images import Embeds
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.evaluation.tinyface import evaluate_tinyface
-from factory.evaluation.verification import Verification, average, measured, read_folder
+from factory.evaluation.verification import Verification, average, bin_files, measured, read_bin
 from factory.recipe import InputError
 
 PROTOCOLS = ("verification", "ijb", "tinyface")
@@ -50,7 +50,7 @@ def evaluate(
 
 
 def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, groups: str) -> Outcome:
-    benchmarks = read_folder(folder)
+    benchmarks = bin_files(folder)
     known = read_groups(groups) if groups else {}
     strangers = sorted(set(known) - set(benchmarks))
     if strangers:
@@ -59,9 +59,9 @@ def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, group
         )
     results: dict[str, Verification] = {}
     fair: dict[str, Fairness] = {}
-    for name, benchmark in benchmarks.items():
+    for name, file in benchmarks.items():
         say(f"benchmark {name}")
-        found = measured(recognizer, benchmark, resize)
+        found = measured(recognizer, read_bin(file), resize)
         results[name] = Verification.of(found)
         if name in known:
             fair[name] = by_group(found, known[name])

@@ -241,22 +241,22 @@ def evaluate(
         InputError: the folder holds no `.bin` file, or one that is not a benchmark.
     """
     found = {}
-    for name, benchmark in read_folder(folder).items():
+    for name, file in bin_files(folder).items():
         say(f"benchmark {name}")
-        found[name] = verify(recognizer, benchmark, resize)
+        found[name] = verify(recognizer, read_bin(file), resize)
     return found
 
 
-def read_folder(folder: str | Path) -> dict[str, Pairs]:
-    """Read every `.bin` file of a folder, by name.
+def bin_files(folder: str | Path) -> dict[str, Path]:
+    """Return the `.bin` files of a folder by name.
 
     Raises:
-        InputError: the folder holds no `.bin` file, or one that is not a benchmark.
+        InputError: the folder holds none.
     """
     files = sorted(Path(folder).glob("*.bin"))
     if not files:
         raise InputError(f"benchmarks {folder}: no .bin file; accepted is a folder of them")
-    return {file.stem: read_bin(file) for file in files}
+    return {file.stem: file for file in files}
 
 
 def average(results: Iterable[Verification]) -> float:
