@@ -26,7 +26,7 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.stages.screen import known_faces
     from factory.systems import create
 
-    create(recipe)
+    create(recipe).open()
     models(recipe.weights)
     known_faces(recipe)
     store, digest = Store(arguments.out), content_digest(recipe, versions())

@@ -82,8 +82,11 @@ class System(ABC):
     def check(self) -> None:
         """Raise InputError where the recipe asks for what the system cannot do."""
 
+    def open(self) -> None:
+        """Open the datasets the recipe names; raises InputError where they are not as it says."""
+
     def load(self) -> None:
-        """Load weights; called once in each actor, before the first batch."""
+        """Load weights and open datasets; called once in each actor, before the first batch."""
 
     def meet(self, contexts: np.ndarray) -> None:
         """Take the contexts of all identities, float32 [n, D], before the first one is varied."""

@@ -212,7 +212,7 @@ class DCFace(DiffusionSystem):
     unperturbed = "its identity enters as an image too, which a turned context would contradict"
 
     def check(self) -> None:
-        """Refuse what contradicts the source of identities, and open the datasets."""
+        """Refuse what contradicts the source of identities."""
         super().check()
         recipe, source, options = self.recipe, self.recipe.identities.source, self.options
         if recipe.identities.max_cosine != 1.0:
@@ -230,8 +230,11 @@ class DCFace(DiffusionSystem):
                 "recipe field screens.identity_drift: faces of nobody drift from nobody; "
                 "identities.source noise accepts none"
             )
-        size = recipe.image.size
-        styles = options.styles
+
+    def open(self) -> None:
+        """Open the bank, and the dataset that styles are drawn from."""
+        super().open()
+        size, styles = self.recipe.image.size, self.options.styles
         self.styles: StyleBank = StudioStyles(styles.people, size)
         if styles.dataset is not None:
             field = "recipe field options.styles.dataset"

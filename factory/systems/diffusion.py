@@ -129,9 +129,14 @@ class DiffusionSystem(System):
             raise InputError(
                 f"recipe field sampler.eta: {recipe.sampler.eta}; {recipe.sampler.name} accepts 0"
             )
+        source, bank = recipe.identities.source, self.options.bank
+        if (bank is not None) != (source == "bank"):
+            raise InputError(
+                f"recipe field options.bank: {'given' if bank else 'missing'}; "
+                f"identities.source is {source}, and bank goes with a bank"
+            )
         self.bounds = np.zeros(0)
         self._check_perturb()
-        self.bank = self._opened()
 
     def _check_perturb(self) -> None:
         asked, count = self.options.perturb, self.recipe.identities.count
@@ -147,22 +152,18 @@ class DiffusionSystem(System):
                 "and accepted, or none: bounds among other identities are other bounds"
             )
 
-    def _opened(self) -> ImageBank | None:
+    def open(self) -> None:
+        """Open the bank of identities, where the recipe names one."""
         recipe, named = self.recipe, self.options.bank
-        if (named is not None) != (recipe.identities.source == "bank"):
-            raise InputError(
-                f"recipe field options.bank: {'given' if named else 'missing'}; "
-                f"identities.source is {recipe.identities.source}, and bank goes with a bank"
-            )
+        self.bank: ImageBank | None = None
         if named is None:
-            return None
-        bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
-        if len(bank) < recipe.identities.count:
+            return
+        self.bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
+        if len(self.bank) < recipe.identities.count:
             raise InputError(
-                f"recipe field identities.count: {recipe.identities.count}; the bank {bank.url} "
-                f"has {len(bank)}"
+                f"recipe field identities.count: {recipe.identities.count}; the bank "
+                f"{self.bank.url} has {len(self.bank)}"
             )
-        return bank
 
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -178,6 +179,7 @@ class DiffusionSystem(System):
 
     def load(self) -> None:
         """Load denoiser, autoencoder and teacher, and check that they belong together."""
+        self.open()
         recipe = self.recipe
         assert recipe.sampler is not None
         self.sampler: Sampler = recipe.sampler

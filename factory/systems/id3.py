@@ -34,6 +34,7 @@ from factory.systems.diffusion import (
     Drawn,
     IdentityLoss,
     SamplingOptions,
+    named,
 )
 from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
 
@@ -332,9 +333,6 @@ class ID3Options(IDiffFaceOptions):
 
     identity: IdentityLoss = IdentityLoss(weight=1.0, max_t=1.0, glances=False)
     attributes: Annotated[tuple[str, ...], Field(min_length=1)] = ("yaw", "pitch", "roll", "age")
-    predictor: str | None = Field(
-        default=None, description="Reads the attributes; default the truth in the sidecars."
-    )
     reconstruction_steps: Annotated[int, Field(ge=0)] = Field(
         default=1, description="The one-step reconstruction term counts below this time step."
     )
@@ -348,9 +346,10 @@ class ID3Training(IDiffFaceTraining):
     fresh = ("context.",)
 
     def check(self) -> None:
-        """Say which examples are needed: the truth, or images that a predictor reads."""
+        """Say which examples are needed: the truth, or images that weights.attributes reads."""
         super().check()
-        self.kinds = ("embeddings", "images" if self.options.predictor else "truth")
+        self.reader = self.recipe.weights.get("attributes")
+        self.kinds = ("embeddings", "images" if self.reader else "truth")
 
     @property
     def embedding_size(self) -> int:
@@ -360,25 +359,24 @@ class ID3Training(IDiffFaceTraining):
     @property
     def attributes(self) -> tuple[str, ...]:
         """Return the attributes read from sidecars."""
-        return () if self.options.predictor else self.options.attributes
+        return () if self.reader else self.options.attributes
 
     def fits(self) -> None:
         """Read every example's attributes, and which of them change sign in a mirror."""
-        names, meaning = self.options.attributes, STUDIO
-        if self.options.predictor:
-            reader: AttributePredictor = load_predictor(self.options.predictor, self.device)
-            meaning = reader.attributes
-            lacking = [name for name in names if name not in meaning]
+        names = self.options.attributes
+        if self.reader:
+            reader: AttributePredictor = load_predictor(self.reader.location, self.device)
+            lacking = [name for name in names if name not in reader.attributes]
             if lacking:
                 raise InputError(
-                    f"recipe field options.attributes: {lacking[0]}; the predictor accepts: "
-                    f"{', '.join(meaning)}"
+                    f"recipe field options.attributes: {lacking[0]}; weights.attributes reads: "
+                    f"{', '.join(reader.attributes)}"
                 )
             read = reader.predict(self.data.images)
             self.values = np.stack([read[name] for name in names], axis=1)
         else:
             self.values = self.data.truth
-        known = [meaning.get(name) for name in names]
+        known = [STUDIO.get(name) for name in names]  # a name means the same whoever read it
         self.mirrored = np.array([one.mirrored if one else 1 for one in known], np.float32)
         units = [one.unit.split(",")[0] if one else "" for one in known]
         self.divisors = np.array([DIVISORS.get(unit, 1.0) for unit in units], np.float32)
@@ -426,7 +424,8 @@ class ID3Training(IDiffFaceTraining):
                 "counts": counts.tolist(),
                 "divisor": float(self.divisors[column]),
             }
-        return {"attributes": found}
+        read_by = named(self.recipe, "attributes") if self.reader else "truth"
+        return {"attributes": found, "attributes_read_by": read_by}
 
 
 SYSTEM = ID3

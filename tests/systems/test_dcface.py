@@ -281,7 +281,7 @@ def test_mistakes_are_named_before_anything_is_loaded(
 def test_a_bank_too_small_is_refused(files: dict[str, Path], dataset: str):
     identities = {"count": 9, "images_each": 1, "source": "bank"}
     with pytest.raises(InputError, match=r"count: 9; the bank .* has 8"):
-        DCFace(generating(files, identities=identities, options={"bank": named(dataset)}))
+        DCFace(generating(files, identities=identities, options={"bank": named(dataset)})).open()
 
 
 def test_weights_that_do_not_belong_are_refused(files: dict[str, Path], tmp_path: Path):
