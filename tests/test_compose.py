@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from faces import make_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.compose import budget, compose
-from factory.recipe import ComposeRecipe, InputError, parse
+from factory.compose import budget, compose, select
+from factory.recipe import ComposeRecipe, InputError, PoolView, parse
 from factory.shards.composition import (
     COMPOSITION,
     INDEX,
@@ -27,6 +28,7 @@ from factory.shards.composition import (
     source_digest,
 )
 from factory.shards.feed import Feed
+from factory.shards.index import Index
 from factory.shards.materialise import materialise
 from factory.shards.store import Store
 from factory.shards.verify import verify
@@ -410,3 +412,47 @@ def test_a_source_is_named_by_its_content(pools, tmp_path) -> None:
     assert source_digest(Store(pools["c"])) == f"{3:016x}"
     with pytest.raises(InputError, match="no dataset there"):
         source_digest(Store(tmp_path / "nowhere"))
+
+
+def naive(
+    labels: list[int], identities: int | None, each: int | None, least: int, share: int | None
+) -> list[int] | None:
+    """Choose rows by plain loops; None where too few qualify."""
+    people = [who for who in sorted(set(labels)) if labels.count(who) >= least]
+    if identities is not None:
+        if len(people) < identities:
+            return None
+        people = people[:identities]
+    queues = [[row for row, label in enumerate(labels) if label == who][:each] for who in people]
+    if share is None:
+        return sorted(chain(*queues))
+    if each is not None:
+        order = list(chain(*queues))
+    else:
+        turns = max(map(len, queues), default=0)
+        order = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
+    met = {labels[row] for row in order[:share]}
+    if len(order) < share or (identities is not None and len(met) < identities):
+        return None
+    return sorted(order[:share])
+
+
+@given(
+    st.lists(st.sampled_from([3, 5, 8, 900]), min_size=1, max_size=25),
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 4),
+    st.integers(1, 3),
+    st.none() | st.integers(1, 20),
+)
+def test_selecting_agrees_with_plain_loops(labels, identities, each, least, share) -> None:
+    count = len(labels)
+    zeros = np.zeros(count, np.int32)
+    keys = np.array([f"{row:04d}" for row in range(count)], np.bytes_)
+    held = Index(("s",), zeros, keys, np.array(labels), zeros, zeros, zeros, zeros)
+    view = PoolView(url="x", identities=identities, images_each=each, least_images=least)
+    right = naive(labels, identities, each, least, share)
+    if right:
+        assert select("x", view, 1, held, share).rows.tolist() == right
+    else:
+        with pytest.raises(InputError):
+            select("x", view, 1, held, share)
