@@ -9,6 +9,7 @@ resume, run the same command again.
 """
 
 import argparse
+from dataclasses import fields
 
 from factory import cli, tracking
 from factory.recipe import InputError
@@ -21,7 +22,7 @@ def job(arguments: argparse.Namespace) -> None:
 
     if arguments.actors < 0:
         raise InputError(f"--actors {arguments.actors}; accepted is 1 or more, or 0 for all CPUs")
-    wishes = {name: getattr(arguments, name) for name in Wishes.__dataclass_fields__}
+    wishes = {field.name: getattr(arguments, field.name) for field in fields(Wishes)}
     given, store = plan(Wishes(**wishes)), Store(arguments.out)
     check_claim(store, given.claim)
     recipe, listing = given.recipe, given.listing

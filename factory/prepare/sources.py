@@ -76,9 +76,11 @@ def list_source(source: str) -> tuple[Store, Listing]:
     Raises:
         InputError: nothing there, no images, or what is there is damaged or of no known kind.
     """
-    path = PurePosixPath(source)
+    address, mark, query = source.partition("?")
+    path = PurePosixPath(address)
     if path.suffix in (".rec", ".tar"):
-        store = Store(source[: -len(path.name)].rstrip("/") or ("/" if source[0] == "/" else "."))
+        folder = address[: -len(path.name)].rstrip("/") or ("/" if address[0] == "/" else ".")
+        store = Store(folder + mark + query)
         if not store.exists(path.name):
             raise InputError(f"SOURCE {source}: no such file; accepted: {ACCEPTED}")
         return store, _listed(store, [path.name])

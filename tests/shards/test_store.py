@@ -51,6 +51,9 @@ def test_files_there_and_back(store: Store, tmp_path: Path) -> None:
         assert path.read_bytes() == b"two"
     with store.open_input("b.bin") as file:
         assert file.read(10) == b"x" * 10
+    with store.open_random("shards/a.bin") as file:
+        file.seek(2)
+        assert file.read() == b"o" and file.seek(0) == 0 and file.read(2) == b"tw"
     store.delete("b.bin")
     store.delete("b.bin")
     assert not store.exists("b.bin")
