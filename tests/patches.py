@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ IDENTITIES, SLOTS, SIZE, PATCH = 9, 4, 32, 12
 EMPTY = 3  # the identity that lost all its images: labels after it move up
 LOST = (5, 2)
 MAGIC = bytes.fromhex("0a23d7ce")  # RecordIO's, as it lies in a file
+
+
+Draw = Callable[[int, int, int], np.ndarray]
 
 
 @dataclass
@@ -96,12 +100,18 @@ def recipe(**changes: Any) -> GenerateRecipe:
 
 
 def commit(
-    store: Store, shard: Shard, made: GenerateRecipe, work: Path, magic: bool, content: str
+    store: Store,
+    shard: Shard,
+    made: GenerateRecipe,
+    work: Path,
+    magic: bool,
+    content: str,
+    draw: Draw,
 ) -> None:
     extension = made.image.format
 
     def sample(identity: int, slot: int) -> tuple[str, dict[str, bytes]]:
-        data = encode(picture(identity, slot, made.image.size), extension)
+        data = encode(draw(identity, slot, made.image.size), extension)
         if magic and identity == 0:  # after the image's end, where decoders do not look
             data += bytes(-len(data) % 4) + MAGIC * slot + b"\1\2\3\4" + MAGIC
         sidecar = {
@@ -157,6 +167,7 @@ def make(
     work: Path,
     magic: bool = False,
     content: str = "0123456789abcdef",
+    draw: Draw = picture,
     **changes: Any,
 ) -> Made:
     """Make the dataset; with `magic` some images end in RecordIO's magic number."""
@@ -164,7 +175,7 @@ def make(
     work.mkdir(exist_ok=True)
     write_claim(store, what, content, ())
     for shard in shards(what):
-        commit(store, shard, what, work, magic, content)
+        commit(store, shard, what, work, magic, content, draw)
     merge(store, shards(what))
     found = held(store)
     return Made(

@@ -96,7 +96,7 @@ def test_every_job_is_in_the_table() -> None:
 
 def test_flags_are_frozen(helps: dict[str, str]) -> None:
     found = {
-        job: set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage(h))) for job, h in helps.items()
+        job: set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", usage(h))) for job, h in helps.items()
     }
     assert {job: flags - EVERY_JOB for job, flags in found.items()} == FLAGS
     assert all(EVERY_JOB - {"--help"} <= flags for flags in found.values())
@@ -105,7 +105,7 @@ def test_flags_are_frozen(helps: dict[str, str]) -> None:
 def test_positional_arguments_are_frozen(helps: dict[str, str]) -> None:
     def positional(text: str) -> list[str]:
         outside = re.sub(r"\[(?:[^\[\]]|\[[^\]]*\])*\]", "", usage(text))
-        outside = re.sub(r"--[a-z-]+ \S+", "", outside)
+        outside = re.sub(r"--[a-z0-9-]+ \S+", "", outside)
         return [word for word in outside.split()[2:] if word.isupper()]
 
     assert {job: positional(text) for job, text in helps.items()} == POSITIONAL

@@ -1,14 +1,20 @@
 """Held-out pairs: in no training image, and readable by the evaluator and by plain pickle."""
 
 import pickle
+import struct
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import faces
+import numpy as np
 import patches
 import pytest
 from patches import Made, digest, pixels
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from factory.evaluation.verification import read_bin
+from factory.evaluation.verification import evaluate_distances, read_bin
 from factory.export.export import Options, export
 from factory.recipe import InputError
 from factory.shards.store import Store
@@ -58,6 +64,41 @@ def test_every_format_has_its_pairs(format: str, many: Made, tmp_path: Path) -> 
         text = (folder / "acme_v1_r50.py").read_text()
         assert "['acme_v1_val', 'lfw', 'cfp_fp', 'agedb_30']" in text
         assert f"config.num_classes = {about.classes}\n" in text
+
+
+@pytest.mark.parametrize("format", ["arcface_torch", "imagefolder"])
+def test_labels_teach_and_pairs_judge(format: str, tmp_path: Path) -> None:
+    """Learning from it tells strangers apart: a set with one label for all would fail."""
+    made = patches.make(
+        tmp_path / "data",
+        tmp_path / "work",
+        draw=faces.face,
+        identities={"count": 80, "images_each": 6, "source": "train"},
+        shard={"identities": 40},
+    )
+    folder = tmp_path / "acme_v1"
+    export(made.store, Store(folder), Options(format, pairs=120))
+    if format == "imagefolder":
+        found = [(int(p.parent.name), p.read_bytes()) for p in sorted(folder.glob("*/*.jpg"))]
+    else:
+        lines = (folder / "train.idx").read_text().splitlines()
+        starts = [int(line.split("\t")[1]) for line in lines]
+        data = (folder / "train.rec").read_bytes()
+        found = [
+            (int(struct.unpack_from("<f", data, at + 12)[0]), data[at + 32 :]) for at in starts
+        ]
+
+    def rows(images: Iterable[bytes]) -> np.ndarray:
+        return np.array([pixels(image)[::2, ::2].ravel() / 255 for image in images])
+
+    reducer = PCA(60, random_state=0).fit(rows(image for _, image in found))
+    learned = LinearDiscriminantAnalysis(n_components=20)
+    learned.fit(reducer.transform(rows(i for _, i in found)), [label for label, _ in found])
+    images, same = pickle.loads((folder / "acme_v1_val.bin").read_bytes())
+    unit = learned.transform(reducer.transform(rows(images)))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    distances = np.square(unit[::2] - unit[1::2]).sum(1)
+    assert evaluate_distances("val", distances, np.array(same)).accuracy > 0.8
 
 
 def test_more_pairs_than_images_allow_are_refused(many: Made, tmp_path: Path) -> None:
