@@ -23,6 +23,7 @@ from factory.seeding import generator, seed64
 from factory.shards.store import Store
 
 IMAGES = 10_000  # synthetic images looked up, drawn where there are more
+MATCHED = 50_000  # real images of either matched set at most
 CLOSEST = 12  # pairs shown
 REPLICATES = 1000
 LEVEL = 0.95
@@ -37,7 +38,7 @@ DEFINITIONS = {
     "images": f"nearest, for every synthetic image, or {IMAGES} drawn uniformly with the seed",
     "training": "among all training images",
     "training_matched, held_out": "among equal numbers of images of equal numbers of people, drawn "
-    "uniformly with the seed: people first, then images of theirs",
+    f"uniformly with the seed: people first, then images of theirs, {MATCHED} at most",
     "above_r": "share whose nearest reaches r, the recognizer's threshold",
     "membership": "AUC of the cosine of a real image to its nearest synthetic image, training_"
     "matched images against held_out images: the chance that a training image is nearer than a "
@@ -138,8 +139,10 @@ def of_datasets(
         tasks: Ray tasks to split searches over; 0 for none.
 
     Raises:
-        InputError: as `leakage` and `embed_dataset`, or a set of faces is given twice.
+        InputError: as `leakage` and `embed_dataset`, a set of faces is given twice, or tasks < 0.
     """
+    if tasks < 0:
+        raise InputError(f"--tasks {tasks}; accepted is 0 or more")
     real = {"--against": Store(against), **({"--held-out": Store(held_out)} if held_out else {})}
     given = [store.url, *(one.url for one in real.values())]
     if len(set(given)) < len(given):
@@ -151,8 +154,12 @@ def of_datasets(
     return {**found, "datasets": given[1:], "closest": pairs}
 
 
-def matched_rows(first: Embedded, second: Embedded, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def matched_rows(
+    first: Embedded, second: Embedded, seed: int, most: int = MATCHED
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw equal numbers of images of equal numbers of people: rows of either set, int64 [n].
+
+    n is as large as the sets allow, and `most` at most.
 
     Raises:
         InputError: a set has fewer than two people.
@@ -166,7 +173,7 @@ def matched_rows(first: Embedded, second: Embedded, seed: int) -> tuple[np.ndarr
         names = np.unique(labels)
         taken = names[_some(len(names), people, seed, stage)]
         chosen.append(np.flatnonzero(np.isin(labels, taken)))
-    count = min(map(len, chosen))
+    count = min(most, *map(len, chosen))
     rows = [
         rows[_some(len(rows), count, seed, f"{stage}-images")]
         for (stage, _), rows in zip(both, chosen, strict=True)

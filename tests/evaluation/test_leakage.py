@@ -140,6 +140,7 @@ def test_sets_are_matched_in_people_and_images():
     again, _ = matched_rows(training, held_out, seed=0)
     other, _ = matched_rows(training, held_out, seed=1)
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert [len(rows) for rows in matched_rows(training, held_out, seed=0, most=7)] == [7, 7]
     with pytest.raises(InputError, match="one person; accepted are two or more"):
         matched_rows(training, people(1, 8, 2), seed=0)
     with pytest.raises(InputError, match=r"held-out faces: dimension 8, accepted is .* 24"):

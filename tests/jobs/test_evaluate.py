@@ -1,5 +1,6 @@
 """The jobs that measure, as a user runs them."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -64,12 +65,19 @@ def test_evaluate_prints_writes_and_tracks(work):
 
 
 def test_measure_prints_and_writes(work):
+    make_dataset(work / "real", identities=3, images_each=3)  # three of the same four people
+    make_dataset(work / "unseen", identities=3, images_each=3, world=1)
     done = job(work, "measure", "faces", "--recognizer", "net.safetensors", "--r", "0.5",
-               "--json", "quality.json")  # fmt: skip
+               "--json", "quality.json", "--against", "real", "--held-out", "unseen",
+               "--embeddings", "faces.safetensors")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((work / "quality.json").read_text())
     assert (found["identities"], found["images"], found["r"]) == (4, 12, 0.5)
     assert "spread" in done.stdout
+    assert found["leakage"]["images"]["training"]["highest"] == pytest.approx(1.0, abs=1e-6)
+    assert f"{found['leakage']['membership']['auc']:.3f}" in done.stdout
+    written = (work / "faces.safetensors").read_bytes()
+    assert hashlib.sha256(written).hexdigest() in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -81,6 +89,10 @@ def test_measure_prints_and_writes(work):
             "no .bin file",
         ),
         (("measure", "none", "--recognizer", "net.safetensors"), "no finished shard"),
+        (
+            ("measure", "faces", "--recognizer", "net.safetensors", "--held-out", "unseen"),
+            "--held-out, --tasks: accepted with --against only",
+        ),
         (("report", "bench"), "neither results.json nor manifest.json"),
     ],
 )
