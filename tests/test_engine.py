@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 
 from factory.engine import Crew, generate, require, wiring
-from factory.evaluation.dataset import samples
-from factory.evaluation.images import decode
 from factory.plan import shards
 from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
-from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import load_recognizer
 from factory.shards.claim import check_claim, write_claim
-from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 from factory.shards.verify import verify
 
@@ -89,38 +84,6 @@ def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
     assert make(idiff("pool.size=2"), tmp_path / "two") == alone
     split = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
     assert make(idiff(*split), tmp_path / "split") == alone
-
-
-def test_a_planted_lookalike_is_rejected_and_its_slot_made_again(
-    ray_cluster, tmp_path: Path
-) -> None:
-    """The face that must not be come near is an image this very recipe makes."""
-    few = (
-        "identities.count=2",
-        "identities.images_each=3",
-        "shard.identities=1",
-        "sampler.steps=3",
-    )
-
-    def idiff(*overrides: str) -> GenerateRecipe:
-        recipe = load(IDIFF, [*few, "screens={max_attempts: 2}", *overrides])
-        assert isinstance(recipe, GenerateRecipe)
-        return recipe
-
-    make(idiff(), tmp_path / "before")
-    before = {s.key: s for s in samples(Store(tmp_path / "before"))}
-    teacher = load_recognizer(idiff().weights["teacher"].location)
-    planted = decode(before["0000001_0001"].encoded, "planted")
-    faces = tmp_path / "real.safetensors"
-    sha256 = save_faces(faces, teacher.embed(planted[None]), teacher.sha256)
-    rule = f"{{max_cosine: 0.98, embeddings: {{location: {faces}, sha256: {sha256}}}}}"
-    split = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
-    make(idiff(f"screens.real_lookalike={rule}", *split), tmp_path / "after")
-    manifest = load_manifest(Store(tmp_path / "after"))
-    assert manifest.totals.reasons == {"real_lookalike": 1} and manifest.totals.kept == 6
-    after = {s.key: s for s in samples(Store(tmp_path / "after"))}
-    changed = [key for key in before if before[key].encoded != after[key].encoded]
-    assert changed == ["0000001_0001"] and after[changed[0]].sidecar["attempt"] == 1
 
 
 def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Shards made by the engine's lines of stages, with the shipped weights, without Ray."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factory import identities
+from factory.engine import wiring
+from factory.evaluation.dataset import Sample, samples
+from factory.evaluation.images import decode
+from factory.plan import shards
+from factory.provenance import versions
+from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, load
+from factory.recognition.faces import save_faces
+from factory.recognition.recognizers import Recognizer, load_recognizer
+from factory.shards.claim import write_claim
+from factory.shards.manifest import DatasetManifest, merge
+from factory.shards.store import Store
+from factory.shards.verify import verify
+from factory.stages.line import Assignment, Line
+from factory.stages.work import ShardWork
+from factory.systems import create
+
+IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"
+PLANTED = "0000001_0001"
+
+
+def idiff(*overrides: str) -> GenerateRecipe:
+    few = ("identities.count=2", "identities.images_each=3", "shard.identities=1")
+    cheap = ("identities.source=uniform", "sampler.steps=2", "screens={max_attempts: 2}")
+    recipe = load(IDIFF, [*few, *cheap, *overrides])
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def make(recipe: GenerateRecipe, folder: Path) -> tuple[DatasetManifest, dict[str, Sample]]:
+    """Take every planned shard through the recipe's crews, one after another."""
+    store, made_with, system = Store(folder), versions(), create(recipe)
+    system.load()
+    digest, contexts = content_digest(recipe, made_with), system.draw_contexts(range(8))
+    bank = identities.empty_bank(contexts.shape[1])
+    bank = identities.extend(bank, contexts, recipe.identities.count, recipe.identities.max_cosine)
+    identities.save_block(store, bank, 0, bank_digest(recipe))
+    write_claim(store, recipe, digest, ())
+    assignment = Assignment(recipe.model_dump(mode="json"), store, digest, made_with)
+    lines = [Line(assignment, crew.stages) for crew in wiring(recipe)]
+    for shard in shards(recipe):
+        work = ShardWork(shard)
+        for line in lines:
+            done = line(work)
+            work = done if isinstance(done, ShardWork) else work
+    manifest = merge(store, shards(recipe))
+    assert verify(store) == []
+    return manifest, {sample.key: sample for sample in samples(store)}
+
+
+def known(folder: Path, teacher: Recognizer, sample: Sample) -> str:
+    """Write the embedding of one image as the only known face; returns the recipe's rule."""
+    face = teacher.embed(decode(sample.encoded, "planted")[None])
+    path = folder / "real.safetensors"
+    sha256 = save_faces(path, face, teacher.sha256)
+    return (
+        "screens.real_lookalike={max_cosine: 0.98, "
+        f"embeddings: {{location: {path}, sha256: {sha256}}}}}"
+    )
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_a_planted_lookalike_is_rejected_and_its_slot_made_again(
+    tmp_path: Path, fused: str
+) -> None:
+    """The face that must not be come near is an image this very recipe makes."""
+    _, before = make(idiff(), tmp_path / "before")
+    teacher = load_recognizer(idiff().weights["teacher"].location)
+    rule = known(tmp_path, teacher, before[PLANTED])
+    manifest, after = make(idiff(rule, f"pool.fused={fused}"), tmp_path / "after")
+    assert manifest.totals.reasons == {"real_lookalike": 1} and manifest.totals.kept == 6
+    assert [key for key in before if before[key].encoded != after[key].encoded] == [PLANTED]
+    assert after[PLANTED].sidecar["attempt"] == 1
+
+
+def test_known_faces_of_another_dimension_are_refused(tmp_path: Path) -> None:
+    teacher = idiff().weights["teacher"]
+    sha256 = save_faces(tmp_path / "real.safetensors", np.eye(3), teacher.sha256)
+    rule = f"{{location: {tmp_path / 'real.safetensors'}, sha256: {sha256}}}"
+    recipe = idiff(f"screens.real_lookalike={{max_cosine: 0.5, embeddings: {rule}}}")
+    assignment = Assignment(recipe.model_dump(mode="json"), Store(tmp_path), "", {})
+    with pytest.raises(InputError, match="dimension 3, accepted is the teacher's"):
+        Line(assignment, ("screen",))
