@@ -2,7 +2,6 @@
 
 import re
 import struct
-import tempfile
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from factory.export.spool import BUCKET_BYTES, Placed, Spool, grouped, shuffled
 from factory.export.wds import write_wds
 from factory.export.zip import write_edm
 from factory.recipe import InputError
-from factory.shards.store import Store
+from factory.shards.store import Store, scratch
 
 FORMATS: dict[str, Callable[[Iterator[Placed], About, Output], None]] = {
     "arcface_torch": write_arcface,
@@ -95,8 +94,8 @@ def export(source_store: Store, target: Store, options: Options) -> About:
     out = Output(target, _claim(name, dialect, source, options))
     in_labels = options.format in ("imagefolder", "edm") or dialect == "insightface"
     order = grouped(source.labels) if in_labels else shuffled(options.seed)
-    with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-        spool = Spool(Path(folder), order, source.bytes, BUCKET_BYTES)
+    with scratch() as folder:
+        spool = Spool(folder, order, source.bytes, BUCKET_BYTES)
         kind, sheet = _Kind(options.size), ContactSheet()
         for item in source.read():
             kind.see(item.encoded, item.label)

@@ -4,15 +4,14 @@ The last identities are held out: at most a tenth of all, and no more than there
 but two a fold. Only the images the pairs need are held in memory.
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from factory.export.output import Output
 from factory.export.spool import Placed
 from factory.recipe import InputError
+from factory.shards.store import scratch
 
 FOLDS = 10
 FEWEST, SHARE = 2 * FOLDS, 10
@@ -66,8 +65,8 @@ class HeldOut:
         """Write the pairs, all images having passed."""
         from factory.evaluation.verification import write_bin
 
-        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-            path = Path(folder) / name
+        with scratch() as folder:
+            path = folder / name
             out.put(path, name, write_bin(path, self._files, self._same))
 
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 from factory.export.about import About
 from factory.export.output import Output
 from factory.export.spool import Placed
+from factory.shards.store import scratch
 from factory.shards.tar import write_tar
 
 MOST_EACH, FEWEST_SHARDS = 10_000, 16
@@ -27,8 +26,8 @@ def write_wds(items: Iterator[Placed], about: About, out: Output) -> None:
     """
     listed: list[dict[str, str | int]] = []
     each = shard_size(about.images)
-    with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-        path = Path(folder) / "shard.tar"
+    with scratch() as folder:
+        path = folder / "shard.tar"
         for shard, first in enumerate(range(0, about.images, each)):
             name = f"{about.name}-{shard:06d}.tar"
             samples = (

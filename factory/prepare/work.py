@@ -1,7 +1,6 @@
 """The work of one shard, as an actor does it: read, make, commit; then embed what was committed."""
 
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from factory.shards.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.shards.store import Store
+from factory.shards.store import Store, scratch
 from factory.shards.tar import read_tar, write_tar
 from factory.stages.encode import REJECTS
 
@@ -100,8 +99,8 @@ class Worker:
         """Make the images of a shard and commit them with the rejects beside."""
         rejects: list[dict[str, Any]] = []
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-            tar, beside = Path(folder) / "shard.tar", Path(folder) / "rejects.parquet"
+        with scratch() as folder:
+            tar, beside = folder / "shard.tar", folder / "rejects.parquet"
             sha256, size = write_tar(tar, self._samples(task, rejects))
             schema = REJECTS.append(pa.field("source", pa.string()))
             pq.write_table(pa.Table.from_pylist(rejects, schema=schema), beside)

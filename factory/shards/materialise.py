@@ -5,7 +5,6 @@ order that the composition's seed draws, and a sample's key is its position.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from factory.shards.manifest import (
     committed,
     merge,
 )
-from factory.shards.store import Store
+from factory.shards.store import Store, scratch
 from factory.shards.tar import Sample, write_tar
 
 
@@ -122,8 +121,8 @@ def _claim(to: Store, made: Composition) -> None:
 
 
 def _commit(to: Store, piece: Slice, samples: Iterator[Sample], made: Composition) -> None:
-    with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-        tar, rejects = Path(folder) / "shard.tar", Path(folder) / "rejects.parquet"
+    with scratch() as folder:
+        tar, rejects = folder / "shard.tar", folder / "rejects.parquet"
         sha256, size = write_tar(tar, samples)
         pq.write_table(pa.table({"key": pa.array([], pa.string())}), rejects)
         manifest = ShardManifest(

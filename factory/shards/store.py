@@ -2,11 +2,14 @@
 
 Local files are written aside, flushed and moved, so that a name is either absent or complete. An
 object store publishes what it was given; there only a shard's manifest, written last, proves that
-the shard is complete. One writer at a time holds the store's lock.
+the shard is complete. Requests to a remote store are repeated for half a minute before they fail.
+One writer at a time holds the store's lock.
 """
 
+import functools
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from factory.recipe import InputError
 
@@ -33,9 +36,35 @@ STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for s
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back, where creation is not exclusive
 COPY_BYTES = 1 << 20
 LOCAL_WORKERS, REMOTE_WORKERS = 2, 8
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before a remote store is asked again
+FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
+SCRATCH = "factory-"
 
 A = TypeVar("A")
 B = TypeVar("B")
+P = ParamSpec("P")
+
+
+def _patient(
+    method: "Callable[Concatenate[Store, P], B]",
+) -> "Callable[Concatenate[Store, P], B]":
+    """Repeat a method of a remote store, as a whole, when the store does not answer well."""
+
+    @functools.wraps(method)
+    def repeated(self: "Store", *arguments: P.args, **named: P.kwargs) -> B:
+        for pause in PAUSES_SECONDS if self.root is None else ():
+            try:
+                return method(self, *arguments, **named)
+            except OSError as error:
+                final = isinstance(error, (FileNotFoundError, PermissionError))
+                if final or any(word in str(error) for word in FINAL):
+                    raise
+                wait = pause * random.uniform(0.5, 1.0)
+                print(f"{self.url}: {public(str(error))}; again in {wait:.1f} s", flush=True)
+                time.sleep(wait)
+        return method(self, *arguments, **named)
+
+    return repeated
 
 
 class Store:
@@ -93,12 +122,14 @@ class Store:
         """Return how many files are worth reading at once."""
         return LOCAL_WORKERS if self._root is not None else REMOTE_WORKERS
 
+    @_patient
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
         if self._root is not None:
             return self._local(name).is_file()
         return self._info(name) is not None
 
+    @_patient
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
         if self._root is not None:
@@ -108,17 +139,18 @@ class Store:
             raise FileNotFoundError(f"{self.url}: no file {name}")
         return info.size
 
+    @_patient
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        with self.open_input(name) as file:
+        with self._stream(name) as file:
             return file.read()
 
+    @_patient
     def open_input(self, name: str) -> IO[bytes]:
         """Open a file to be read in order, without loading it whole."""
-        if self._root is not None:
-            return self._local(name).open("rb")
-        return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
+        return self._stream(name)
 
+    @_patient
     def open_random(self, name: str) -> IO[bytes]:
         """Open a file to be read at any place; every read of a remote one is a request."""
         if self._root is not None:
@@ -130,23 +162,22 @@ class Store:
         if self._root is not None:
             start = self._local(prefix) if prefix else self._root
             for folder, _, names in os.walk(start):
-                inside = Path(folder).relative_to(self._root)
-                yield from ((inside / name).as_posix() for name in names)
+                inside = Path(folder).relative_to(self._root).as_posix()
+                above = "" if inside == "." else f"{inside}/"
+                yield from (above + name for name in names)
             return
         from pyarrow import fs
 
-        start = self._key(prefix) if prefix else self._base
-        for info in self._fs.get_file_info(
-            fs.FileSelector(start, recursive=True, allow_not_found=True)
-        ):
+        for info in self._infos(prefix):
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(self._base).lstrip("/")
 
+    @_patient
     def delete(self, name: str) -> None:
         """Remove a file; one that does not exist is no error."""
         if self._root is not None:
             self._local(name).unlink(missing_ok=True)
-        elif self.exists(name):
+        elif self._info(name) is not None:
             self._fs.delete_file(self._key(name))
 
     @contextmanager
@@ -163,19 +194,22 @@ class Store:
         with self._fs.open_output_stream(self._key(name)) as out:
             yield out
 
+    @_patient
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one piece; an older one of this name is replaced."""
         with self.open_output(name) as out:
             out.write(data)
 
+    @_patient
     def put(self, local: Path, name: str) -> None:
         """Copy a local file to a name; the local file stays."""
         with local.open("rb") as file, self.open_output(name) as out:
             shutil.copyfileobj(file, out, COPY_BYTES)
 
+    @_patient
     def fetch(self, name: str, local: Path) -> None:
         """Copy a file to a local path, which is complete or absent at any moment."""
-        with self.open_input(name) as file, _aside(local) as part:
+        with self._stream(name) as file, _aside(local) as part:
             shutil.copyfileobj(file, part, COPY_BYTES)
 
     @contextmanager
@@ -184,8 +218,8 @@ class Store:
         if self._root is not None:
             yield self._local(name)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / PurePosixPath(name).name
+        with scratch() as folder:
+            path = folder / PurePosixPath(name).name
             self.fetch(name, path)
             yield path
 
@@ -193,7 +227,7 @@ class Store:
         """Remove parts left by writers that died, and return their names."""
         removed = []
         for name in self.list() if self._root is not None else ():
-            if PART in name and _is_dead_part(self._local(name)):
+            if PART in name and _is_dead(self._local(name), name.rpartition(PART)[2]):
                 self.delete(name)
                 removed.append(name)
         return tuple(sorted(removed))
@@ -229,6 +263,18 @@ class Store:
     def _fs(self) -> Any:
         assert self._remote is not None
         return self._remote
+
+    def _stream(self, name: str) -> IO[bytes]:
+        if self._root is not None:
+            return self._local(name).open("rb")
+        return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
+
+    @_patient
+    def _infos(self, prefix: str) -> Any:
+        from pyarrow import fs
+
+        start = self._key(prefix) if prefix else self._base
+        return self._fs.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
 
     def _info(self, name: str) -> Any:
         from pyarrow import fs
@@ -373,11 +419,43 @@ def _safe(name: str) -> str:
 
 
 @contextmanager
+def scratch() -> Iterator[Path]:
+    """Lend a folder on the local disk for as long as the block runs.
+
+    A killed process leaves its folder behind; the next process on the machine that asks for one
+    removes it.
+    """
+    _sweep_scratch()
+    folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{_token()}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@functools.cache
+def _sweep_scratch() -> None:
+    """Remove the scratch folders of this user's dead processes, once a process."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{socket.gethostname()}.*.*"):
+        try:
+            ours = folder.stat().st_uid == os.getuid()
+        except FileNotFoundError:  # another process sweeps as well
+            continue
+        if ours and _is_dead(folder, folder.name.removeprefix(SCRATCH)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _token() -> str:
+    """Return a name that states its process and is used once."""
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+@contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
     """Open a part beside `path`; move it there, flushed, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    part = path.with_name(f"{path.name}{PART}{token}")
+    part = path.with_name(f"{path.name}{PART}{_token()}")
     try:
         with part.open("wb") as file:
             yield file
@@ -415,8 +493,9 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _is_dead_part(path: Path) -> bool:
-    host, _, rest = path.name.rpartition(PART)[2].rpartition(".")[0].rpartition(".")
+def _is_dead(path: Path, token: str) -> bool:
+    """Tell whether the process that a token states has left `path` behind."""
+    host, _, rest = token.rpartition(".")[0].rpartition(".")
     if host == socket.gethostname() and rest.isdigit():
         return not _is_alive(int(rest))
     try:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from factory.provenance import DIGITAL_SOURCE_TYPE, sha256_file
 from factory.recipe import GenerateRecipe, Image
 from factory.seeding import hex16
 from factory.shards.manifest import ShardManifest, commit_shard
-from factory.shards.store import Store
+from factory.shards.store import Store, scratch
 from factory.shards.tar import write_tar
 from factory.stages.work import KEEP, Sample, ShardWork
 
@@ -45,8 +44,8 @@ class Commit:
 
     def __call__(self, work: ShardWork) -> ShardWork:
         """Commit the shard and drop its images from memory."""
-        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-            tar, rejects = Path(folder) / "shard.tar", Path(folder) / "rejects.parquet"
+        with scratch() as folder:
+            tar, rejects = folder / "shard.tar", folder / "rejects.parquet"
             with work.timed("encode"):
                 kept = work.kept()
                 sha256, size = write_tar(tar, (self._member(kept[slot]) for slot in sorted(kept)))
