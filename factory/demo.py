@@ -23,6 +23,10 @@ ROWS = {
 }
 SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
 SMALLEST_FR = ("schedule.steps=10", "schedule.batch_size=16")
+SMALLEST_WORLD = ("identities.count=16", "identities.images_each=4", "shard.identities=8")
+SMALLEST_PAIRS = 20
+# Networks of ten steps tell nobody apart.
+UNSCREENED = ("identities.max_cosine=1", "screens.identity_drift=null")
 WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
 TEACHER = "package:weights/teacher/recognizer.safetensors"
 JUDGE = "package:weights/judge/recognizer.safetensors"
@@ -69,17 +73,18 @@ class Demo:
     def train_all(self) -> None:
         """Render the training worlds and train every network that is otherwise shipped."""
         run, generate, train = self.run, RECIPES / "generate", RECIPES / "train"
+        world_sets = SMALLEST_WORLD if self.smallest else ()
+        steps = SMALLEST_FR if self.smallest else ()
         for world in ("train", "judge"):
             out = run / "studio" / world
-            self.step(
-                f"studio {world}", "generate", generate / f"studio_{world}.yaml", "--out", out
-            )
+            recipe = generate / f"studio_{world}.yaml"
+            self.step(f"studio {world}", "generate", recipe, "--out", out, sets=world_sets)
         for name in ("teacher", "judge"):
             world = "train" if name == "teacher" else "judge"
-            data = [f"data.train={run / 'studio' / world}"]
+            sets = (f"data.train={run / 'studio' / world}", *steps)
             out = run / name
             self.step(
-                name, "train_recognizer", RECIPES / f"fr/{name}.yaml", "--out", out, sets=data
+                name, "train_recognizer", RECIPES / f"fr/{name}.yaml", "--out", out, sets=sets
             )
         self.teacher, self.judge = (
             str(run / name / "recognizer.safetensors") for name in ("teacher", "judge")
@@ -95,7 +100,7 @@ class Demo:
             (sharp, "autoencoder_stage2", (*teacher, *_located("start", made))),
             (denoiser, "idiff_face", (*teacher, *_located("autoencoder", made))),
         ):
-            sets = (data, *known)
+            sets = (data, *known, *steps)
             self.step(recipe, "train_diffusion", train / f"{recipe}.yaml", "--out", out, sets=sets)
         self.weights = (
             *teacher,
@@ -103,14 +108,16 @@ class Demo:
             *_located("denoiser", f"{denoiser}/denoiser.safetensors"),
         )
         self.benchmarks = run / "benchmarks"
-        self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks)
+        few = ("--pairs", str(SMALLEST_PAIRS)) if self.smallest else ()
+        self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks, *few)
 
     def make_datasets(self) -> None:
         """Generate the synthetic dataset, and as much of the studio."""
         small = SMALLEST_DATA if self.smallest else ()
+        loose = UNSCREENED if self.smallest and self.weights else ()
         generate = RECIPES / "generate"
         for name, recipe, sets in (
-            ("synthetic", "idiff_face", (*self.weights, *small)),
+            ("synthetic", "idiff_face", (*self.weights, *small, *loose)),
             ("real", "studio", small),
         ):
             out = self.run / name
