@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def make_dataset(
     per: int = 8,
     digest: str = "0" * 16,
     lost: tuple[tuple[int, int], ...] = (),
+    truth: Callable[[int, int], dict[str, float]] | None = None,
 ) -> str:
     """Write a dataset of committed shards, `per` identities each, and return its address."""
     store = Store(folder)
@@ -52,7 +54,7 @@ def make_dataset(
         folder.mkdir(parents=True, exist_ok=True)
         there = [slot for slot in shard.slots if slot not in lost]
         missing = [sample_key(*slot) for slot in shard.slots if slot in lost]
-        sha256, size_bytes = write_tar(path, (_sample(i, s, size, world) for i, s in there))
+        sha256, size_bytes = write_tar(path, (_sample(i, s, size, world, truth) for i, s in there))
         store.put(path, shard_file(shard.name, TAR))
         path.unlink()
         manifest = {
@@ -102,8 +104,17 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
     return str(folder)
 
 
-def _sample(identity: int, slot: int, size: int, world: int) -> tuple[str, dict[str, bytes]]:
+def _sample(
+    identity: int,
+    slot: int,
+    size: int,
+    world: int,
+    truth: Callable[[int, int], dict[str, float]] | None,
+) -> tuple[str, dict[str, bytes]]:
     image = face(identity, slot, size, world)
     jpeg = simplejpeg.encode_jpeg(image, quality=95, colorspace="RGB", colorsubsampling="444")
-    sidecar = json.dumps({"identity": identity, "slot": slot}).encode()
-    return sample_key(identity, slot), {"jpg": jpeg, "cls": b"%d" % identity, "json": sidecar}
+    sidecar: dict[str, Any] = {"identity": identity, "slot": slot}
+    if truth is not None:
+        sidecar["truth"] = truth(identity, slot)
+    parts = {"jpg": jpeg, "cls": b"%d" % identity, "json": json.dumps(sidecar).encode()}
+    return sample_key(identity, slot), parts

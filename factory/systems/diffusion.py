@@ -435,7 +435,7 @@ class DenoiserTraining(Trainable):
         self.noising = Noising(self.options.process)
         self._load_frozen()
         self.module = self.build()
-        if "start" in recipe.weights:
+        if "start" in recipe.weights and recipe.weights["start"].location != RANDOM_INIT:
             read_metadata(recipe.weights["start"], "start", "denoiser")
             load_state(recipe.weights["start"], self.module, "start", self.fresh)
         self._load_examples()
@@ -486,7 +486,7 @@ class DenoiserTraining(Trainable):
         for name in needed:
             if name not in recipe.weights:
                 raise InputError(f"recipe field weights.{name}: missing; {recipe.system} needs it")
-        given = [name for name in ("autoencoder", "teacher") if name in recipe.weights]
+        given = [n for n in ("autoencoder", "teacher", "start") if n in recipe.weights]
         fresh = [name for name in given if recipe.weights[name].location == RANDOM_INIT]
         self.random_init = tuple(fresh)
         self.autoencoder = None

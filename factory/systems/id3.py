@@ -34,7 +34,6 @@ from factory.systems.diffusion import (
     Drawn,
     IdentityLoss,
     SamplingOptions,
-    named,
 )
 from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
 
@@ -49,6 +48,11 @@ class AttributePredictor(Protocol):
     @property
     def attributes(self) -> Mapping[str, Attribute]:
         """Return what it reads, by name."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Return what names its file."""
         ...
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -364,6 +368,7 @@ class ID3Training(IDiffFaceTraining):
     def fits(self) -> None:
         """Read every example's attributes, and which of them change sign in a mirror."""
         names = self.options.attributes
+        self.read_by = "truth"
         if self.reader:
             reader: AttributePredictor = load_predictor(self.reader.location, self.device)
             lacking = [name for name in names if name not in reader.attributes]
@@ -372,6 +377,7 @@ class ID3Training(IDiffFaceTraining):
                     f"recipe field options.attributes: {lacking[0]}; weights.attributes reads: "
                     f"{', '.join(reader.attributes)}"
                 )
+            self.read_by = reader.sha256
             read = reader.predict(self.data.images)
             self.values = np.stack([read[name] for name in names], axis=1)
         else:
@@ -424,8 +430,7 @@ class ID3Training(IDiffFaceTraining):
                 "counts": counts.tolist(),
                 "divisor": float(self.divisors[column]),
             }
-        read_by = named(self.recipe, "attributes") if self.reader else "truth"
-        return {"attributes": found, "attributes_read_by": read_by}
+        return {"attributes": found, "attributes_read_by": self.read_by}
 
 
 SYSTEM = ID3
