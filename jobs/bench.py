@@ -1,10 +1,13 @@
-"""Measure what the factory costs: generation on Ray against the same stages in plain processes.
+"""Measure what the factory costs, in generation or in training.
 
     python jobs/bench.py jobs/recipes/desk/generate/idiff_face.yaml
+    python jobs/bench.py jobs/recipes/desk/fr/desk.yaml
 
-Both sides make the same shards with as many workers, in turn, `--repeats` times. The figure is the
-ratio of their steady-state speeds: from each worker's second shard to the first idle worker.
-Start-up is stated beside it. Run it on an otherwise idle machine.
+Of a generate recipe: generation on Ray against the same stages in plain processes. Both sides make
+the same shards with as many workers, in turn, `--repeats` times; the figure is the ratio of their
+steady-state speeds, from each worker's second shard to the first idle worker. Of an fr recipe: its
+training loop against a plain PyTorch loop of the same model, batch and precision, and against that
+loop in float32 and contiguous layout. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -12,24 +15,39 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from factory import cli
-from factory.recipe import GenerateRecipe, load
+from factory.recipe import FRRecipe, GenerateRecipe, InputError, load
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Time both sides in turn and print the median ratio and its range."""
-    recipe = load(arguments.recipe, arguments.overrides, kind="generate")
-    assert isinstance(recipe, GenerateRecipe)
+    """Time the sides in turn and print the median ratio and its range."""
+    recipe = load(arguments.recipe, arguments.overrides)
+    if isinstance(recipe, FRRecipe):
+        from factory.training.speed import compare
+
+        result = compare(recipe, arguments.repeats)
+    elif isinstance(recipe, GenerateRecipe):
+        result = generation(recipe, arguments.repeats, arguments.address)
+    else:
+        raise InputError(f"recipe field kind: {recipe.kind!r}; this job accepts generate and fr")
+    print(json.dumps(result))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def generation(recipe: GenerateRecipe, repeats: int, address: str) -> dict[str, Any]:
+    """Time generation on Ray and in plain processes."""
     from factory import bench
     from factory.engine import connect
     from factory.provenance import models
 
     models(recipe.weights)
-    connect(arguments.address)
+    connect(address)
     rounds = []
     with tempfile.TemporaryDirectory(prefix="factory-bench-") as folder:
-        for repeat in range(arguments.repeats):
+        for repeat in range(repeats):
             ray = bench.on_ray(recipe, Path(folder) / f"ray{repeat}")
             plain = bench.in_processes(recipe, Path(folder) / f"plain{repeat}")
             if ray.tars != plain.tars:
@@ -42,7 +60,7 @@ def job(arguments: argparse.Namespace) -> None:
                 flush=True,
             )
     ratios = sorted(ratio for ratio, *_ in rounds)
-    result = {
+    return {
         "recipe": recipe.name,
         "workers": recipe.pool.size,
         "ratio": round(statistics.median(ratios), 3),
@@ -50,13 +68,10 @@ def job(arguments: argparse.Namespace) -> None:
         "ray_startup_sec": round(statistics.median(r.startup_sec for _, r, _ in rounds), 1),
         "plain_startup_sec": round(statistics.median(p.startup_sec for *_, p in rounds), 1),
     }
-    print(json.dumps(result))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
+    parser = cli.parser(__doc__, recipe="a generate or fr recipe (YAML)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of both sides (default 3)")
     parser.add_argument("--json", default="", help="also write the result to this file")
     cli.run(parser, job)

@@ -161,3 +161,47 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _cloned(item) for name, item in value.items()}
     return value
+
+
+def count_bytes(rank: int, world: int, stage: int) -> dict[str, int]:
+    """Take two AdamW steps of a larger network; count what this worker holds and hands over.
+
+    What is handed over is counted in whole tensors, as the arithmetic of docs/scaling.md does.
+    """
+    from deepspeed import comm
+
+    moved = {"all_reduce": 0, "reduce": 0, "reduce_scatter": 0, "all_gather": 0}
+
+    def counted(name: str, kind: str, place: int) -> None:
+        call = getattr(comm, name)
+
+        def count(*arguments: Any, **named: Any) -> Any:
+            tensors = arguments[place]
+            for tensor in tensors if isinstance(tensors, list) else [tensors]:
+                moved[kind] += tensor.numel() * tensor.element_size()
+            return call(*arguments, **named)
+
+        setattr(comm, name, count)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.Linear(512, 64))
+    parameters = sum(p.numel() for p in module.parameters())
+    recipe = engine_recipe("adamw", world, deepspeed={"zero_stage": stage})
+    engine = make_engine(recipe, module, CPU)
+    x = torch.randn(BATCH // world, 64)
+    engine.step([x], lambda part: engine.module(part).square().mean(), 0.01)
+    for name, kind, place in (
+        ("all_reduce", "all_reduce", 0),
+        ("reduce", "reduce", 0),
+        ("all_gather", "all_gather", 0),
+        ("all_gather_into_tensor", "all_gather", 0),
+        ("reduce_scatter_fn", "reduce_scatter", 1),
+    ):
+        counted(name, kind, place)
+    engine.step([x], lambda part: engine.module(part).square().mean(), 0.01)
+    base: Any = engine.base  # type: ignore[attr-defined]
+    optimizer = sum(
+        value.numel() * 4 for kept in base.state.values() for value in kept.values() if value.ndim
+    )
+    held = sum(value.numel() * 4 for value in engine.held().values())
+    return {"parameters": parameters, "optimizer": optimizer, "held": held, **moved}

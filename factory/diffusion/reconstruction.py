@@ -36,10 +36,11 @@ class ReconstructionOptions(Part):
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pixels float [B, 3, S, S] in [-1, 1] and standard noise of latent shape."""
+    """Pixels float [B, 3, S, S] in [-1, 1], standard noise of latent shape, and sample keys."""
 
     pixels: Tensor
     noise: Tensor
+    keys: tuple[str, ...]
 
 
 class AutoencoderTraining(Trainable):
@@ -98,7 +99,7 @@ class AutoencoderTraining(Trainable):
             images = np.where(flip[:, None, None, None], batch.images[:, :, ::-1], batch.images)
             shape = (len(images), self.config.latent_channels, side, side)
             noise = torch.from_numpy(draws.standard_normal(shape, np.float32))
-            yield ImageBatch(to_pixels(torch.from_numpy(images)), noise)
+            yield ImageBatch(to_pixels(torch.from_numpy(images)), noise, batch.keys)
 
     def loss(self, module: nn.Module, batch: ImageBatch) -> tuple[Tensor, dict[str, float]]:
         """Return L1 + edges + perceptual + identity, weighted by the options."""

@@ -150,10 +150,13 @@ class Centres:
     def restore(self, parts: list[Mapping[str, Any]]) -> None:
         """Take this worker's range out of the parts of all workers, however many there were."""
         parts = sorted(parts, key=lambda part: part["first"])
-        device = self.weights.device
 
         def mine(values: list[Tensor]) -> Tensor:
-            return torch.cat(values)[self.first : self.end].to(device)
+            rows = [
+                value[max(self.first - part["first"], 0) : max(self.end - part["first"], 0)]
+                for part, value in zip(parts, values, strict=True)
+            ]
+            return torch.cat(rows).to(self.weights.device)
 
         self.weights = mine([part["weights"] for part in parts])
         self.moments = {

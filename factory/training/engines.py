@@ -47,7 +47,6 @@ class Engine(ABC):
 
     Attributes:
         module: the network as the loss must call it.
-        precision: context in which the loss is computed.
     """
 
     module: nn.Module
@@ -78,6 +77,10 @@ class Engine(ABC):
     @abstractmethod
     def state(self) -> State:
         """Return weights and optimizer, whole; every worker calls it."""
+
+    @abstractmethod
+    def restore(self, optimizer: dict[str, Any]) -> None:
+        """Continue with an optimizer's state, as `state` returned it."""
 
     @abstractmethod
     def held(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_dataset
 
+from factory.cli import FaultError
 from factory.diffusion.files import load_autoencoder
 from factory.recipe import InputError, TrainRecipe, Weights, canonical, parse
 from factory.shards.store import Store
@@ -146,6 +147,20 @@ def test_mistakes_are_named(
         diffusion.run(recipe(dataset, **changes), Store(str(tmp_path)))
 
 
+def test_a_loss_that_is_not_finite_names_step_and_keys(dataset: str, tmp_path: Path) -> None:
+    asked = recipe(dataset, optimizer={"name": "sgd", "lr": 1e30})
+    with pytest.raises(FaultError, match=r"step \d+: the .* is (nan|inf).*Keys of the batch: 0"):
+        diffusion.run(asked, Store(str(tmp_path)))
+
+
+def test_recomputation_changes_nothing(dataset: str, tmp_path: Path) -> None:
+    settings = {"activation_checkpointing": True}
+    engine = {"name": "torch", "precision": "float32", "deepspeed": settings}
+    summary = diffusion.run(recipe(dataset, engine=engine), Store(str(tmp_path / "again")))
+    whole = diffusion.run(recipe(dataset), Store(str(tmp_path / "once")))
+    assert losses(summary) == pytest.approx(losses(whole), rel=1e-5)
+
+
 class Silent:
     """Takes the place of an MLflow run."""
 
@@ -183,16 +198,3 @@ def test_a_mistake_found_in_a_worker_reaches_the_user(
     asked = recipe(dataset, image={"size": 64}, model={"size": 64})
     with pytest.raises(InputError, match="32x32"):
         diffusion.train(asked, str(tmp_path), Silent())  # type: ignore[arg-type]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_deepspeed_workers_resume(dataset: str, tmp_path: Path, ray_cluster: None) -> None:
-    engine = {"name": "deepspeed", "workers": 2, "precision": "float32"}
-    asked = recipe(dataset, engine=engine)
-    first = diffusion.train(asked, str(tmp_path), Silent(), 6)  # type: ignore[arg-type]
-    assert first["steps"] == 6
-    second = diffusion.train(asked, str(tmp_path), Silent())  # type: ignore[arg-type]
-    assert second["steps"] == 12
-    assert set(checkpoint.steps(Store(str(tmp_path)))) == {10, 12}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from together import CPU, engine_recipe, network, run_engines, steps, together
+from together import CPU, count_bytes, engine_recipe, network, run_engines, steps, together
 
 from factory.recipe import InputError
 from factory.training.engines import check_engine, make_engine, micro_batches
@@ -104,6 +104,19 @@ def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(tmp_path: 
 @pytest.mark.timeout(600)
 def test_every_other_way_to_divide_a_training(tmp_path: Path) -> None:
     compare(SLOW, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_worker_holds_and_sends_what_docs_scaling_says(tmp_path: Path, stage: int) -> None:
+    for found in together(2, count_bytes, tmp_path, stage):
+        weights = 4 * found["parameters"]
+        assert found["optimizer"] == pytest.approx(2 * weights / 2, rel=0.01)
+        assert found["held"] == pytest.approx(weights / 2 if stage == 3 else weights, rel=0.01)
+        if stage < 3:
+            assert found["all_reduce"] == weights + 4  # and the loss
+            assert found["all_gather"] == pytest.approx(weights, rel=0.01)
 
 
 def test_torch_accumulates_and_recomputes_too() -> None:

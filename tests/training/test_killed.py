@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from faces import make_dataset
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from factory.recipe import FRRecipe, TrainRecipe, parse
@@ -178,6 +179,8 @@ def test_a_killed_driver_is_continued_by_the_same_command(
         *(sys.executable, f"jobs/{job}.py", str(recipe), "--out", str(out)),
         *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"),
     ]
+    if kind == "fr":
+        command += ["--onnx", str(tmp_path / "made.onnx")]
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     killer = Killer(out, lambda: [driver.pid])
     killer.start()
@@ -189,3 +192,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     os.killpg(driver.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
     run(kind, dataset, tmp_path / "whole")
     assert same(out, tmp_path / "whole")
+    kept = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    version = kept.get_model_version("killed", "1")
+    assert version.tags["licence"] == "Apache-2.0" and version.tags["data"] == dataset
+    assert (kind == "fr") == (tmp_path / "made.onnx").is_file()
