@@ -28,6 +28,7 @@ COVERAGE_DEFINITIONS = {
     "where they share no bin",
     "distance": "Wasserstein-1 distance of the two histograms, in the attribute's unit",
     "held_out_error": "mean absolute error of the predictor on people it had not seen",
+    "left_out": "attributes that the predictor reads no better than the median does",
     "true_error": "mean absolute error on this dataset, where its sidecars state the truth",
 }
 
@@ -86,6 +87,8 @@ def measure_coverage(
     """
     attributes = {}
     for name, meaning in predictor.attributes.items():
+        if name in predictor.unread:
+            continue
         values = found.values[name]
         counts = meaning.histogram(values)
         reference = meaning.histogram(real.values[name]) if real else predictor.reference.get(name)
@@ -116,6 +119,7 @@ def measure_coverage(
         "images": len(next(iter(found.values.values()))),
         "beside": beside if real else "people held out when the predictor was trained",
         "attributes": attributes,
+        "left_out": list(predictor.unread),
         "definitions": COVERAGE_DEFINITIONS,
     }  # fmt: skip
 

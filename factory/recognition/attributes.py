@@ -58,7 +58,7 @@ class Attribute:
 STUDIO = {
     "yaw": Attribute("degrees, positive turns the nose to the picture's right", -80, 80, -1),
     "pitch": Attribute("degrees, positive looks up", -32, 32),
-    "roll": Attribute("degrees, positive tilts counter-clockwise", -24, 24, -1),
+    "roll": Attribute("degrees before alignment, positive counter-clockwise", -24, 24, -1),
     "light_azimuth": Attribute("degrees from the camera, positive from the right", -120, 120, -1),
     "light_elevation": Attribute("degrees, positive from above", -24, 84),
     "hardness": Attribute("share: 0 even light, 1 one hard lamp", 0, 1),
@@ -108,6 +108,7 @@ class Predictor:
         licence: of its weights; "unknown" where the file does not say.
         error: mean absolute error of each attribute on people it had not seen, in its unit; empty
             where nobody measured it.
+        error_of_the_median: the same error of always answering the training median.
         reference: histogram of its own predictions on those people, beside which a dataset is put.
     """
 
@@ -116,8 +117,18 @@ class Predictor:
     sha256: str
     licence: str
     error: dict[str, float]
+    error_of_the_median: dict[str, float]
     reference: dict[str, list[int]]
     _predict: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Return the attributes it reads no better than the median does, so not at all."""
+        return tuple(
+            name
+            for name, base in self.error_of_the_median.items()
+            if self.error.get(name, 0.0) >= base
+        )
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return each attribute of each image, float32 [N], in the unit `attributes` states.
@@ -210,7 +221,8 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
 
     return Predictor(
         path.parent.name, attributes, sha256_file(path), config.get("licence", "unknown"),
-        config.get("error", {}), config.get("reference", {}), predict,
+        config.get("error", {}), config.get("error_of_the_median", {}),
+        config.get("reference", {}), predict,
     )  # fmt: skip
 
 
@@ -243,7 +255,7 @@ def _load_onnx(reference: str, rest: str) -> Predictor:
             batch = scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         return model.embed(np.ascontiguousarray(batch.numpy()))
 
-    return Predictor(model.name, attributes, model.sha256, model.licence, {}, {}, predict)
+    return Predictor(model.name, attributes, model.sha256, model.licence, {}, {}, {}, predict)
 
 
 def _named(text: str, reference: str) -> tuple[str, Attribute]:

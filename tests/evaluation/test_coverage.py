@@ -19,7 +19,7 @@ def brightness(images):
 
 
 def predictor(**reference):
-    return Predictor("means", BRIGHT, "0" * 64, "MIT", {"red": 1.5}, reference, brightness)
+    return Predictor("means", BRIGHT, "0" * 64, "MIT", {"red": 1.5}, {}, reference, brightness)
 
 
 def test_values_are_those_of_the_images_in_order(tmp_path):
@@ -57,6 +57,14 @@ def test_truth_and_references_stand_beside_where_they_exist():
     rows = coverage.coverage_table(measured).rows
     assert rows[1][3:6] == ("-", "-", "-")
     assert measured["beside"].startswith("people held out")
+
+
+def test_what_is_not_read_is_left_out():
+    found = coverage.Predicted({name: np.zeros(2, np.float32) for name in BRIGHT})
+    blind = predictor()
+    blind.error_of_the_median = {"red": 1.5, "blue": 9.0}
+    measured = coverage.measure_coverage(found, blind)
+    assert (list(measured["attributes"]), measured["left_out"]) == (["blue"], ["red"])
 
 
 def test_values_outside_count_in_the_nearest_bin():

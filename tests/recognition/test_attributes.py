@@ -35,7 +35,8 @@ def test_the_shipped_predictor_errs_as_it_says(shown):
         error = np.abs(values - truth[name]).mean()
         assert error < 1.35 * predictor.error[name] + 1e-6, name
         guess = np.abs(np.median(truth[name]) - truth[name]).mean()
-        assert error < guess, name
+        assert (error < guess) == (name not in predictor.unread), name
+    assert predictor.unread == ("roll",)  # alignment has taken it away
     assert all(sum(predictor.reference[name]) > 1000 for name in STUDIO)
     assert predictor.licence == "Apache-2.0"
 
@@ -44,7 +45,7 @@ def test_a_mirror_turns_the_head_round(shown):
     images, _ = shown
     predictor = load_predictor()
     plain, mirrored = predictor.predict(images), predictor.predict(images[:, :, ::-1].copy())
-    for name in ("yaw", "roll", "light_azimuth"):
+    for name in ("yaw", "light_azimuth"):
         assert np.corrcoef(plain[name], -mirrored[name])[0, 1] > 0.8, name
     assert np.corrcoef(plain["age"], mirrored["age"])[0, 1] > 0.8
 
