@@ -6,27 +6,17 @@ the content digest of what is made from it.
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
 
-from factory.recipe import InputError, Part, digest
+from factory.recipe import InputError, NamedDataset, digest, local_path
 from factory.shards.feed import decode
 from factory.shards.index import Copies, Reader, contents, index, ranks
 from factory.shards.store import Store
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import attributes, draw_view
-
-
-class NamedDataset(Part):
-    """A dataset, named by where it lies and what it holds."""
-
-    url: str
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
-        description="Of the sha256 of its shards; a wrong one is answered with the right one."
-    )
 
 
 def contents_digest(store: Store) -> str:
@@ -54,7 +44,8 @@ class ImageBank:
         Raises:
             InputError: there is no dataset, or it holds something else than the recipe says.
         """
-        store = Store(named.url)
+        packaged = named.url.startswith("package:")
+        store = Store(local_path(named.url) if packaged else named.url)
         held = contents(store)
         found = contents_digest(store)
         if found != named.digest:

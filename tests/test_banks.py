@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from faces import face, make_pool
 
-from factory.banks import DatasetStyles, ImageBank, NamedDataset, StudioStyles, contents_digest
-from factory.recipe import GenerateRecipe, InputError, content_digest, parse
+from factory.banks import DatasetStyles, ImageBank, StudioStyles, contents_digest
+from factory.recipe import GenerateRecipe, InputError, NamedDataset, content_digest, parse
 from factory.seeding import generator
 from factory.shards.store import Store
 

@@ -29,6 +29,7 @@ FLAGS: dict[str, set[str]] = {
         *("--format", "--to", "--dialect", "--size", "--seed", "--pairs", "--measured", "--c2pa"),
     },
     "generate": {"--out", "--extend", "--dry-run"},
+    "make_bank": {"--out"},
     "make_benchmarks": {"--out", "--pairs", "--size", "--seed"},
     "make_pairs": {"--to", "--pairs", "--folds", "--seed", "--skip", "--without", "--groups"},
     "measure": {
@@ -56,6 +57,7 @@ POSITIONAL: dict[str, list[str]] = {
     "evaluate": [],
     "export": ["URL"],
     "generate": ["RECIPE"],
+    "make_bank": ["RECIPE"],
     "make_benchmarks": [],
     "make_pairs": ["URL"],
     "measure": ["URL"],

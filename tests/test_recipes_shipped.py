@@ -9,7 +9,7 @@ from factory.recipe import ComposeRecipe, GenerateRecipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
-KINDS = {"compose", "generate", "train", "fr"}
+KINDS = {"bank", "compose", "generate", "train", "fr"}
 
 
 def shown(path: Path) -> str:

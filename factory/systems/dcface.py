@@ -24,6 +24,7 @@ from factory.banks import DatasetStyles, ImageBank, NamedDataset, StudioStyles, 
 from factory.diffusion.adm import ADM, ADMConfig
 from factory.diffusion.autoencoder import to_pixels
 from factory.diffusion.examples import features, resized
+from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.sampling import Given
 from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter, draw_kept
 from factory.provenance import checked_sha256
@@ -416,21 +417,26 @@ class DCFaceTraining(DenoiserTraining):
     def build(self) -> nn.Module:
         """Make the network; an identity encoder starts from the weights the recipe names."""
         network = DCFaceNet(self.config)
-        if self.sizes is not None and self.sizes.identity_encoder:
-            if "identity_encoder" not in self.recipe.weights:
-                raise InputError(
-                    "recipe field weights.identity_encoder: missing; model.conditions."
-                    "identity_encoder is trained from it"
-                )
-            given = load_recognizer(self.recipe.weights["identity_encoder"].location)
-            assert network.encoder is not None
-            try:
-                network.encoder.load_state_dict(given.module.state_dict() if given.module else {})
-            except RuntimeError as error:
-                raise InputError(
-                    f"recipe field weights.identity_encoder.location: {given.location} is no "
-                    f"{self.sizes.identity_encoder} of {self.sizes.identity_size} pixels"
-                ) from error
+        if self.sizes is None or not self.sizes.identity_encoder:
+            return network
+        if "identity_encoder" not in self.recipe.weights:
+            raise InputError(
+                "recipe field weights.identity_encoder: missing; model.conditions."
+                "identity_encoder is trained from it"
+            )
+        location = self.recipe.weights["identity_encoder"].location
+        if location == RANDOM_INIT:
+            self.random_init = (*self.random_init, "identity_encoder")
+            return network
+        given = load_recognizer(location)
+        assert network.encoder is not None
+        try:
+            network.encoder.load_state_dict(given.module.state_dict() if given.module else {})
+        except RuntimeError as error:
+            raise InputError(
+                f"recipe field weights.identity_encoder.location: {location} is no "
+                f"{self.sizes.identity_encoder} of {self.sizes.identity_size} pixels"
+            ) from error
         return network
 
     @property
