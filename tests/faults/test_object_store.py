@@ -1,0 +1,99 @@
+"""S3 through a server that fails one PUT in ten, dies and comes back; and keys that stay secret."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from factory.plan import shards
+from factory.shards import store as module
+from factory.shards.manifest import merge
+from factory.shards.store import Store
+from factory.shards.verify import verify
+
+ROOT = Path(__file__).parents[2]
+PLAIN = "jobs/recipes/desk/generate/studio_plain.yaml"
+KEYS = (b"a-key", b"a-secret")  # of the fixture `s3`
+
+
+def test_a_failing_and_dying_server_changes_no_byte(
+    front, plain, make_alone, tars, tmp_path: Path
+) -> None:
+    server, url = front
+    make_alone(plain(), Store(tmp_path / "whole"))
+    server.fail_every = 10
+    store, down = Store(url % "faulty"), []
+
+    def fell() -> None:
+        while not any(name.endswith(".json") for name in calm.list("shards")):
+            time.sleep(0.02)
+        server.kill()
+        down.append(len(list(calm.list("shards"))))
+        time.sleep(1.5)
+        server.start()
+
+    calm = Store((url % "faulty").replace(f"127.0.0.1:{server.port}", server.behind))
+    killer = threading.Thread(target=fell, daemon=True)
+    killer.start()
+    make_alone(plain(), store)
+    killer.join()
+    merge(store, shards(plain()))
+    assert server.failed >= 3 and 0 < down[0] < 36, "both faults happened, the second midway"
+    assert tars(store) == tars(Store(tmp_path / "whole"))
+    assert verify(store) == []
+
+
+def test_a_server_that_stays_away_is_an_error_in_the_end(
+    front, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "PAUSES_SECONDS", (0.01, 0.02))
+    server, url = front
+    store = Store(url % "away")
+    store.write("a", b"1")
+    with pytest.raises(FileNotFoundError):
+        store.read("b")
+    assert capsys.readouterr().out == "", "what is not there is not asked for again"
+    server.kill()
+    with pytest.raises(OSError):
+        store.read("a")
+    said = capsys.readouterr().out
+    assert said.count("again in") == 2
+    assert not any(key.decode() in said for key in KEYS)
+    server.start()
+    assert store.read("a") == b"1"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path: Path) -> None:
+    _, url = front
+    session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths must be short
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    ran = subprocess.run(
+        [
+            sys.executable, "jobs/generate.py", PLAIN, "--out", url % "secret",
+            "--set", "identities.count=4", "--set", "identities.images_each=2",
+            "--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1",
+            "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
+        ],
+        cwd=ROOT, capture_output=True, timeout=280, env={**env, "RAY_TMPDIR": str(session)},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert b"8 of 8 images" in ran.stdout
+    store = Store(url % "secret")
+    assert verify(store) == []
+    seen = {"stdout": ran.stdout, "stderr": ran.stderr}
+    seen |= {name: store.read(name) for name in store.list()}
+    for folder in (tmp_path, session):
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        seen |= {str(path): path.read_bytes() for path in files}
+    assert len(seen) > 10 and any("mlflow.db" in name for name in seen)
+    assert any("/logs/" in name for name in seen), "Ray's own logs are among them"
+    assert [name for name, data in seen.items() if any(key in data for key in KEYS)] == []
+    shutil.rmtree(session, ignore_errors=True)
