@@ -59,6 +59,7 @@ class AutoencoderTraining(Trainable):
                 f"recipe field model.size: {config.size}, but image.size is {recipe.image.size}"
             )
         self.config = config
+        self.device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
         self.options = checked(ReconstructionOptions, recipe.options, "recipe field options.")
         self.module = Bottleneck(config)
         if "start" in recipe.weights:
@@ -77,7 +78,8 @@ class AutoencoderTraining(Trainable):
                     "recipe field weights.teacher: missing; options.perceptual and "
                     "options.identity need one"
                 )
-            self.teacher = load_recognizer(recipe.weights["teacher"].location).module
+            teacher = recipe.weights["teacher"].location
+            self.teacher = load_recognizer(teacher, device=self.device).module
         self.feed = Feed(
             recipe.data.urls(),
             recipe.schedule.batch_size,
@@ -99,7 +101,8 @@ class AutoencoderTraining(Trainable):
             images = np.where(flip[:, None, None, None], batch.images[:, :, ::-1], batch.images)
             shape = (len(images), self.config.latent_channels, side, side)
             noise = torch.from_numpy(draws.standard_normal(shape, np.float32))
-            yield ImageBatch(to_pixels(torch.from_numpy(images)), noise, batch.keys)
+            pixels = to_pixels(torch.from_numpy(images)).to(self.device)
+            yield ImageBatch(pixels, noise.to(self.device), batch.keys)
 
     def loss(self, module: nn.Module, batch: ImageBatch) -> tuple[Tensor, dict[str, float]]:
         """Return L1 + edges + perceptual + identity, weighted by the options."""
@@ -124,8 +127,8 @@ class AutoencoderTraining(Trainable):
         assert isinstance(module, Bottleneck)
         images = self.feed.batch(0).images[:GRID]
         with torch.inference_mode():
-            pixels = to_pixels(torch.from_numpy(images))
-            made = to_images(module.decode(module.encode(pixels))).numpy()
+            pixels = to_pixels(torch.from_numpy(images)).to(self.device)
+            made = to_images(module.decode(module.encode(pixels))).cpu().numpy()
         return np.stack([images, made])
 
     def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:
