@@ -25,12 +25,15 @@ from factory.plan import Extent, Shard, shards
 from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
 from factory.shards.manifest import DatasetManifest, committed, merge
-from factory.shards.store import Store
+from factory.shards.store import Store, public
 from factory.stages.line import Assignment, Line
 from factory.stages.work import ShardWork
 from factory.systems import create
 
 BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes last bits
+# What Ray keeps of a row stays in the driver until its dataset is done (about 15 kB): only so many
+# shards are handed over at a time, but enough that starting the actors again costs little.
+WINDOW_SHARDS, WINDOW_TURNS = 1000, 50
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
 
 
@@ -118,10 +121,18 @@ class StageActor:
         self.line = Line(assignment, stages)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Take one row, a ShardWork, through the stages; a committed shard leaves its manifest."""
+        """Take one row, a ShardWork, through the stages; a committed shard leaves its manifest.
+
+        A disk or store that fails leaves its error as the row, which every later actor passes on.
+        """
+        if "failed" in batch:
+            return batch
         (work,) = batch["work"]
         started = time.time()
-        done = self.line(work)
+        try:
+            done = self.line(work)
+        except OSError as error:
+            return {"failed": _column(f"shard {work.shard.name}: {public(str(error))}")}
         if isinstance(done, ShardWork):
             return {"work": _column(done)}
         return {
@@ -343,7 +354,7 @@ def generate(
 
     Raises:
         InputError: the cluster cannot schedule what the recipe reserves.
-        FaultError: a planned shard is missing at the end.
+        FaultError: a disk or store failed for good, or a planned shard is missing at the end.
     """
     preflight(recipe)
     crews = wiring(recipe)
@@ -375,8 +386,17 @@ def _run(
     assignment = Assignment(
         recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with
     )
-    rows = [{"work": ShardWork(shard)} for shard in todo]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for crew in crews:
-        dataset = _pooled(dataset, StageActor, crew, recipe.pool.threads, assignment, crew.stages)
-    yield from dataset.iter_rows()
+    window = max(WINDOW_SHARDS, WINDOW_TURNS * sum(crew.size for crew in crews))
+    for start in range(0, len(todo), window):
+        rows = [{"work": ShardWork(shard)} for shard in todo[start : start + window]]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        for crew in crews:
+            dataset = _pooled(
+                dataset, StageActor, crew, recipe.pool.threads, assignment, crew.stages
+            )
+        for row in dataset.iter_rows():
+            if "failed" in row:
+                raise FaultError(
+                    f"output {store.url}: {row['failed']}; the same command goes on from here"
+                )
+            yield row

@@ -134,7 +134,7 @@ def side_by_side(
 
 def writing(folder: Path, images: int, image_bytes: int, repeats: int) -> dict[str, Any]:
     """Write one shard, hashed, and the same samples by webdataset, which hashes nothing."""
-    from webdataset import TarWriter
+    from webdataset.writer import TarWriter
 
     held = list(samples(Shard(0, images, 0, 1), image_bytes))
 

@@ -1,0 +1,119 @@
+"""kill -9 of what makes shards, and two drivers at once: the bytes of an undisturbed run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from factory.cli import FaultError
+from factory.engine import generate
+from factory.plan import shards
+from factory.provenance import versions
+from factory.recipe import content_digest
+from factory.shards import store as module
+from factory.shards.claim import write_claim
+from factory.shards.manifest import merge
+from factory.shards.store import Store, scratch
+from factory.shards.verify import verify
+
+HERE = Path(__file__).parent
+
+
+def actors() -> list[psutil.Process]:
+    """Return the processes of this session's Ray that run stages."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.mark.ray
+def test_killed_actors_lose_nothing(
+    ray_cluster, plain, make_alone, tars, parts, tmp_path: Path
+) -> None:
+    recipe, killed = plain("pool.size=2", "pool.num_cpus=0.5"), []
+    make_alone(recipe, Store(tmp_path / "whole"))
+    store = Store(tmp_path / "killed")
+    write_claim(store, recipe, content_digest(recipe, versions()), ())
+
+    def say(line: str) -> None:
+        running = actors()
+        if len(killed) < 3 and running:
+            victim = random.Random(len(killed)).choice(running)
+            victim.kill()
+            killed.append(victim.pid)
+
+    generate(recipe, store, (), say)
+    assert killed
+    store.sweep()
+    assert tars(store) == tars(Store(tmp_path / "whole"))
+    assert verify(store) == [] and parts(tmp_path) == []
+
+
+def writer(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(HERE / "writer.py"), str(folder)])
+
+
+def test_two_writers_that_know_nothing_of_each_other(
+    plain, make_alone, tars, parts, tmp_path: Path
+) -> None:
+    """The lock keeps a second driver out; where an object store cannot, nothing comes of it."""
+    recipe = plain("identities.count=6")
+    make_alone(recipe, Store(tmp_path / "whole"))
+    store = Store(tmp_path / "both")
+    write_claim(store, recipe, content_digest(recipe, versions()), ())
+    both = [writer(tmp_path / "both") for _ in range(2)]
+    assert [one.wait(100) for one in both] == [0, 0]
+    merge(store, shards(recipe))
+    assert tars(store) == tars(Store(tmp_path / "whole"))
+    assert verify(store) == [] and parts(tmp_path) == []
+
+
+def test_a_killed_writer_leaves_nothing_behind(
+    plain, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, temporary = plain("image.size=128"), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    store = Store(tmp_path / "data")
+    write_claim(store, recipe, content_digest(recipe, versions()), ())
+    process = writer(tmp_path / "data")
+    until = time.monotonic() + 100
+    while not parts(temporary) and time.monotonic() < until:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
+    left = parts(temporary)
+    module._sweep_scratch.cache_clear()
+    with scratch():
+        assert parts(temporary)[: len(left)], "a living writer's folder is its own"
+    process.kill()
+    process.wait()
+    module._sweep_scratch.cache_clear()
+    with scratch() as folder:
+        assert parts(temporary) == [folder.name]
+    assert parts(temporary) == []
+    store.sweep()
+    assert parts(tmp_path) == []
+
+
+@pytest.mark.ray
+def test_a_store_that_fails_is_one_error_and_no_end_of_tries(
+    ray_cluster, plain, tmp_path: Path
+) -> None:
+    recipe, store = plain("pool.size=1", "pool.num_cpus=0.5"), Store(tmp_path)
+    write_claim(store, recipe, content_digest(recipe, versions()), ())
+    (tmp_path / "shards").write_bytes(b"a file where the folder would be")
+    with pytest.raises(FaultError, match=r"shard i.*: .*shards.*; the same command goes on"):
+        generate(recipe, store, (), lambda line: None)
