@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from factory import engine
 from factory.cli import FaultError
 from factory.engine import generate
 from factory.plan import shards
@@ -40,8 +41,10 @@ def actors() -> list[psutil.Process]:
 
 @pytest.mark.ray
 def test_killed_actors_lose_nothing(
-    ray_cluster, plain, make_alone, tars, parts, tmp_path: Path
+    ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine, "WINDOW_SHARDS", 8)  # Ray is handed the shards in two portions
+    monkeypatch.setattr(engine, "WINDOW_TURNS", 1)
     recipe, killed = plain("pool.size=2", "pool.num_cpus=0.5"), []
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "killed")

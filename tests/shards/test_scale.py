@@ -1,0 +1,31 @@
+"""What is timed is the real thing: faked shards are what verify and merge accept."""
+
+from pathlib import Path
+
+from factory.shards import scale
+from factory.shards.store import Store
+from factory.shards.tar import read_tar
+from factory.shards.verify import verify
+
+
+def test_both_sides_do_the_same_work(tmp_path: Path) -> None:
+    measured = scale.writing(tmp_path, images=20, image_bytes=900, repeats=1)
+    assert measured["ratio"] > 0
+    ours, theirs = (
+        {key: parts["jpg"] for key, parts in read_tar(tmp_path / name)}
+        for name in ("ours.tar", "theirs.tar")
+    )
+    assert ours == theirs and len(ours) == 20
+
+
+def test_a_dataset_to_verify_is_whole(tmp_path: Path) -> None:
+    measured = scale.verifying(tmp_path, images=100, image_bytes=900, repeats=1)
+    assert measured["bytes"] == sum(p.stat().st_size for p in tmp_path.rglob("data/shards/*.tar"))
+
+
+def test_counted_shards_are_real_but_for_their_tars(tmp_path: Path) -> None:
+    recipe = scale.fake(tmp_path, 7)
+    for part in (scale.planning, scale.resuming, scale.merging):
+        assert part(tmp_path, recipe) == 7
+    found = {(fault.kind, fault.name[-4:]) for fault in verify(Store(tmp_path), deep=False)}
+    assert found == {("truncated_tar", ".tar")}
