@@ -14,7 +14,7 @@ endif
 BIN := .venv/bin
 STAMP := .venv/.made
 
-.PHONY: help venv demo test test-slow bench lint format
+.PHONY: help venv demo test test-slow bench paper-smoke lint format
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-slow: $(STAMP) ## The tests that run before a release.
 
 bench: $(STAMP) ## The factory's overhead; run it on an otherwise idle machine.
 	$(BIN)/python jobs/bench.py jobs/recipes/desk/generate/idiff_face.yaml $(ARGS)
+
+paper-smoke: $(STAMP) ## The four papers at their sizes: counts, a training and a sampling step.
+	$(BIN)/python -m pytest tests/test_paper_smoke.py -m slow -s $(ARGS)
 
 lint: $(STAMP) ## ruff, pyright and import-linter.
 	$(BIN)/ruff check $(ARGS) .

@@ -486,14 +486,13 @@ class DenoiserTraining(Trainable):
         for name in needed:
             if name not in recipe.weights:
                 raise InputError(f"recipe field weights.{name}: missing; {recipe.system} needs it")
-        given = [n for n in ("autoencoder", "teacher", "start") if n in recipe.weights]
-        fresh = [name for name in given if recipe.weights[name].location == RANDOM_INIT]
+        fresh = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
         self.random_init = tuple(fresh)
         self.autoencoder = None
         if "autoencoder" in fresh:
             made = make_autoencoder(VQConfig(size=recipe.image.size))
             self.autoencoder = made.eval().requires_grad_(False).to(self.device)
-        elif "autoencoder" in given:
+        elif "autoencoder" in recipe.weights:
             self.autoencoder = load_autoencoder(recipe.weights["autoencoder"]).to(self.device)
         if "teacher" in fresh:
             backbone = Backbone(

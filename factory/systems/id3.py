@@ -40,6 +40,7 @@ from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
 BINS = 24
 DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit
 SMALL = 1e-12
+READ = 256  # images that a predictor is handed at a time
 
 
 class AttributePredictor(Protocol):
@@ -138,6 +139,7 @@ def _length(maps: Tensor) -> Tensor:
 class Histogram(Part):
     """How an attribute was spread over the training: counts between edges, in its unit."""
 
+    name: str
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     divisor: float = Field(description="What the denoiser takes is the attribute over this.")
@@ -214,10 +216,10 @@ class ID3(DiffusionSystem):
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the denoiser, and learn which attributes it takes."""
         self.model = checked(UNetConfig, config["model"], "denoiser file: model.")
-        self.histograms = {
-            name: checked(Histogram, raw, f"denoiser file: attributes.{name}.")
-            for name, raw in config["attributes"].items()
-        }
+        held = [
+            checked(Histogram, raw, "denoiser file: attributes.") for raw in config["attributes"]
+        ]
+        self.histograms = {one.name: one for one in held}
         return UNet(self.model)
 
     @property
@@ -378,8 +380,14 @@ class ID3Training(IDiffFaceTraining):
                     f"{', '.join(reader.attributes)}"
                 )
             self.read_by = reader.sha256
-            read = reader.predict(self.data.images)
-            self.values = np.stack([read[name] for name in names], axis=1)
+            images = self.data.images
+            read = [
+                reader.predict(np.array(images[start : start + READ]))
+                for start in range(0, len(images), READ)
+            ]
+            self.values = np.stack(
+                [np.concatenate([part[name] for part in read]) for name in names], axis=1
+            )
         else:
             self.values = self.data.truth
         known = [STUDIO.get(name) for name in names]  # a name means the same whoever read it
@@ -420,16 +428,18 @@ class ID3Training(IDiffFaceTraining):
         return self._array(self.given(self.data.embeddings[flip, rows], flip, others))
 
     def kept(self) -> dict[str, Any]:
-        """Return how each attribute was spread, mirror images included."""
+        """Return how each attribute was spread, mirror images included, in the order taken."""
         both = np.concatenate([self.values, self.values * self.mirrored])
-        found = {}
+        found = []
         for column, name in enumerate(self.options.attributes):
             counts, edges = np.histogram(both[:, column], BINS)
-            found[name] = {
+            histogram = {
+                "name": name,
                 "edges": [round(float(edge), 6) for edge in edges],
                 "counts": counts.tolist(),
                 "divisor": float(self.divisors[column]),
             }
+            found.append(histogram)
         return {"attributes": found, "attributes_read_by": self.read_by}
 
 

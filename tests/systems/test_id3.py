@@ -49,10 +49,10 @@ OPTIONS = {
     "attributes": list(NAMES),
     "empty_context_prob": 0.1,
 }
-HISTOGRAMS = {
-    "yaw": {"edges": [-40.0, 0.0, 40.0], "counts": [1, 3], "divisor": 90.0},
-    "age": {"edges": [20.0, 30.0], "counts": [5], "divisor": 100.0},
-}
+HISTOGRAMS = [
+    {"name": "yaw", "edges": [-40.0, 0.0, 40.0], "counts": [1, 3], "divisor": 90.0},
+    {"name": "age", "edges": [20.0, 30.0], "counts": [5], "divisor": 100.0},
+]
 
 
 def truth(identity: int, slot: int) -> dict[str, float]:
@@ -208,7 +208,7 @@ def test_the_adjusted_score_leads_towards_the_identity(gradient: Any, prediction
 
 
 def test_attributes_are_drawn_as_they_were_spread() -> None:
-    held = Histogram(edges=(0.0, 10.0, 20.0, 30.0), counts=(2, 0, 6), divisor=1.0)
+    held = Histogram(name="a", edges=(0.0, 10.0, 20.0, 30.0), counts=(2, 0, 6), divisor=1.0)
     drawn = np.array([held.draw(seed, 1.0) for seed in range(2000)])
     assert ((drawn < 10).mean(), ((drawn >= 10) & (drawn < 20)).sum()) == (
         pytest.approx(0.25, abs=0.03),
@@ -295,9 +295,10 @@ def test_a_batch_has_the_embedding_and_the_attributes_of_its_image(
     np.testing.assert_allclose((yaw - label) % 10, 0.25, atol=1e-4)
     kept = held.kept()
     assert kept["attributes_read_by"] == "truth"
-    counts = kept["attributes"]["yaw"]["counts"]
+    yaws, ages = kept["attributes"]
+    counts = yaws["counts"]
     assert counts == counts[::-1] and sum(counts) == 2 * 24
-    assert kept["attributes"]["age"]["edges"][0] == 30.0
+    assert (yaws["name"], ages["name"], ages["edges"][0]) == ("yaw", "age", 30.0)
 
     seen = F.normalize(torch.randn(2, DIMENSION), dim=1)
     rows = torch.tensor([6, 1])
