@@ -178,7 +178,7 @@ class TokenAdapter(nn.Module):
         Args:
             tokens: [B, M, tokens], or None: empty ones for every sample.
             batch: number of samples B.
-            empty: bool [B], samples that get the empty tokens.
+            empty: bool [B], samples that get the empty tokens, or [B, M], tokens that do.
 
         Raises:
             ValueError: empty tokens are asked for and were not learned.
@@ -189,5 +189,6 @@ class TokenAdapter(nn.Module):
             raise ValueError("empty tokens: there are none, learn_empty is false")
         blank = self.empty.expand(batch, -1, -1)
         if tokens is not None and empty is not None:
-            blank = torch.where(empty[:, None, None], blank.to(tokens.dtype), tokens)
+            replaced = empty[:, :, None] if empty.ndim == 2 else empty[:, None, None]
+            blank = torch.where(replaced, blank.to(tokens.dtype), tokens)
         return self.linear(blank)

@@ -9,7 +9,9 @@ style image is anybody's. A model without `conditions` is stage 1's, with them s
 Where the paper leaves room: the reference of style and of the identity loss is the teacher; the
 images that `trim_outliers` replaces are the tenth furthest from their centres in the whole dataset;
 the average kept for sampling covers the conditioner too. Beyond the paper, each off by default:
-velocity, latents, min-SNR weights, learned empty tokens with guidance.
+velocity, latents, min-SNR weights, learned empty tokens with guidance, and samples without identity
+or without style, which keep the mixer from reading off the style who it is, and let guidance lead
+from the style to the identity in it.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.sampling import Given
 from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter, draw_kept
 from factory.provenance import checked_sha256
-from factory.recipe import Backbone, InputError, Part, Positive, checked
+from factory.recipe import Backbone, Fraction, InputError, Part, Positive, checked
 from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.backbones import IResNet, make_backbone
 from factory.recognition.recognizers import load_recognizer
@@ -83,7 +85,8 @@ class DCFaceNet(nn.Module):
     What it is given, in this order: the identity's raw embedding [B, D] and spatial features
     [B, C, h, w], or in their place its image [B, 3, S, S] where the network has an identity
     encoder of its own; the style's early features [B, C, H, H]; in training, what dropout keeps of
-    them. Nothing given stands for the empty tokens.
+    them, and which samples are without identity and without style, bool [B, 2]. Nothing given
+    stands for the empty tokens.
     """
 
     def __init__(self, config: DCFaceConfig) -> None:
@@ -94,8 +97,9 @@ class DCFaceNet(nn.Module):
         if config.conditions is None:
             return
         sizes, unet = config.conditions, config.unet
-        self.encoder = None
+        self.encoder, self.inputs = None, 4
         if sizes.identity_encoder:
+            self.inputs = 3
             backbone = Backbone(name=sizes.identity_encoder, embedding_size=sizes.embedding_size)
             self.encoder = make_backbone(backbone, sizes.identity_size)
             self.encoder_size = sizes.identity_size
@@ -126,7 +130,12 @@ class DCFaceNet(nn.Module):
             keep: not used; dropout's mask is part of what is given.
             empty: bool [B], samples that get the empty tokens.
         """
-        return self.denoise(x, t, self.mixed(*given) if given else None, keep, empty)
+        if not given:
+            return self.denoise(x, t, None, keep, empty)
+        conditions, lacking = given[: self.inputs], given[self.inputs :]
+        if lacking:
+            empty = lacking[0] if empty is None else lacking[0] | empty[:, None]
+        return self.denoise(x, t, self.mixed(*conditions), keep, empty)
 
     def mixed(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens [B, M, token_channels] and the addition to the time embedding."""
@@ -146,15 +155,23 @@ class DCFaceNet(nn.Module):
         keep: Tensor | None = None,
         empty: Tensor | None = None,
     ) -> Tensor:
-        """Predict as `forward` does, from what `mixed` returned: sampling mixes only once."""
+        """Predict as `forward` does, from what `mixed` returned: sampling mixes only once.
+
+        `empty` may be bool [B, 2], for identity and style apart.
+        """
         if not self.has_conditions:
             return self.unet(x, t)
         tokens, feature = given or (None, None)
-        if self.adapter.empty is None:
-            empty = None
-        keys = self.adapter(tokens, len(x), empty)
-        if feature is not None and empty is not None:
-            feature = feature.masked_fill(empty[:, None], 0.0)
+        if empty is None or self.adapter.empty is None:
+            return self.unet(x, t, self.adapter(tokens, len(x)), feature)
+        if empty.ndim == 1:
+            empty = empty[:, None].expand(-1, 2)
+        places = self.identity.positions.shape[0]
+        styles = self.style.positions.shape[0]
+        lost = [empty[:, :1].expand(-1, places), empty[:, 1:].expand(-1, styles)]
+        keys = self.adapter(tokens, len(x), torch.cat(lost, dim=1))
+        if feature is not None:
+            feature = feature.masked_fill(empty[:, :1], 0.0)
         return self.unet(x, t, keys, feature)
 
 
@@ -198,6 +215,10 @@ class DCFaceSampling(SamplingOptions):
     """DCFace's own fields of a generate recipe."""
 
     styles: StylesOptions = StylesOptions()
+    guidance_from: Literal["nothing", "style"] = Field(
+        default="nothing",
+        description="What guidance leads away from: empty tokens alone, or the style alone.",
+    )
 
 
 class DCFace(DiffusionSystem):
@@ -368,6 +389,8 @@ class DCFace(DiffusionSystem):
     ) -> Tensor:
         """Call the network with conditions that are mixed already."""
         assert isinstance(self.network, DCFaceNet) and not isinstance(given, Tensor)
+        if empty is not None and self.options.guidance_from == "style":
+            empty = torch.stack([empty, torch.zeros_like(empty)], dim=1)
         return self.network.denoise(x, t, given, keep, empty)
 
 
@@ -384,6 +407,12 @@ class DCFaceOptions(TrainingOptions):
         default="interpolated", description="Whose face x0-hat is held to."
     )
     identity: IdentityLoss = IdentityLoss(weight=0.05, max_t=1.0, glances=False)
+    identity_empty_prob: Fraction = Field(
+        default=0.0, description="How often a sample is without identity."
+    )
+    style_empty_prob: Fraction = Field(
+        default=0.0, description="How often a sample is without style."
+    )
 
 
 class DCFaceTraining(DenoiserTraining):
@@ -397,12 +426,15 @@ class DCFaceTraining(DenoiserTraining):
     def check(self) -> None:
         """Refuse conditions where there are none, and an empty context that is not learned."""
         self.sizes: ConditionsConfig | None = self.config.conditions
-        prob, learned = self.options.empty_context_prob, self.sizes and self.sizes.learn_empty
-        if prob and not learned:
-            raise InputError(
-                f"recipe field options.empty_context_prob: {prob}; without "
-                "model.conditions.learn_empty accepted is 0"
-            )
+        self.lacking = (self.options.identity_empty_prob, self.options.style_empty_prob)
+        learned = self.sizes is not None and self.sizes.learn_empty
+        for name in ("empty_context_prob", "identity_empty_prob", "style_empty_prob"):
+            prob = getattr(self.options, name)
+            if prob and not learned:
+                raise InputError(
+                    f"recipe field options.{name}: {prob}; without model.conditions.learn_empty "
+                    "accepted is 0"
+                )
         if self.sizes is None:
             self.kinds = ()
             if self.options.identity.weight:
@@ -532,6 +564,7 @@ class DCFaceTraining(DenoiserTraining):
             "style": data.embeddings[flip, rows],
             "pixels": data.pixels(flip, rows),
             "seeds": draws.integers(2**63, size=count),
+            "lacking": draws.random((count, 2)) < self.lacking,
         }
         return Drawn(given, wanted)
 
@@ -565,18 +598,23 @@ class DCFaceTraining(DenoiserTraining):
         assert isinstance(self.module, DCFaceNet)
         style = self.module.style
         kept = draw_kept(batch.wanted["seeds"].tolist(), style.shape, style.dropout)
-        return (*batch.given, self._early(batch.wanted["pixels"]), kept.to(self.device))
+        early = self._early(batch.wanted["pixels"])
+        return (*batch.given, early, kept.to(self.device), batch.wanted["lacking"])
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return L_ID: g (1 - cos to the identity) + (1 - g) (1 - cos to the style), g = t / T."""
+        """Return L_ID: g (1 - cos to the identity) + (1 - g) (1 - cos to the style), g = t / T.
+
+        A sample without identity does not count.
+        """
         apart = {
             name: 1.0 - (seen * batch.wanted[name][rows]).sum(dim=1)
             for name in ("context", "style")
         }
-        if self.options.identity_loss != "interpolated":
-            return apart["context" if self.options.identity_loss == "identity" else "style"]
         gamma = self.noising.gamma(batch.t[rows])
-        return gamma * apart["context"] + (1.0 - gamma) * apart["style"]
+        if self.options.identity_loss != "interpolated":
+            gamma = torch.full_like(gamma, self.options.identity_loss == "identity")
+        loss = gamma * apart["context"] + (1.0 - gamma) * apart["style"]
+        return loss * ~batch.wanted["lacking"][rows, 0]
 
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
         """Return each row's image as identity, with styles from all over the dataset."""

@@ -128,5 +128,9 @@ def test_empty_tokens_replace_those_of_their_samples():
     made = adapter(tokens, 2, torch.tensor([False, True]))
     torch.testing.assert_close(made[0], adapter.linear(tokens[0]))
     torch.testing.assert_close(made[1:], adapter(None, 1))
+    some = adapter(tokens, 2, torch.tensor([[True, False, False], [False, False, True]]))
+    torch.testing.assert_close(some[0, 1:], made[0, 1:])
+    torch.testing.assert_close(some[0, 0], made[1, 0])
+    torch.testing.assert_close(some[1, 2], made[1, 2])
     with pytest.raises(ValueError, match="learn_empty"):
         TokenAdapter(3, 8, 16)(None, 1)

@@ -423,7 +423,8 @@ def test_conditions_are_those_of_the_two_images(
     batch = next(iter(trained.batches(0, 1)))
     given = trained.taken(batch)
     assert isinstance(given, tuple)
-    embedding, spatial, early, kept = given
+    embedding, spatial, early, kept, lacking = given
+    assert not lacking.any()
     assert kept.shape == (8, 8, 6, 6) and kept.dtype == torch.bool
     found = early_features(trained.teacher, SIZE, batch.wanted["pixels"])
     torch.testing.assert_close(early, found)
@@ -516,3 +517,60 @@ def test_an_identity_of_one_image_is_refused(files: dict[str, Path], dataset: st
     one = recipe.data.model_copy(update={"images_each": 1})
     with pytest.raises(InputError, match="identity 0 has 1 image"):
         DCFaceTraining(recipe.model_copy(update={"data": one}), Place(0, 1, tmp_path))
+
+
+def test_samples_without_identity_or_style_get_its_empty_tokens(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+):
+    options = {"identity_empty_prob": 1.0, "style_empty_prob": 0.0}
+    trained = DCFaceTraining(training(files, dataset, options=options), Place(0, 1, tmp_path))
+    network = trained.module.eval()
+    assert isinstance(network, DCFaceNet)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, 0.0, 0.3)
+    batch = next(iter(trained.batches(0, 1)))
+    assert batch.wanted["lacking"].tolist() == [[True, False]] * 8
+    lacking = torch.tensor([[False, False], [True, False], [False, True], [True, True]] * 2)
+    batch.wanted["lacking"] = lacking
+    given = trained.taken(batch)
+    assert isinstance(given, tuple)
+    both = lacking.all(dim=1)
+    x = batch.clean
+    with torch.no_grad():
+        made = network(x, batch.t, given)
+        nothing = network(x, batch.t, None)
+        whole = network(x, batch.t, given[:-1])
+        other = [torch.roll(part, 1, 0) for part in given[:-1]]
+        swapped = network(x, batch.t, (*other[:2], *given[2:]))  # another identity
+    assert torch.allclose(made[both], nothing[both], atol=1e-5)
+    full = ~lacking.any(dim=1)
+    torch.testing.assert_close(made[full], whole[full])
+    nobody = lacking[:, 0]
+    torch.testing.assert_close(swapped[nobody], made[nobody])
+    assert (swapped[~nobody] - made[~nobody]).abs().amax() > 1e-4
+    seen = F.normalize(torch.randn(8, 8), dim=1)
+    losses = trained.identity_loss(seen, batch, torch.arange(8))
+    assert not losses[nobody].any() and losses[~nobody].all()
+
+
+def test_guidance_leads_from_the_style_alone(files: dict[str, Path]):
+    """With guidance from the style, the unguided half still has its style."""
+    systems = {
+        start: loaded(generating(files, options={"guidance_from": start}))
+        for start in ("nothing", "style")
+    }
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([500, 500])
+    empty = torch.tensor([False, True])
+    made = {}
+    for start, system in systems.items():
+        assert isinstance(system.network, DCFaceNet)
+        tokens, feature = torch.randn(2, 11, 16), torch.randn(2, 128)
+        with torch.no_grad():
+            one, two = (
+                system.denoise(x, t, (torch.cat([tokens[:, :1], styles], 1), feature), None, empty)
+                for styles in (tokens[:, 1:], -tokens[:, 1:])
+            )
+        made[start] = (one - two).abs().amax(dim=(1, 2, 3)) > 1e-5
+    assert made["nothing"].tolist() == [True, False]
+    assert made["style"].tolist() == [True, True]
