@@ -57,6 +57,7 @@ class Progress:
         self.curve, self.seconds = state["curve"], state["seconds"]
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
         self.last = time.monotonic()
+        self.rows = list(self.curve)  # the driver may be another, or not have heard of them yet
 
     def waiting(self, batches: Iterator[B]) -> Iterator[B]:
         """Pass batches on, counting the time they were waited for."""
