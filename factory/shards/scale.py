@@ -13,7 +13,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -233,10 +232,15 @@ def counting(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 def _alone(part: Callable[..., int], folder: Path, recipe: GenerateRecipe, queue: Any) -> None:
     found: list[int] = []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident_mb("VmRSS")
     seconds, cpu = timed(lambda: found.append(part(folder, recipe)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    queue.put((seconds, cpu, peak / 1024, found[0]))
+    queue.put((seconds, cpu, _resident_mb("VmHWM") - before, found[0]))
+
+
+def _resident_mb(field: str) -> float:
+    """Return this program's resident memory; getrusage's peak would be the parent's as well."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
 def main() -> None:
