@@ -2,8 +2,8 @@
 
 Local files are written aside, flushed and moved, so that a name is either absent or complete. An
 object store publishes what it was given; there only a shard's manifest, written last, proves that
-the shard is complete. Requests to a remote store are repeated for half a minute before they fail.
-One writer at a time holds the store's lock.
+the shard is complete. Requests to a remote store are repeated for half a minute and more before
+they fail. One writer at a time holds the store's lock.
 """
 
 import functools
