@@ -9,6 +9,7 @@ machine; CPU seconds are stated beside wall time for one that is not.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -102,9 +103,12 @@ def manifest_of(shard: Shard, sha256: str, size: int, rejects: bytes) -> ShardMa
         seconds={"identities": 0.01, "styles": 0.02, "render": 3.25, "encode": 0.125},
         content_digest=DIGEST,
         system=SYSTEM,
-        versions=versions(),
+        versions=_versions(),
         rejects_sha256=hashlib.sha256(rejects).hexdigest(),
     )
+
+
+_versions = functools.cache(versions)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:

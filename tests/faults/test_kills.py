@@ -40,6 +40,7 @@ def actors() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_killed_actors_lose_nothing(
     ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +53,7 @@ def test_killed_actors_lose_nothing(
 
     def say(line: str) -> None:
         running = actors()
-        if len(killed) < 3 and running:
+        if len(killed) < 2 and running:
             victim = random.Random(len(killed)).choice(running)
             victim.kill()
             killed.append(victim.pid)
