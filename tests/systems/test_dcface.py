@@ -5,18 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from faces import face, make_pool
+from tiny import SIZE, located, save_frozen
 from torch.nn import functional as F
 
 from factory.banks import contents_digest
-from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
 from factory.diffusion.examples import features
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
 from factory.plan import shards
-from factory.recipe import Backbone, GenerateRecipe, InputError, TrainRecipe, content_digest, parse
+from factory.recipe import Backbone, GenerateRecipe, InputError, TrainRecipe, content_digest
 from factory.recognition.attributes import STUDIO, AttributeNet, save_predictor
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import load_recognizer, save_recognizer
@@ -29,7 +30,6 @@ from factory.stages.work import ShardWork
 from factory.systems.base import Position
 from factory.systems.dcface import DCFace, DCFaceConfig, DCFaceNet, DCFaceTraining, early_features
 
-SIZE = 16
 UNET = {
     "size": 4,
     "in_channels": 4,
@@ -67,11 +67,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Weights that answer to their conditions: a mixer, an unconditional model, what they need."""
     folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(3)
-    teacher = make_backbone(BACKBONE, SIZE).state_dict()
-    path = folder / "teacher.safetensors"
-    save_recognizer(path, teacher, BACKBONE, SIZE, "teacher", "CC0-1.0")
-    sha256 = load_recognizer(str(path)).sha256
+    files = save_frozen(folder)
+    sha256 = load_recognizer(str(files["teacher"])).sha256
     for name, model in {"denoiser": MODEL, "unconditional": {"unet": UNET}}.items():
         network = DCFaceNet(DCFaceConfig.model_validate(model))
         for parameter in network.parameters():
@@ -86,19 +83,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "trained_with": {"autoencoder": "", "teacher": sha256},
         }
         save_weights(folder / f"{name}.safetensors", "denoiser", network, config, {})
-    sizes = AutoencoderConfig(
-        size=SIZE, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1)
-    )
-    autoencoder = Bottleneck(sizes).train()
-    colours = torch.rand(64, 3, 1, 1) * 1.4 - 0.7
-    for _ in range(200):  # only to fit the statistics of the latents
-        autoencoder.encode(colours + 0.1 * torch.randn(64, 3, SIZE, SIZE))
-    config = sizes.model_dump()
-    save_weights(folder / "autoencoder.safetensors", "autoencoder", autoencoder, config, {})
     net, ones = AttributeNet(SIZE, len(STUDIO)), np.ones(len(STUDIO))
     save_predictor(folder / "attributes.safetensors", net, SIZE, 0.2 * ones, 2.0 * ones)
-    names = ("denoiser", "unconditional", "autoencoder", "teacher", "attributes")
-    return {name: folder / f"{name}.safetensors" for name in names}
+    made = ("denoiser", "unconditional", "attributes")
+    return files | {name: folder / f"{name}.safetensors" for name in made}
 
 
 @pytest.fixture(scope="module")
@@ -107,38 +95,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_pool(tmp_path_factory.mktemp("people") / "data", 8, 6, size=SIZE)
 
 
-def located(files: dict[str, Path], *names: str) -> dict[str, Any]:
-    return {name: {"location": str(files[name])} for name in names}
-
-
 def named(url: str) -> dict[str, str]:
     return {"url": url, "digest": contents_digest(Store(url))}
 
 
 def generating(files: dict[str, Path], source: str = "gallery", **changes: Any) -> GenerateRecipe:
-    raw: dict[str, Any] = {
-        "kind": "generate",
-        "name": "small",
-        "seed": 5,
-        "system": "dcface",
-        "licence": "CC0-1.0",
-        "image": {"size": SIZE},
-        "identities": {"count": 4, "images_each": 3, "source": source},
-        "shard": {"identities": 2},
-        "pool": {"size": 1},
-        "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
-        "weights": located(files, "denoiser", "autoencoder", "teacher"),
-        "sampler": {
-            "name": "dpmsolver++",
-            "steps": 3,
-            "guidance_scale": 2.0,
-            "batch_size": 4,
-            "dtype": "float32",
-        },
-    }
-    recipe = parse(raw | changes)
-    assert isinstance(recipe, GenerateRecipe)
-    return recipe
+    return tiny.generating("dcface", files, source, **changes)
 
 
 def loaded(recipe: GenerateRecipe) -> DCFace:
@@ -187,14 +149,14 @@ def test_images_follow_both_the_identity_and_the_style(files: dict[str, Path], d
     system = loaded(generating(files, options={"styles": {"dataset": named(dataset)}}))
     contexts = system.draw_contexts([0, 0, 2])
     conditions = system.vary(contexts, PLACES)
-    images = system.sample(conditions, PLACES).images.astype(int)
+    images = system.sample(conditions, PLACES).images
     conditions.extras["style"][1] = np.arange(SIZE)[:, None, None] * 16
-    other = system.sample(conditions, PLACES).images.astype(int)
-    assert np.abs(other[1] - images[1]).max() > 1
-    assert np.abs(other[0] - images[0]).max() <= 1
+    other = system.sample(conditions, PLACES).images
+    assert not np.array_equal(other[1], images[1])
+    np.testing.assert_array_equal(other[0], images[0])
     conditions.extras["who"][1] = np.arange(SIZE)[None, :, None] % 2 * 255
     conditions.context[1] = system.embedded(conditions.extras["who"][1:2])[0]
-    assert np.abs(system.sample(conditions, PLACES).images.astype(int)[1] - other[1]).max() > 1
+    assert not np.array_equal(system.sample(conditions, PLACES).images[1], other[1])
     conditions.context[1] *= -1
     with pytest.raises(InputError, match=r"identity 0 .* twice"):
         system.sample(conditions, PLACES)
@@ -300,30 +262,14 @@ def test_weights_that_do_not_belong_are_refused(files: dict[str, Path], tmp_path
 
 
 def training(files: dict[str, Path], data: str, **changes: Any) -> TrainRecipe:
-    raw: dict[str, Any] = {
-        "kind": "train",
-        "name": "small",
-        "seed": 3,
-        "system": "dcface",
-        "licence": "CC0-1.0",
-        "image": {"size": SIZE},
-        "data": {"train": data},
-        "model": MODEL,
-        "weights": located(files, "autoencoder", "teacher"),
-        "options": {
-            "process": {"prediction": "v_prediction"},
-            "empty_context_prob": 0.2,
-            "identity": {"weight": 0.05, "max_t": 1.0, "glances": False},
-        },
-        "optimizer": {"name": "adamw", "lr": 0.003},
-        "schedule": {"name": "constant", "steps": 60, "batch_size": 8},
-        "ema": 0.9,
-        "engine": {"name": "torch", "precision": "float32"},
-        "checkpoint": {"every_steps": 30},
+    options: dict[str, Any] = {
+        "process": {"prediction": "v_prediction"},
+        "empty_context_prob": 0.2,
+        "identity": {"weight": 0.05, "max_t": 1.0, "glances": False},
     }
-    recipe = parse(raw | changes)
-    assert isinstance(recipe, TrainRecipe)
-    return recipe
+    changes = {"options": options} | changes
+    model = changes.pop("model", MODEL)
+    return tiny.training("dcface", files, data, model, **changes)
 
 
 def test_training_learns_and_batches_are_functions_of_the_step(
@@ -555,7 +501,6 @@ def test_samples_without_identity_or_style_get_its_empty_tokens(
 
 
 def test_guidance_leads_from_the_style_alone(files: dict[str, Path]):
-    """With guidance from the style, the unguided half still has its style."""
     systems = {
         start: loaded(generating(files, options={"guidance_from": start}))
         for start in ("nothing", "style")
