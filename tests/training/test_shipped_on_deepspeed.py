@@ -30,7 +30,7 @@ ENGINE = (
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a dataset of twelve plain studio people with six images each, as generate makes it."""
-    from factory.engine import fill_bank
+    from factory.engine import fill_bank, wiring
     from factory.plan import shards
     from factory.provenance import versions
     from factory.recipe import GenerateRecipe, content_digest
@@ -51,7 +51,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> str:
     if create(recipe).banked:
         fill_bank(recipe, store, lambda line: None)
     assignment = Assignment(recipe.model_dump(mode="json"), store, digest, made_with)
-    line = Line(assignment, ("styles:0", "render", "screen", "encode", "commit"))
+    line = Line(assignment, wiring(recipe)[0].stages)
     for shard in shards(recipe):
         line(ShardWork(shard))
     merge(store, shards(recipe))
