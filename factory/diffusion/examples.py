@@ -124,9 +124,11 @@ def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Ten
             "accepted is an IResNet"
         )
     held: list[Tensor] = []
-    hook = teacher.get_submodule(MAP_LAYER).register_forward_hook(
-        lambda module, given, made: held.append(made)
-    )
+
+    def hold(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        held.append(made)
+
+    hook = teacher.get_submodule(MAP_LAYER).register_forward_hook(hold)
     try:
         raw = teacher(resized(pixels, size))
     finally:
