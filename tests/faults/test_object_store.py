@@ -49,6 +49,7 @@ def test_a_failing_and_dying_server_changes_no_byte(
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_an_error_in_the_end(
     front, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -325,6 +325,7 @@ def command(source: Path, out: Path, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(500)
 def test_a_killed_job_is_completed_by_the_same_command(here, tmp_path: Path) -> None:

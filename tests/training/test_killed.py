@@ -30,7 +30,7 @@ LOOP = {
     "engine": {"name": "torch", "precision": "float32", "num_cpus": 0.5},
     "checkpoint": {"every_steps": 4},
 }
-KINDS = ("fr", "train")
+KINDS = ("fr", pytest.param("train", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

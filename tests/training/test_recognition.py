@@ -176,6 +176,7 @@ def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluste
     assert len(rows) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_fault_in_a_worker_reaches_the_user(dataset, tmp_path, ray_cluster):
