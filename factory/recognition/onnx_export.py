@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from factory.recipe import InputError
 from factory.recognition.recognizers import Recognizer
 
 OPSET = 17
@@ -15,17 +14,9 @@ def save_onnx(recognizer: Recognizer, path: Path) -> None:
     """Write the network: `images` float32 [B, 3, S, S] in [-1, 1] RGB to `embeddings` [B, D], raw.
 
     Args:
-        recognizer: one with a torch network.
+        recognizer: whose network to write.
         path: the file to write; batches of any size are accepted by it.
-
-    Raises:
-        InputError: the recognizer is not a torch network.
     """
-    if recognizer.module is None:
-        raise InputError(
-            f"recognizer {recognizer.name}: {recognizer.location} is no torch network; accepted "
-            "for ONNX is a checkpoint folder, a .safetensors file or arcface_torch:FILE"
-        )
     module = recognizer.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     device = next(module.parameters()).device
     images = torch.zeros(2, 3, recognizer.size, recognizer.size, device=device)

@@ -363,7 +363,6 @@ class DCFace(DiffusionSystem):
         seeds = [position.seed(self.recipe.seed) for position in positions]
         if not self.banked:
             return Rendered(self.images(None, seeds), [{} for _ in positions])
-        assert self.teacher.module is not None
         who, style = (
             to_pixels(torch.from_numpy(conditions.extras[name])).to(self.device)
             for name in ("who", "style")
@@ -463,7 +462,7 @@ class DCFaceTraining(DenoiserTraining):
         given = load_recognizer(location)
         assert network.encoder is not None
         try:
-            network.encoder.load_state_dict(given.module.state_dict() if given.module else {})
+            network.encoder.load_state_dict(given.module.state_dict())
         except RuntimeError as error:
             raise InputError(
                 f"recipe field weights.identity_encoder.location: {location} is no "

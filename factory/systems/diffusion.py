@@ -49,7 +49,6 @@ from factory.recipe import (
     Positive,
     Sampler,
     TrainRecipe,
-    Weights,
     checked,
     digest,
 )
@@ -302,7 +301,6 @@ class DiffusionSystem(System):
     @torch.inference_mode()
     def embedded(self, images: np.ndarray) -> np.ndarray:
         """Return the teacher's unit embeddings, float32 [n, D], of uint8 [n, S, S, 3]."""
-        assert self.teacher.module is not None
         found = []
         for rows, count in filled(range(len(images)), self.sampler.batch_size):
             pixels = to_pixels(torch.from_numpy(images[list(rows)])).to(self.device)
@@ -501,7 +499,8 @@ class DenoiserTraining(Trainable):
             self.teacher, self.teacher_size = make_backbone(backbone, TEACHER_SIZE), TEACHER_SIZE
             self.teacher.eval().requires_grad_(False)
         else:
-            self.teacher, self.teacher_size = _torch_teacher(recipe.weights["teacher"])
+            known = load_recognizer(recipe.weights["teacher"].location)
+            self.teacher, self.teacher_size = known.module, known.size
         self.teacher.to(self.device)
         if self.autoencoder is not None and self.autoencoder.config.size != recipe.image.size:
             raise InputError(
@@ -710,16 +709,6 @@ class DenoiserTraining(Trainable):
             **self.kept(),
         }
         save_weights(path, "denoiser", module, json.loads(json.dumps(config)), facts)
-
-
-def _torch_teacher(weights: Weights) -> tuple[nn.Module, int]:
-    teacher = load_recognizer(weights.location)
-    if teacher.module is None:
-        raise InputError(
-            f"recipe field weights.teacher.location: {weights.location} cannot be differentiated; "
-            "accepted are torch recognizers"
-        )
-    return teacher.module, teacher.size
 
 
 def named(recipe: TrainRecipe, name: str) -> str:

@@ -252,11 +252,6 @@ class ID3(DiffusionSystem):
             )
         if self.options.score.gradient == "off":
             return
-        if self.teacher.module is None:
-            raise InputError(
-                f"recipe field weights.teacher.location: {self.teacher.location} cannot be "
-                "differentiated; accepted are torch recognizers, or options.score.gradient off"
-            )
         if self.process.zero_terminal_snr and self.options.score.interval[1] >= 1.0:
             raise InputError(
                 "recipe field options.score.interval: reaches 1, where this denoiser's x_t is pure "
@@ -319,9 +314,10 @@ class ID3(DiffusionSystem):
     def predictor(self, given: Given, sampler: Sampler) -> Predict:
         """Return the prediction of the adjusted score."""
         predict = super().predictor(given, sampler)
-        module, options = self.teacher.module, self.options.score
-        if options.gradient == "off" or module is None:
+        options = self.options.score
+        if options.gradient == "off":
             return predict
+        module = self.teacher.module
         assert isinstance(given, Tensor)
         size, autoencoder = self.teacher.size, self.autoencoder
         assert autoencoder is not None

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from factory.recipe import Backbone, InputError, local_path
+from factory.recipe import Backbone, local_path
 from factory.recognition.backbones import make_backbone
 from factory.recognition.onnx_export import save_onnx
 from factory.recognition.recognizers import load_recognizer, save_recognizer
@@ -46,10 +46,3 @@ def test_the_shipped_teacher_gives_the_same_embeddings(tmp_path: Path) -> None:
     shipped = "package:weights/teacher/recognizer.safetensors"
     assert local_path(shipped).is_file()
     compare(shipped, 64, tmp_path / "teacher.onnx")
-
-
-def test_what_is_no_torch_network_is_refused(tmp_path: Path) -> None:
-    own = load_recognizer("package:weights/teacher/recognizer.safetensors")
-    own.module = None
-    with pytest.raises(InputError, match="is no torch network"):
-        save_onnx(own, tmp_path / "made.onnx")
