@@ -28,7 +28,7 @@ class ImageBank:
     """The images of a dataset, in the order of their keys; shards are copied or opened when needed.
 
     Attributes:
-        keys: N sample keys.
+        store: where they lie; url: the same, to be shown.
         labels: int64 [N].
     """
 
@@ -50,7 +50,7 @@ class ImageBank:
         found = contents_digest(store)
         if found != named.digest:
             raise InputError(f"{field}.digest: {named.digest}, but {store.url} has {found}")
-        self.size, self.url = size, store.url
+        self.size, self.url, self.store = size, store.url, store
         self._index = index(store, held)
         self._copies, self._reader = Copies(store, held), Reader()
         every = np.arange(len(self._index))

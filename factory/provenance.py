@@ -43,6 +43,13 @@ class Model(Part):
     licence: str
 
 
+class Inherited(Part):
+    """What a dataset takes over from the datasets its images are drawn from."""
+
+    models: tuple[Model, ...] = ()
+    licences: tuple[str, ...] = ()
+
+
 def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
     """Return the models a recipe names, with the sha256 of the files as they lie on disk.
 

@@ -6,11 +6,9 @@ saw what first. The result is a dataset of one image an identity, with its embed
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +41,7 @@ from factory.shards.manifest import (
     load_manifest,
     merge,
 )
-from factory.shards.store import Store
+from factory.shards.store import Store, scratch
 from factory.shards.tar import write_tar
 from factory.stages.encode import write_rejects
 
@@ -311,8 +309,8 @@ def _committed(
                 yield key, {suffix: images.encoded(int(row)), "cls": label, "json": sidecar}
 
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
-            tar, rejects = Path(folder) / "shard.tar", Path(folder) / "rejects.parquet"
+        with scratch() as folder:
+            tar, rejects = folder / "shard.tar", folder / "rejects.parquet"
             sha256, size = write_tar(tar, samples())
             write_rejects(rejects, [])
             manifest = ShardManifest(

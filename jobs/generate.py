@@ -11,6 +11,7 @@ from factory import cli, tracking
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
 from factory.shards.claim import check_claim, write_claim
+from factory.shards.manifest import inherited
 from factory.shards.store import Store
 
 
@@ -26,7 +27,9 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.stages.screen import known_faces
     from factory.systems import create
 
-    create(recipe).open()
+    system = create(recipe)
+    system.open()
+    handed_down = inherited(system.origins())
     models(recipe.weights)
     known_faces(recipe)
     store, digest = Store(arguments.out), content_digest(recipe, versions())
@@ -38,7 +41,7 @@ def job(arguments: argparse.Namespace) -> None:
         tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
     ):
         grown = check_claim(store, recipe, digest, arguments.extend)
-        write_claim(store, recipe, digest, grown)
+        write_claim(store, recipe, digest, grown, handed_down)
         store.sweep()
         made = generate(recipe, store, grown, cli.ProgressLine())
         manifest = made.manifest

@@ -1,5 +1,6 @@
 """Banks: a dataset named by what it holds, its images read at random, styles drawn from it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ from faces import face, make_pool
 from factory.banks import DatasetStyles, ImageBank, StudioStyles, contents_digest
 from factory.recipe import GenerateRecipe, InputError, NamedDataset, content_digest, parse
 from factory.seeding import generator
+from factory.shards.claim import planned, read_claim, write_claim
+from factory.shards.manifest import inherited, merge
 from factory.shards.store import Store
+from factory.shards.verify import verify
 
 SIZE = 32
 
@@ -96,3 +100,21 @@ def test_styles_of_the_studio_are_pictures_with_their_truth():
     np.testing.assert_array_equal(image, styles.image(style))
     assert {"yaw", "gender", "age"} <= styles.truth(style).keys()
     assert styles.key(style) != styles.key(styles.draw(generator(2)))
+
+
+def test_what_is_drawn_from_a_bank_names_its_models_and_takes_its_licence(tmp_path: Path):
+    bank, made = (Store(make_pool(tmp_path / n, 2, 2, size=SIZE)) for n in ("bank", "made"))
+    net = {"location": "net.safetensors", "sha256": "b" * 64, "licence": "CC-BY-NC-4.0"}
+    held = read_claim(bank)
+    held["recipe"]["weights"] = {"denoiser": net}
+    bank.write("recipe.json", json.dumps(held).encode())
+    merge(bank, planned(held))
+    assert inherited(()) is None
+    handed_down = inherited([bank])
+    recipe = parse(read_claim(made)["recipe"])
+    assert isinstance(recipe, GenerateRecipe)
+    write_claim(made, recipe, read_claim(made)["content_digest"], (), handed_down)
+    manifest = merge(made, planned(read_claim(made)))
+    assert [(one.name, one.sha256) for one in manifest.models] == [("denoiser", "b" * 64)]
+    assert recipe.licence == "CC0-1.0" and manifest.licence == "CC-BY-NC-4.0"
+    assert verify(made) == []

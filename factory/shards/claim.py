@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
+from factory.provenance import Inherited
 from factory.recipe import ComposeRecipe, GenerateRecipe, InputError, bank_digest, parse
 from factory.shards.store import Store
 
@@ -105,15 +106,29 @@ def check_claim(
 
 
 def write_claim(
-    store: Store, recipe: GenerateRecipe, content_digest: str, grown: tuple[Extent, ...]
+    store: Store,
+    recipe: GenerateRecipe,
+    content_digest: str,
+    grown: tuple[Extent, ...],
+    inherited: Inherited | None = None,
 ) -> None:
-    """State whose folder it is; called under the folder's lock."""
+    """State whose folder it is; called under the folder's lock.
+
+    Args:
+        store: the output folder.
+        recipe: what is made there.
+        content_digest: of the recipe, with the versions of this environment.
+        grown: the extents it had before.
+        inherited: what the datasets that images are drawn from hand down.
+    """
     claim = {
         "recipe": recipe.model_dump(mode="json"),
         "grown": [list(extent) for extent in grown],
         "content_digest": content_digest,
         "bank_digest": bank_digest(recipe),
     }
+    if inherited is not None:
+        claim["inherited"] = inherited.model_dump(mode="json")
     store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
 
 

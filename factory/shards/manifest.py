@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from factory.plan import Extent, Shard, Slice
-from factory.provenance import DIGITAL_SOURCE_TYPE, Model, strictest
+from factory.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model, strictest
 from factory.recipe import InputError, Natural, Part
 from factory.shards.claim import read_claim
 from factory.shards.store import Store, in_order
@@ -174,6 +174,19 @@ def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
     return made
 
 
+def inherited(stores: Iterable[Store]) -> Inherited | None:
+    """Return the models and licences of finished datasets; None where there are none of them.
+
+    Raises:
+        InputError: one of them is not finished.
+    """
+    found = [load_manifest(store) for store in stores]
+    if not found:
+        return None
+    models = dict.fromkeys(model for one in found for model in one.models)
+    return Inherited(models=tuple(models), licences=tuple(one.licence for one in found))
+
+
 def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> DatasetManifest:
     """Return the dataset's manifest: a pure function of its claim and its shards' manifests."""
     entries: list[ShardEntry] = []
@@ -201,6 +214,8 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
             Model(name=name, **part) for name, part in sorted(recipe.get("weights", {}).items())
         )
     licence = claim["licence"] if "licence" in claim else recipe["licence"]
+    taken = Inherited.model_validate(claim.get("inherited", {}))
+    models = tuple(dict.fromkeys((*models, *taken.models)))
     return DatasetManifest(
         recipe=recipe,
         grown=tuple((count, images) for count, images in claim["grown"]),
@@ -215,7 +230,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
             seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
         ),
         models=models,
-        licence=strictest([licence, *(model.licence for model in models)]),
+        licence=strictest([licence, *taken.licences, *(model.licence for model in models)]),
         created_with={library: ", ".join(sorted(found)) for library, found in versions.items()},
         digitalSourceType=claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE),
     )

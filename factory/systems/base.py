@@ -13,6 +13,7 @@ import numpy as np
 
 from factory.recipe import GenerateRecipe, InputError, Part, checked
 from factory.seeding import seed64
+from factory.shards.store import Store
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class System(ABC):
 
     def open(self) -> None:
         """Open the datasets the recipe names; raises InputError where they are not as it says."""
+
+    def origins(self) -> tuple[Store, ...]:
+        """Return the datasets whose images enter what is made; they were opened."""
+        return ()
 
     def load(self) -> None:
         """Load weights and open datasets; called once in each actor, before the first batch."""

@@ -35,6 +35,7 @@ from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.backbones import IResNet, make_backbone
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
+from factory.shards.store import Store
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.diffusion import (
     DenoiserBatch,
@@ -261,6 +262,12 @@ class DCFace(DiffusionSystem):
         if styles.dataset is not None:
             field = "recipe field options.styles.dataset"
             self.styles = DatasetStyles(ImageBank(styles.dataset, size, field))
+
+    def origins(self) -> tuple[Store, ...]:
+        """Return the bank of identities and the dataset of styles, where there are such."""
+        styles = self.styles
+        found = (styles.images.store,) if isinstance(styles, DatasetStyles) else ()
+        return (*super().origins(), *found)
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the network."""

@@ -164,6 +164,10 @@ class DiffusionSystem(System):
                 f"{self.bank.url} has {len(self.bank)}"
             )
 
+    def origins(self) -> tuple[Store, ...]:
+        """Return the bank of identities, where there is one."""
+        return () if self.bank is None else (self.bank.store,)
+
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the network a denoiser file's `config` describes, with fresh weights."""
@@ -175,6 +179,25 @@ class DiffusionSystem(System):
 
     def fits(self) -> None:
         """Raise InputError where network, teacher and recipe do not belong together."""
+
+    def suits(self, dimension: int, learned_empty: bool) -> None:
+        """Refuse a teacher of another size, and an empty context that was never learned.
+
+        Args:
+            dimension: of the embeddings the denoiser takes.
+            learned_empty: whether guidance and `two_stage` have an empty context to sample.
+        """
+        if self.teacher.dimension != dimension:
+            raise InputError(
+                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
+                f"the denoiser accepts {dimension}"
+            )
+        guides = self.sampler.guidance_scale > 1.0 or self.recipe.identities.source == "two_stage"
+        if guides and not learned_empty:
+            raise InputError(
+                "recipe field weights.denoiser.location: the denoiser has no learned empty context;"
+                " accepted are sampler.guidance_scale 1 and an identities.source but two_stage"
+            )
 
     def load(self) -> None:
         """Load denoiser, autoencoder and teacher, and check that they belong together."""

@@ -234,22 +234,13 @@ class ID3(DiffusionSystem):
 
     def fits(self) -> None:
         """Refuse a teacher of another size, an unknown attribute, and guidance nobody learned."""
-        if self.teacher.dimension != self.dimension:
-            raise InputError(
-                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
-                f"the denoiser accepts {self.dimension}"
-            )
+        self.suits(self.dimension, self.model.learn_empty_context)
         for name in self.options.attributes:
             if name not in self.histograms:
                 raise InputError(
                     f"recipe field options.attributes: {name}; the denoiser accepts: "
                     f"{', '.join(self.histograms)}"
                 )
-        if self.sampler.guidance_scale > 1.0 and not self.model.learn_empty_context:
-            raise InputError(
-                f"recipe field sampler.guidance_scale: {self.sampler.guidance_scale}; the denoiser "
-                "has no learned empty context and accepts 1"
-            )
         if self.options.score.gradient == "off":
             return
         if self.process.zero_terminal_snr and self.options.score.interval[1] >= 1.0:

@@ -60,17 +60,7 @@ class IDiffFace(DiffusionSystem):
 
     def fits(self) -> None:
         """Refuse a teacher of another size, and an empty context that was never learned."""
-        if self.teacher.dimension != self.model.context_size:
-            raise InputError(
-                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
-                f"the denoiser accepts {self.model.context_size}"
-            )
-        guides = self.sampler.guidance_scale > 1.0 or self.recipe.identities.source == "two_stage"
-        if guides and not self.model.learn_empty_context:
-            raise InputError(
-                "recipe field weights.denoiser.location: the denoiser has no learned empty context;"
-                " accepted are sampler.guidance_scale 1 and another identities.source"
-            )
+        self.suits(self.model.context_size, self.model.learn_empty_context)
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
         """Return unit contexts, float32 [n, D], each a function of its index alone.
