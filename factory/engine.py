@@ -212,9 +212,15 @@ def cpus() -> int:
 
 
 def each(
-    rows: list[dict[str, Any]], actor: type, assignment: Any, size: int, field: str
+    rows: list[dict[str, Any]],
+    actor: type,
+    assignment: Any,
+    size: int,
+    field: str,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """Run an actor over rows, one row a call, on a pool with one CPU an actor.
+    """Run an actor over rows, one row a call, on a pool of actors.
 
     Args:
         rows: one dictionary a call; what they hold is pickled.
@@ -222,14 +228,16 @@ def each(
         assignment: the one argument each actor is made with.
         size: actors.
         field: words before `size` in the error of a cluster that is too small.
+        num_cpus: CPUs one actor reserves.
+        num_gpus: GPUs one actor reserves.
 
     Raises:
         InputError: the cluster cannot hold so many actors.
     """
     if not rows:
         return
-    require([(field, size, 1.0, 0.0)])
-    crew = Crew((actor.__name__,), field, size, 1.0, 0.0)
+    require([(field, size, num_cpus, num_gpus)])
+    crew = Crew((actor.__name__,), field, size, num_cpus, num_gpus)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     yield from _pooled(dataset, actor, crew, 1, assignment).iter_rows()
 

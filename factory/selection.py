@@ -207,7 +207,8 @@ def make_bank(
     given = recipe.model_dump(mode="json"), candidates.model_dump(mode="json"), size
     rows = [{"start": start} for start in range(0, len(images), BLOCK)]
     blocks: dict[int, dict[str, np.ndarray]] = {}
-    for block in each(rows, Beholder, given, recipe.pool.size, "pool."):
+    pool = recipe.pool
+    for block in each(rows, Beholder, given, pool.size, "pool.", pool.num_cpus, pool.num_gpus):
         blocks[int(block.pop("start"))] = block
         say(f"candidates: {min(len(blocks) * BLOCK, len(images))} of {len(images)} seen")
     seen = _joined([blocks[start] for start in sorted(blocks)])
