@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from factory import cli, tracking
-from factory.evaluation.protocols import PROTOCOLS, evaluate
+from factory.evaluation.protocols import PROTOCOLS, SWITCHES, evaluate
 from factory.evaluation.tables import show
 
 
@@ -50,8 +50,8 @@ if __name__ == "__main__":
     parser.add_argument("--groups", default="", help="file that says which pair is of which group")
     parser.add_argument(
         "--switches",
-        default="N1D1F1",
-        help="of ijb: norm, detector, flip; several with commas",
+        default="",
+        help=f"of ijb: norm, detector, flip; several with commas (default: {SWITCHES})",
     )
     parser.add_argument("--json", default="", help="also write the result to this file")
     parser.add_argument("--resize", action="store_true", help="resize images of another size")

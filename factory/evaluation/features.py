@@ -30,6 +30,7 @@ ACCEPTED = (
     "with an optional argument=NAME that is passed as true"
 )
 BATCH = 64
+WITHOUT_LAYERS = ("onnx", "insightface")  # onnxruntime runs these, where no layer can be reached
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ def load_features(reference: str) -> FeatureNetwork:
     """Load the feature network a reference names.
 
     Args:
-        reference: what `load_recognizer` takes; such a reference with `#LAYER`, a module of a torch
-            network whose output [B, C, H, W] is averaged over H and W; or
-            `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S]
+        reference: what `load_recognizer` takes; such a reference with `#LAYER` (but for onnx: and
+            insightface:), a module of the network whose output [B, C, H, W] is averaged over H and
+            W; or `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S]
             (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
             ImageNet's mean and deviation) or uint8 (`bytes`) to [B, D]. `argument=return_features`
             passes return_features=True, as some FID networks need.
 
     Raises:
-        InputError: unknown form, no such file, or a file that is not a network.
+        InputError: unknown form, no such file or layer, or a file that is not a network.
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix == "torchscript":
@@ -93,6 +94,11 @@ def load_features(reference: str) -> FeatureNetwork:
     from factory.recognition.recognizers import load_recognizer
 
     plain, _, layer = reference.partition("#")
+    if layer and colon and prefix in WITHOUT_LAYERS:
+        raise InputError(
+            f"--features {reference!r}: no layer of {prefix}: can be reached; accepted is "
+            f"{plain!r}, or a layer of another recognizer"
+        )
     found = load_recognizer(plain)
     if layer:
         return _layer(found, layer, reference)
@@ -131,7 +137,7 @@ def extract_dataset(
 
 
 def _layer(recognizer: "Recognizer", layer: str, reference: str) -> FeatureNetwork:
-    modules = dict(recognizer.module.named_modules()) if recognizer.module else {}
+    modules = dict(recognizer.module.named_modules())
     if layer not in modules:
         known = ", ".join(name for name in modules if name and "." not in name)
         raise InputError(f"--features {reference!r}: no layer {layer}; accepted: {known or 'none'}")

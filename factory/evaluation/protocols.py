@@ -11,6 +11,7 @@ from factory.evaluation.verification import Verification, average, bin_files, me
 from factory.recipe import InputError
 
 PROTOCOLS = ("verification", "ijb", "tinyface")
+SWITCHES = "N1D1F1"
 Say = Callable[[str], None]
 
 
@@ -21,7 +22,7 @@ def evaluate(
     say: Say,
     resize: bool = False,
     groups: str = "",
-    switches: str = "N1D1F1",
+    switches: str = "",
 ) -> Outcome:
     """Measure a recognizer by one of `PROTOCOLS`.
 
@@ -32,7 +33,7 @@ def evaluate(
         say: called with a line of progress.
         resize: resize images of another size; an IJB release is aligned to the size anyway.
         groups: for verification, a file of groups (`fairness.read_groups`), or "".
-        switches: for ijb, one or more of the form N1D1F1, with commas between.
+        switches: for ijb, one or more of the form N1D1F1, with commas between; "" is `SWITCHES`.
 
     Raises:
         InputError: the protocol does not take what is given, or the folder is not whole.
@@ -41,8 +42,10 @@ def evaluate(
         raise InputError(f"--protocol {protocol}; accepted: {', '.join(PROTOCOLS)}")
     if groups and protocol != "verification":
         raise InputError(f"--groups {groups}: {protocol} has no groups; accepted is verification")
+    if switches and protocol != "ijb":
+        raise InputError(f"--switches {switches}: {protocol} has no switches; accepted is ijb")
     if protocol == "ijb":
-        settings = [Switches.parse(text) for text in switches.split(",")]
+        settings = [Switches.parse(text) for text in (switches or SWITCHES).split(",")]
         return evaluate_ijb(recognizer, folder, settings, say)
     if protocol == "tinyface":
         return evaluate_tinyface(recognizer, folder, resize, say)

@@ -13,8 +13,8 @@ from factory.recognition.neighbours import Faces
 FORMAT = "face-data-factory/faces"
 COLUMN = "embedding"
 ACCEPTED = (
-    ".safetensors as `measure --embeddings` writes it, .npy, .parquet with a column `embedding`, "
-    "or a folder of such .parquet files"
+    ".safetensors as `measure --embeddings` writes it, .parquet with a column `embedding`, a "
+    "folder of such .parquet files (each with recognizer_sha256 in its metadata), or .npy"
 )
 
 
@@ -57,12 +57,13 @@ def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -
     Args:
         location: a local path or package:PATH, of one of the forms `ACCEPTED` lists.
         sha256: as `faces_sha256` gives it.
-        recognizer_sha256: the recognizer they must belong to, wherever a file says.
+        recognizer_sha256: the recognizer they must belong to. A .safetensors or .parquet file has
+            to say so in its metadata, under `recognizer_sha256`; .npy cannot.
         field: the recipe field that names them, for errors.
 
     Raises:
-        InputError: no such file, another sha256, another recognizer's embeddings, or embeddings
-            that are not finite or of length zero.
+        InputError: no such file, another sha256, another recognizer's embeddings or nobody's, or
+            embeddings that are not finite or of length zero.
     """
     found = faces_sha256(location, field)
     if found != sha256:

@@ -1,7 +1,7 @@
 """The JSON of `measure.py` and `evaluate.py`, sorted into what the page shows of it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,15 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
     for file, content in measures.items():
         who = content.get("recognizer", {}).get("name", file)
         if "histograms" in content:
-            name = who if who not in quality else f"{who} ({Path(file).stem})"
-            quality[name] = content
+            quality[_unlike(quality, who, file)] = content
         elif "benchmarks" in content:
             row = benchmarks.setdefault(who, {"average": []})
             row["average"].append(content["average"])
             for benchmark, result in content["benchmarks"].items():
                 row.setdefault(benchmark, []).append(result["accuracy"])
                 if "fairness" in result:
-                    fairness[f"{who}, {benchmark}"] = result["fairness"]
+                    name = _unlike(fairness, f"{who}, {benchmark}", file)
+                    fairness[name] = result["fairness"]
         elif "protocol" in content:
             protocols.append({"recognizer": who, **content})
         else:
@@ -78,6 +78,16 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
         "fairness": fairness,
         "protocols": protocols,
     }
+
+
+def _unlike(taken: Container[str], name: str, file: str) -> str:
+    """Return the name, told by the file's stem from an equal one, and by a number from more."""
+    stem, number = Path(file).stem, 1
+    tried = name
+    while tried in taken:
+        tried = f"{name} ({stem})" if number == 1 else f"{name} ({stem}, {number})"
+        number += 1
+    return tried
 
 
 def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dict[str, Any]]:

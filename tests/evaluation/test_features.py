@@ -72,6 +72,9 @@ def test_a_layer_is_averaged_over_places(tmp_path):
     assert (network.name, network.scaled) == ("net#layer2", False)
     with pytest.raises(InputError, match=r"no layer x; accepted: conv1, .*layer1"):
         load_features(f"{path}#x")
+    for other in ("onnx:net.onnx", "insightface:buffalo_l"):
+        with pytest.raises(InputError, match=f"accepted is '{other}', or a layer of another"):
+            load_features(f"{other}#layer2")
 
 
 def test_datasets_are_read_in_order_and_resized_only_when_asked(tmp_path, scripted):

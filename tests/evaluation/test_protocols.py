@@ -65,6 +65,9 @@ def test_what_does_not_belong_together_is_refused(folder):
         run("megaface", str(folder))
     with pytest.raises(InputError, match="ijb has no groups"):
         run("ijb", str(folder), groups="x")
+    for protocol in ("verification", "tinyface"):
+        with pytest.raises(InputError, match=f"{protocol} has no switches; accepted is ijb"):
+            run(protocol, str(folder), switches="N1D1F1")
     with pytest.raises(InputError, match="0 lists"):
         run("ijb", str(folder))
     with pytest.raises(InputError, match="Gallery_Match"):

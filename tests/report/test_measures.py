@@ -20,6 +20,7 @@ from factory.evaluation.verification import Distances, Verification
 from factory.recipe import InputError
 from factory.recognition.attributes import STUDIO, Predictor
 from factory.report import collect, page
+from factory.report.measures import sorted_measures
 from factory.shards.store import Store
 
 spec = importlib.util.spec_from_file_location("page_of", Path(__file__).with_name("test_page.py"))
@@ -131,8 +132,19 @@ def test_trainings_of_one_recipe_are_seeds_of_one_row(dataset):
     found = collect(str(dataset / "d"), given(dataset))
     averages = [evaluated(seed)["average"] for seed in range(3)]
     assert found["benchmarks"]["desk"]["average"] == averages
+    by_group = {
+        name: evaluated(seed)["benchmarks"]["toy"]["fairness"]
+        for seed, name in enumerate(("desk, toy", "desk, toy (seed1)", "desk, toy (seed2)"))
+    }
+    assert found["fairness"] == by_group
     text = page_of.read(page(found))[1]
     assert f"{100 * np.mean(averages):.2f} ± {100 * np.std(averages, ddof=1):.2f}" in text
+
+
+def test_files_of_one_name_in_several_folders_stand_side_by_side():
+    files = {f"{folder}/x.json": evaluated(seed) for seed, folder in enumerate("abc")}
+    found = sorted_measures("d", files)["fairness"]
+    assert list(found) == ["desk, toy", "desk, toy (x)", "desk, toy (x, 2)"]
 
 
 def test_what_is_not_measured_is_not_on_the_page(tmp_path):
