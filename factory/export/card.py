@@ -12,6 +12,7 @@ import yaml
 
 from factory.export.about import About
 from factory.export.kits import GPUS, NETWORKS, TRAINER_SIZE, validation_name
+from factory.export.source import Source
 from factory.provenance import DIGITAL_SOURCE_TYPE, Model
 from factory.shards.manifest import DatasetManifest
 
@@ -46,7 +47,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
         about: the export.
         measured: results as `jobs/measure.py --json` writes them; their numbers are listed.
     """
-    intended = INTENDED.format(what=SYNTHETIC if is_synthetic(about) else PHOTOGRAPHS)
+    intended = INTENDED.format(what=SYNTHETIC if is_synthetic(about.source) else PHOTOGRAPHS)
     parts = [
         front_matter(about),
         f"# {about.name}\n",
@@ -56,7 +57,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
         _making(about),
         _metrics(measured),
         f"## Intended use\n\n{intended}\n",
-        f"## Lookalikes\n\n{LOOKALIKE}\n" if is_synthetic(about) else "",
+        f"## Lookalikes\n\n{LOOKALIKE}\n" if is_synthetic(about.source) else "",
         _licence(about),
         _recipe(about),
     ]
@@ -74,7 +75,7 @@ def front_matter(about: About) -> str:
     fields |= {
         "pretty_name": about.name,
         "tags": [
-            *(["synthetic"] if is_synthetic(about) else []),
+            *(["synthetic"] if is_synthetic(about.source) else []),
             *("face-recognition", "faces", "face-data-factory"),
             *(name.replace("_", "-") for name in systems),
         ],
@@ -95,9 +96,9 @@ def size_category(images: int) -> str:
     return f"{SIZES[steps]}<n<{SIZES[steps + 1]}" if steps < len(SIZES) - 1 else f"n>{SIZES[-1]}"
 
 
-def is_synthetic(about: About) -> bool:
+def is_synthetic(source: Source) -> bool:
     """Tell whether every image was made by a model."""
-    return all(m.digitalSourceType == DIGITAL_SOURCE_TYPE for m in about.source.manifests)
+    return all(m.digitalSourceType == DIGITAL_SOURCE_TYPE for m in source.manifests)
 
 
 def use(about: About) -> str:
@@ -168,7 +169,8 @@ Labels become one-hot vectors of {about.classes:,} numbers with `--cond=True`.
 
 
 def _summary(about: About) -> str:
-    what = "synthetic face images" if is_synthetic(about) else "face images, not all synthetic,"
+    synthetic = is_synthetic(about.source)
+    what = "synthetic face images" if synthetic else "face images, not all synthetic,"
     resized = f", resized from {about.made_size} px" if about.size != about.made_size else ""
     as_found = any(m.recipe.get("align") is False for m in about.source.manifests)
     aligned = "" if as_found else ", aligned on the five-point ArcFace template"

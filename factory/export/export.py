@@ -15,9 +15,9 @@ import simplejpeg
 import factory
 from factory.evaluation.images import PNG_MAGIC, decode, fitted
 from factory.export.about import About
-from factory.export.card import card, licence_text
+from factory.export.card import card, is_synthetic, licence_text
 from factory.export.folder import write_folder
-from factory.export.held_out import HeldOut, check_pairs
+from factory.export.held_out import HeldOut, check_pairs, check_source
 from factory.export.kits import validation_name, write_arcface, write_cvlface
 from factory.export.output import Output
 from factory.export.parquet import write_hf
@@ -27,6 +27,7 @@ from factory.export.source import Source, open_source
 from factory.export.spool import BUCKET_BYTES, Placed, Spool, grouped, shuffled
 from factory.export.wds import write_wds
 from factory.export.zip import write_edm
+from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import InputError
 from factory.shards.store import Store, scratch
 
@@ -91,6 +92,14 @@ def export(source_store: Store, target: Store, options: Options) -> About:
     if options.size is not None and not 16 <= options.size <= 1024:
         raise InputError(f"--size {options.size}; accepted is 16 to 1024")
     source = open_source(source_store)
+    if options.pairs:
+        check_source(source)
+    if options.c2pa is not None and not is_synthetic(source):
+        kinds = sorted({manifest.digitalSourceType for manifest in source.manifests})
+        raise InputError(
+            f"--c2pa: images of {source_store.url} are {', '.join(kinds)}; the sheet would be "
+            f"signed as made by a trained model, accepted is {DIGITAL_SOURCE_TYPE} alone"
+        )
     out = Output(target, _claim(name, dialect, source, options))
     in_labels = options.format in ("imagefolder", "edm") or dialect == "insightface"
     order = grouped(source.labels) if in_labels else shuffled(options.seed)
@@ -103,7 +112,8 @@ def export(source_store: Store, target: Store, options: Options) -> About:
             if options.c2pa is not None:
                 sheet.see(Placed(item.label, number, item.encoded, b""))
         ranks = _ranks(spool)
-        held_out = HeldOut(spool.counts, options.pairs, options.seed)
+        composed = source.recipe.get("kind") == "compose"
+        held_out = HeldOut(spool.counts, options.pairs, options.seed, composed)
         counts = spool.counts[: held_out.first]
         about = About(
             name=name,
@@ -149,15 +159,15 @@ class _Kind:
         extension, (height, width) = _extension(encoded), image_size(encoded)
         if not self.size:
             self.size, self.extension = height, extension
-        if self.wanted is None and (height, width, extension) != (
-            self.size,
-            self.size,
-            self.extension,
-        ):
+        if height != width:
+            raise InputError(
+                f"an image of label {label} is {width} x {height} pixels; accepted are square ones"
+            )
+        if self.wanted is None and (height, extension) != (self.size, self.extension):
             raise InputError(
                 f"an image of label {label} is a {width} x {height} {extension}, the first is "
-                f"{self.size} x {self.size} {self.extension}; accepted are square images of one "
-                "size and encoding, or --size to make them so"
+                f"{self.size} x {self.size} {self.extension}; accepted are images of one size and "
+                "encoding, or --size to make them so"
             )
         if extension == "jpg":
             self.extension = extension

@@ -8,30 +8,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from factory.evaluation.verification import FOLDS, write_bin
 from factory.export.output import Output
+from factory.export.source import Source
 from factory.export.spool import Placed
 from factory.recipe import InputError
 from factory.shards.store import scratch
 
-FOLDS = 10
 FEWEST, SHARE = 2 * FOLDS, 10
 
 
 class HeldOut:
     """Which images become pairs, and those of them that were met so far."""
 
-    def __init__(self, counts: Sequence[int], pairs: int, seed: int) -> None:
+    def __init__(self, counts: Sequence[int], pairs: int, seed: int, composed: bool) -> None:
         """Choose identities and pairs.
 
         Args:
             counts: images by label.
             pairs: how many; 0 holds nobody out.
             seed: draws the pairs.
+            composed: the images are a composition's, which may hold one more than once.
 
         Raises:
             InputError: there are too few identities or images for so many pairs.
         """
-        self.pairs = pairs
+        self.pairs, self.composed = pairs, composed
         self.first = len(counts)  # labels from here on are held out
         self.identities = 0
         self._same: list[bool] = []
@@ -62,9 +64,15 @@ class HeldOut:
         return item.label >= self.first
 
     def write(self, out: Output, name: str) -> None:
-        """Write the pairs, all images having passed."""
-        from factory.evaluation.verification import write_bin
+        """Write the pairs, all images having passed.
 
+        Raises:
+            InputError: a genuine pair is an image of a composition and its own copy.
+        """
+        from factory.export.pairs import refuse_copies
+
+        if self.composed:
+            refuse_copies("--pairs", self._files, self._same)
         with scratch() as folder:
             path = folder / name
             out.put(path, name, write_bin(path, self._files, self._same))
@@ -74,3 +82,14 @@ def check_pairs(pairs: int) -> None:
     """Refuse a number of pairs that folds cannot share, before anything is read."""
     if pairs < 0 or pairs % (2 * FOLDS):
         raise InputError(f"--pairs {pairs}; accepted is a multiple of {2 * FOLDS}")
+
+
+def check_source(source: Source) -> None:
+    """Refuse to make pairs of repeated images, before any image is read."""
+    for name, pool in source.recipe.get("pools", {}).items():
+        if pool["repeat"] > 1:
+            raise InputError(
+                f"--pairs: pool {name} of the composition has repeat {pool['repeat']}, so that a "
+                "genuine pair could be an image and its own copy; accepted is repeat 1, or "
+                "jobs/make_pairs.py on the pool"
+            )

@@ -6,7 +6,7 @@ people it has not met. Half of every fold is genuine, in an order drawn by the s
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -117,7 +117,8 @@ def write_pairs(
         cache: folder of indexes and of copies of remote shards.
 
     Raises:
-        InputError: as `choose_pairs`; no dataset; or a composition that holds none of it.
+        InputError: as `choose_pairs`; no dataset; a composition that holds none of it; or a genuine
+            pair is an image of a composition and its own copy.
     """
     images = images_of(store, cache)
     people = np.unique(images.labels)
@@ -131,9 +132,25 @@ def write_pairs(
         path = images.paths[images.shard[row]]
         files.append(reader.read(path, int(images.offset[row]), int(images.size[row])))
     reader.close()
+    if is_composition(store) or load_manifest(store).recipe.get("kind") == "compose":
+        refuse_copies(store.url, files, chosen.same.tolist())
     sha256 = write_bin(to, files, chosen.same.tolist())
     used = np.unique(images.labels[kept[chosen.rows]])
     return Written(sha256, pairs, len(used))
+
+
+def refuse_copies(what: str, files: Sequence[bytes], same: Sequence[bool]) -> None:
+    """Refuse genuine pairs of one image, which a composition may hold more than once.
+
+    Raises:
+        InputError: files 2i and 2i + 1 are equal and pair i is genuine.
+    """
+    copies = sum(files[2 * n] == files[2 * n + 1] for n, genuine in enumerate(same) if genuine)
+    if copies:
+        raise InputError(
+            f"{what}: {copies} genuine pairs would be an image and its own copy, which the "
+            "composition holds more than once; accepted is jobs/make_pairs.py on a pool of it"
+        )
 
 
 def read_identity_groups(path: str | Path) -> dict[int, str]:

@@ -35,31 +35,27 @@ class ContactSheet:
                 row.append(item.encoded)
 
     def jpeg(self) -> bytes:
-        """Return the sheet as a JPEG, one identity a row."""
-        rows = [
-            [fitted(face, min(len(face), LARGEST), "", resize=True) for face in map(_decode, row)]
-            for row in self._rows.values()
-        ]
-        step = len(rows[0][0]) + GAP
+        """Return the sheet as a JPEG, one identity a row, all as large as the first."""
+        rows = list(self._rows.values())
+        edge = min(len(decode(rows[0][0], "contact sheet")), LARGEST)
+        step = edge + GAP
         width = max(map(len, rows)) * step - GAP
         canvas = np.full((len(rows) * step - GAP, width, 3), 128, dtype=np.uint8)
         for y, row in enumerate(rows):
-            for x, face in enumerate(row):
+            for x, encoded in enumerate(row):
                 top, left = y * step, x * step
-                canvas[top : top + len(face), left : left + len(face)] = face
+                face = fitted(decode(encoded, "contact sheet"), edge, "", resize=True)
+                canvas[top : top + edge, left : left + edge] = face
         return simplejpeg.encode_jpeg(canvas, 92, colorspace="RGB", colorsubsampling="444")
-
-
-def _decode(encoded: bytes) -> np.ndarray:
-    return decode(encoded, "contact sheet")
 
 
 def sign(jpeg: bytes, title: str, manifest_sha256: str, cert: Path, key: Path) -> bytes:
     """Return the JPEG with a C2PA manifest inside, signed.
 
-    The manifest says that a trained model made the picture (IPTC digital source type) and carries
-    the sha256 of the dataset's manifest as an assertion. No time stamp authority is asked, so that
-    nothing leaves the machine. A signature differs from run to run.
+    The manifest says that a trained model made the picture (IPTC digital source type), which the
+    caller has made sure of, and carries the sha256 of the dataset's manifest as an assertion. No
+    time stamp authority is asked, so that nothing leaves the machine. A signature differs from run
+    to run.
 
     Args:
         jpeg: the sheet.

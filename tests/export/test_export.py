@@ -169,6 +169,10 @@ def test_images_of_two_sizes_need_a_size(dataset: Made) -> None:
     strict.see(first, 0)
     with pytest.raises(InputError, match=r"label 7 is a 20 x 20 png.*32 x 32 jpg.*--size"):
         strict.see(sink.getvalue(), 7)
+    wide = io.BytesIO()
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(wide, "PNG")
+    with pytest.raises(InputError, match="label 8 is 24 x 20 pixels; accepted are square ones"):
+        kind.see(wide.getvalue(), 8)
     for image in (sink.getvalue(), first):
         kind.see(image, 0)
     for image in (sink.getvalue(), first):

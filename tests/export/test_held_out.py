@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import faces
 import numpy as np
@@ -14,9 +15,12 @@ from patches import Made, digest, pixels
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from factory.compose import compose
 from factory.evaluation.verification import evaluate_distances, read_bin
 from factory.export.export import Options, export
-from factory.recipe import InputError
+from factory.export.pairs import write_pairs
+from factory.recipe import ComposeRecipe, InputError, parse
+from factory.shards.materialise import materialise
 from factory.shards.store import Store
 
 PEOPLE = 60
@@ -104,3 +108,40 @@ def test_labels_teach_and_pairs_judge(format: str, tmp_path: Path) -> None:
 def test_more_pairs_than_images_allow_are_refused(many: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="genuine pairs"):
         export(many.store, Store(tmp_path / "acme_v1"), Options("wds", pairs=2000))
+
+
+def view(made: Made, folder: Path, **pools: Any) -> Store:
+    """Compose views of one pool, and write them out as a dataset beside."""
+    raw = {"kind": "compose", "name": "mix", "seed": 3, "pools": pools}
+    for pool in pools.values():
+        pool["url"] = made.store.url
+    parsed = parse(raw)
+    assert isinstance(parsed, ComposeRecipe)
+    store = Store(folder / "mix")
+    compose(parsed, store, cache=folder / "cache")
+    materialise(store, Store(folder / "shards"), cache=folder / "cache")
+    return store
+
+
+def test_repeated_images_make_no_pairs(many: Made, tmp_path: Path) -> None:
+    mix = view(many, tmp_path, a={"repeat": 2})
+    for number, store in enumerate((mix, Store(tmp_path / "shards"))):
+        to = tmp_path / f"acme_{number}"
+        with pytest.raises(InputError, match=r"pool a of the composition has repeat 2.*make_pairs"):
+            export(store, Store(to), Options("wds", pairs=40))
+        assert not to.exists()
+    assert write_pairs(mix, tmp_path / "val.bin", 40).pairs == 40  # its index has each image once
+    with pytest.raises(InputError, match="an image and its own copy"):
+        write_pairs(Store(tmp_path / "shards"), tmp_path / "val.bin", 100)
+
+
+def test_pools_that_overlap_make_no_pairs(many: Made, tmp_path: Path) -> None:
+    mix = view(many, tmp_path, a={}, b={"identities_of": "a"})
+    for number, store in enumerate((mix, Store(tmp_path / "shards"))):
+        with pytest.raises(InputError, match="an image and its own copy"):
+            write_pairs(store, tmp_path / "val.bin", 100)
+        to = tmp_path / f"acme_{number}"
+        with pytest.raises(InputError, match="an image and its own copy"):
+            export(store, Store(to), Options("wds", pairs=100))
+        assert not list(to.glob("*.bin")) and not (to / "SHA256SUMS").exists()
+    assert not (tmp_path / "val.bin").exists()

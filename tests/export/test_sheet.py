@@ -8,6 +8,7 @@ from pathlib import Path
 
 import c2pa
 import numpy as np
+import patches
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -131,3 +132,27 @@ def test_the_sheet_shows_one_identity_a_row() -> None:
         for column in range(8):
             middle = shown[row * 22 + 10, column * 22 + 10]
             assert abs(middle - (row * 12, column * 12, 100)).max() < 6
+
+
+def test_images_of_other_sizes_are_made_as_large_as_the_first() -> None:
+    sheet = ContactSheet()
+    for label, size in enumerate((20, 40, 10)):
+        sink = io.BytesIO()
+        Image.fromarray(np.full((size, size, 3), 50 + 40 * label, np.uint8)).save(sink, "PNG")
+        sheet.see(Placed(label, 0, sink.getvalue(), b""))
+    shown = np.asarray(Image.open(io.BytesIO(sheet.jpeg()))).astype(int)
+    assert shown.shape == (3 * 22 - 2, 20, 3)
+    for label in range(3):
+        assert abs(shown[label * 22 : label * 22 + 20] - (50 + 40 * label)).max() < 12
+
+
+def test_photographs_are_not_signed_as_made_by_a_model(
+    run: Run, dataset: patches.Made, tmp_path: Path
+) -> None:
+    pair = chain(tmp_path / "keys", ec.generate_private_key(ec.SECP256R1()))
+    manifest = json.loads(dataset.store.read("manifest.json"))
+    manifest["digitalSourceType"] = "digitalCapture"
+    dataset.store.write("manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(InputError, match=r"--c2pa: .* are digitalCapture; .* accepted is trained"):
+        run("wds", c2pa=pair)
+    assert not (tmp_path / "out").exists()
