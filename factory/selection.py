@@ -7,7 +7,7 @@ saw what first. The result is a dataset of one image an identity, with its embed
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,21 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
+def check(recipe: BankRecipe) -> None:
+    """Raise InputError where the recipe names an attribute its predictor does not read."""
+    if "attributes" in recipe.weights:
+        check_names(recipe, load_predictor(recipe.weights["attributes"].location).attributes)
+
+
+def check_names(recipe: BankRecipe, known: Collection[str]) -> None:
+    """Raise InputError where a rule or a group names an attribute that is not known."""
+    asked = [(f"rules.{n}.attribute", rule.attribute) for n, rule in enumerate(recipe.rules)]
+    asked += [("groups", name) for name in recipe.groups]
+    for field, name in asked:
+        if name not in known:
+            raise InputError(f"recipe field {field}: {name!r}; accepted: {', '.join(known)}")
+
+
 def select(recipe: BankRecipe, seen: Seen) -> Selection:
     """Choose identities among candidates, in key order.
 
@@ -132,10 +147,11 @@ def select(recipe: BankRecipe, seen: Seen) -> Selection:
         InputError: a rule or a group names an attribute nobody predicts.
         FaultError: fewer are left than the recipe wants.
     """
+    check_names(recipe, seen.attributes)
     rows = np.arange(len(seen.embeddings))
     counts = {"candidates": len(rows)}
     for rule in recipe.rules:
-        value = _attribute(seen, rule.attribute)[rows]
+        value = seen.attributes[rule.attribute][rows]
         low = -np.inf if rule.low is None else rule.low
         high = np.inf if rule.high is None else rule.high
         rows = rows[(value >= low) & (value <= high)]
@@ -161,7 +177,7 @@ def _drawn(recipe: BankRecipe, seen: Seen, rows: np.ndarray, wanted: int) -> np.
     if recipe.draw == "random":
         return rows[:wanted]
     columns = [
-        np.searchsorted(cuts, _attribute(seen, name)[rows]) for name, cuts in recipe.groups.items()
+        np.searchsorted(cuts, seen.attributes[name][rows]) for name, cuts in recipe.groups.items()
     ]
     _, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     group = group.reshape(-1)
@@ -169,15 +185,6 @@ def _drawn(recipe: BankRecipe, seen: Seen, rows: np.ndarray, wanted: int) -> np.
     # One of each group in turn: groups that run out leave the rest to the others.
     turns = np.concatenate([np.arange(len(part)) for part in members])
     return np.concatenate(members)[np.argsort(turns, kind="stable")][:wanted]
-
-
-def _attribute(seen: Seen, name: str) -> np.ndarray:
-    if name not in seen.attributes:
-        raise InputError(
-            f"recipe field rules, groups: attribute {name!r}; accepted: "
-            f"{', '.join(seen.attributes)}"
-        )
-    return seen.attributes[name]
 
 
 def make_bank(

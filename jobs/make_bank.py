@@ -17,17 +17,20 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="bank")
     assert isinstance(recipe, BankRecipe)
     from factory.banks import contents_digest
-    from factory.engine import connect, preflight
+    from factory.engine import connect, preflight, require
     from factory.provenance import models
-    from factory.selection import make_bank
+    from factory.selection import check, make_bank
     from factory.systems import create
 
     models(recipe.weights)
+    check(recipe)
     if recipe.generate is not None:
         models(recipe.generate.weights)
         create(recipe.generate)
     store = Store(arguments.out)
     connect(arguments.address)
+    pool = recipe.pool
+    require([("pool.", pool.size, pool.num_cpus, pool.num_gpus)])
     if recipe.generate is not None:
         preflight(recipe.generate)
     with (

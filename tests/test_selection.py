@@ -97,8 +97,10 @@ def test_balanced_takes_as_many_of_each_group(seen: Seen):
 def test_too_few_and_unknown_attributes_are_named(seen: Seen):
     with pytest.raises(FaultError, match=r"unique \d+: fewer than count, 300"):
         select(recipe(count=300), seen)
-    with pytest.raises(InputError, match="'beard'; accepted: glasses, gender"):
+    with pytest.raises(InputError, match=r"rules\.0\.attribute: 'beard'; accepted: glasses"):
         select(recipe(rules=[{"attribute": "beard"}]), seen)
+    with pytest.raises(InputError, match="groups: 'beard'; accepted: glasses, gender"):
+        select(recipe(draw="balanced", groups={"beard": [0.5]}), seen)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from faces import face, make_pool
 
 from factory.banks import ImageBank, contents_digest
 from factory.recipe import Backbone, BankRecipe, InputError, NamedDataset, load
+from factory.recognition.attributes import SHIPPED
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
 from factory.recognition.recognizers import load_recognizer, save_recognizer
@@ -101,8 +102,24 @@ def test_a_bank_is_a_dataset_of_the_chosen_images(given: dict[str, Any], tmp_pat
     other = recipe.model_copy(update={"count": 9})
     with pytest.raises(InputError, match="another recipe's bank"):
         make_bank(other, out, said.append)
+    wide = recipe.model_copy(update={"pool": recipe.pool.model_copy(update={"num_gpus": 2.0})})
+    with pytest.raises(InputError, match=r"recipe field pool\.num_gpus: 2, but the largest node"):
+        make_bank(wide, out, said.append)  # each who looks at candidates reserves what is asked
     verified = run("verify.py", out)
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_misspelt_attribute_is_refused_before_any_candidate_is_made(
+    given: dict[str, Any], tmp_path: Path
+):
+    weights = given["weights"] | {"attributes": {"location": SHIPPED, "licence": "MIT"}}
+    rules = [{"attribute": "age", "low": 18}, {"attribute": "glases", "high": 0.5}]
+    path, out = tmp_path / "bank.yaml", tmp_path / "bank"
+    path.write_text(yaml.safe_dump(given | {"weights": weights, "rules": rules}))
+    refused = run("make_bank.py", str(path), "--out", str(out))
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "recipe field rules.1.attribute: 'glases'; accepted: yaw, " in refused.stderr
+    assert not out.exists()
 
 
 @pytest.mark.ray
