@@ -11,8 +11,10 @@ from faces import make_pool
 from tiny import DIMENSION, SIZE, generating, save_frozen, training
 
 from factory import systems
+from factory.compose import compose
 from factory.diffusion.trainable import Place
-from factory.recipe import InputError
+from factory.recipe import ComposeRecipe, InputError, parse
+from factory.shards.store import Store
 from factory.systems.base import Position
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding-a-system.md"
@@ -49,6 +51,14 @@ def test_the_example_is_a_system_trains_and_generates(posed: None, tmp_path: Pat
         tmp_path / "people", 4, 3, size=SIZE, truth=lambda identity, slot: {"yaw": 20.0 * slot - 20}
     )
     recipe = training("posed", files, data, MODEL)
+    mixed = Store(tmp_path / "mixed")
+    pools = {"people": {"url": data}}
+    view = parse({"kind": "compose", "name": "mix", "seed": 1, "pools": pools})
+    assert isinstance(view, ComposeRecipe)
+    compose(view, mixed)
+    with pytest.raises(InputError, match=r"data\.train: .*mixed is a composition"):
+        of_mixed = training("posed", files, mixed.url, MODEL)
+        systems.training_class("posed")(of_mixed, Place(0, 1, tmp_path))
     trained = systems.training_class("posed")(recipe, Place(0, 1, tmp_path))
     optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
     errors = []
@@ -71,3 +81,6 @@ def test_the_example_is_a_system_trains_and_generates(posed: None, tmp_path: Pat
     assert yaw[0] != yaw[1] and max(map(abs, yaw)) <= 30.0
     with pytest.raises(InputError, match="widest"):
         systems.create(generating("posed", files, "uniform", options={"widest": 100.0}))
+    guided = {"sampler": {"name": "ddim", "steps": 2, "guidance_scale": 2.0, "batch_size": 2}}
+    with pytest.raises(InputError, match="no learned empty context"):
+        systems.create(generating("posed", files, "uniform", **guided)).load()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from factory.diffusion.autoencoder import VQ, Bottleneck, to_pixels
 from factory.recipe import InputError, digest
 from factory.recognition.backbones import IResNet
+from factory.shards.composition import is_composition
 from factory.shards.feed import Feed
 from factory.shards.manifest import TAR, committed, shard_file
 from factory.shards.store import Store
@@ -168,7 +169,7 @@ def load_examples(
         attributes: columns of `truth`.
 
     Raises:
-        InputError: a sample lacks an attribute.
+        InputError: a sample lacks an attribute, or attributes are wanted of a composition.
     """
     about = {"data": sources["data"], "images": len(feed)}
     seen = {**about, "low_precision": low_precision}
@@ -225,7 +226,7 @@ def _compute(
         rows = slice(start, start + len(images))
         keep("labels", rows, labels)
         keep("images", rows, images)
-        if known:
+        if "truth" in made:
             keep("truth", rows, np.array([_row(known, key, attributes) for key in keys]))
         straight = to_pixels(torch.from_numpy(images)).to(device)
         for side, pixels in enumerate((straight, straight.flip(3))):
@@ -269,6 +270,11 @@ def _truth(urls: Sequence[str], attributes: Sequence[str]) -> dict[str, dict[str
     known: dict[str, dict[str, Any]] = {}
     for url in urls:
         store = Store(url)
+        if is_composition(store):
+            raise InputError(
+                f"recipe field data.train: {store.url} is a composition; attributes accept a "
+                "dataset, one that materialise made of it too"
+            )
         for name in sorted(committed(store)):
             with store.open_input(shard_file(name, TAR)) as file:
                 for member in members(file):

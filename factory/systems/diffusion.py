@@ -415,7 +415,8 @@ class DenoiserBatch:
         t: time steps, int64 [B] in [0, T).
         given: what the network is conditioned on, as `Drawn` says; `wanted`: what losses need.
         keep, empty: masks of `draw_masks`.
-        looks: draws for the identity loss, as `glance` takes them; None while it is off.
+        looks: draws for the identity loss, as `glance` takes them, empty without glances; None
+            while it is off.
     """
 
     rows: np.ndarray
@@ -426,7 +427,7 @@ class DenoiserBatch:
     wanted: dict[str, Tensor]
     keep: Tensor
     empty: Tensor
-    looks: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    looks: tuple[Tensor, ...] | None
 
 
 class DenoiserTraining(Trainable):
@@ -616,14 +617,10 @@ class DenoiserTraining(Trainable):
         looks = None
         identity, size = self.options.identity, self.recipe.image.size
         if identity.weight and step >= identity.after * self.total_steps:
-            grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))
-            theta, sigma, strength = draw_glances(draws, count)
-            looks = (
-                self._put(theta[part]),
-                self._put(sigma[part]),
-                self._put(strength[part]),
-                self._put(grain[part]),
-            )
+            looks = ()
+            if identity.glances:
+                grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))
+                looks = tuple(self._put(d[part]) for d in (*draw_glances(draws, count), grain))
         clean = torch.from_numpy(self.data.clean(flip[part], rows[part]))
         return DenoiserBatch(
             rows[part],
@@ -672,7 +669,7 @@ class DenoiserTraining(Trainable):
         noisy: Tensor,
         predicted: Tensor,
         batch: DenoiserBatch,
-        looks: tuple[Tensor, Tensor, Tensor, Tensor],
+        looks: tuple[Tensor, ...],
     ) -> tuple[Tensor, float]:
         """Return the identity loss over the batch and the mean cosine to `wanted["context"]`.
 

@@ -301,6 +301,11 @@ def test_training_learns_and_batches_are_functions_of_the_step(
     optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
     before, after = (next(iter(trained.batches(step, step + 1))) for step in (29, 30))
     assert before.looks is None and after.looks is not None
+    assert len(after.looks) == 4
+    identity = recipe.options["identity"] | {"glances": False}
+    plain = training(files, dataset, options=recipe.options | {"identity": identity})
+    bare = next(iter(IDiffFaceTraining(plain, Place(0, 1, tmp_path)).batches(30, 31)))
+    assert bare.looks == () and torch.equal(bare.noise, after.noise)
     errors = []
     for batch in [after] + [before] * 30 + [after]:
         loss, numbers = trained.loss(trained.module.train(), batch)
