@@ -9,25 +9,17 @@ import simplejpeg
 from PIL import Image
 
 from factory.recipe import InputError
+from factory.recognition import centres
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-class Embeds(Protocol):
-    """What an evaluation asks of a recognizer."""
+class Embeds(centres.Embeds, Protocol):
+    """What an evaluation asks of a recognizer: a name, too."""
 
     @property
     def name(self) -> str:
         """A name to print."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Height and width in pixels of the images it takes."""
-        ...
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
         ...
 
 

@@ -38,7 +38,8 @@ DEFINITIONS = {
     "images": f"nearest, for every synthetic image, or {IMAGES} drawn uniformly with the seed",
     "training": "among all training images",
     "training_matched, held_out": "among equal numbers of images of equal numbers of people, drawn "
-    f"uniformly with the seed: people first, then images of theirs, {MATCHED} at most",
+    "uniformly with the seed: people first, then images of theirs in rounds, one of everybody who "
+    f"has one left; {MATCHED} images at most",
     "above_r": "share whose nearest reaches r, the recognizer's threshold",
     "membership": "AUC of the cosine of a real image to its nearest synthetic image, training_"
     "matched images against held_out images: the chance that a training image is nearer than a "
@@ -159,13 +160,14 @@ def matched_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw equal numbers of images of equal numbers of people: rows of either set, int64 [n].
 
-    n is as large as the sets allow, and `most` at most.
+    n is as large as the sets allow, and `most` at most. Images are taken in rounds, one of each
+    person who has one left, so that nobody who was drawn drops out.
 
     Raises:
         InputError: a set has fewer than two people.
     """
     both = (("leakage-training", first.labels), ("leakage-held-out", second.labels))
-    people = min(len(np.unique(labels)) for _, labels in both)
+    people = min(most, *(len(np.unique(labels)) for _, labels in both))
     if people < 2:
         raise InputError("training or held-out faces: one person; accepted are two or more")
     chosen = []
@@ -174,11 +176,11 @@ def matched_rows(
         taken = names[_some(len(names), people, seed, stage)]
         chosen.append(np.flatnonzero(np.isin(labels, taken)))
     count = min(most, *map(len, chosen))
-    rows = [
-        rows[_some(len(rows), count, seed, f"{stage}-images")]
-        for (stage, _), rows in zip(both, chosen, strict=True)
+    drawn = [
+        np.sort(rows[_rounds(labels[rows], seed, f"{stage}-images")[:count]])
+        for (stage, labels), rows in zip(both, chosen, strict=True)
     ]
-    return rows[0], rows[1]
+    return drawn[0], drawn[1]
 
 
 def membership(
@@ -306,6 +308,16 @@ def _some(count: int, wanted: int, seed: int, stage: str) -> np.ndarray:
         return np.arange(count)
     draw = generator(seed64(seed, stage))
     return np.sort(draw.choice(count, size=wanted, replace=False, shuffle=False))
+
+
+def _rounds(labels: np.ndarray, seed: int, stage: str) -> np.ndarray:
+    """Order rows at random, but so that everybody's n-th image comes before anybody's next."""
+    drawn = generator(seed64(seed, stage)).permutation(len(labels))
+    by_person = drawn[np.argsort(labels[drawn], kind="stable")]
+    _, start, counts = np.unique(labels[by_person], return_index=True, return_counts=True)
+    turn = np.empty(len(labels), np.int64)
+    turn[by_person] = np.arange(len(labels)) - np.repeat(start, counts)
+    return drawn[np.argsort(turn[drawn], kind="stable")]
 
 
 def _summary(cosines: np.ndarray, r: float) -> dict[str, Any]:

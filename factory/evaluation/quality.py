@@ -24,6 +24,7 @@ from factory.evaluation.scores import (
     threshold_at,
 )
 from factory.recipe import InputError
+from factory.recognition.centres import centre_cosines
 from factory.recognition.neighbours import packed
 from factory.seeding import seed64
 from factory.studio.people import person
@@ -106,7 +107,7 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
         "identities": len(rows),
         "images": len(labels),
         **rates(genuine, impostor).as_dict(),
-        "spread": spread(embedded.unit, rows),
+        "spread": spread(embedded.unit, labels),
         "uniqueness": uniqueness(unit_centres, radius.r),
         "consistency": consistency(embedded.unit, rows, unit_centres, radius.r),
         "r": radius.r,
@@ -125,18 +126,15 @@ def centres(unit: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
     return normalized(np.stack([unit[row].mean(axis=0, dtype=np.float64) for row in rows]))
 
 
-def spread(unit: np.ndarray, rows: list[np.ndarray]) -> float:
+def spread(unit: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cosine distance to the leave-one-out centre, in [0, 2].
 
-    Identities of one image have no such centre and do not count.
+    Identities of one image have no such centre and do not count. A centre of length 0 is at
+    distance 1 of everything.
     """
-    found = []
-    for row in rows:
-        if len(row) > 1:
-            own = unit[row].astype(np.float64)
-            others = normalized(own.sum(axis=0) - own)
-            found.append(1.0 - np.einsum("ij,ij->i", own, others))
-    return float(np.concatenate(found).mean())
+    _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    cosines = centre_cosines(unit, labels)[counts[group] > 1]
+    return float(1.0 - np.nan_to_num(cosines).mean())
 
 
 def uniqueness(unit_centres: np.ndarray, r: float) -> float:

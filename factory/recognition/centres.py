@@ -87,22 +87,24 @@ def centre_cosines(embedded: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the cosine of each image to its centre, float64 [N]; NaN where there is none.
 
     The centre is the mean of the unit embeddings of the identity's other images, so that an
-    identity of one image has none.
+    identity of one image has none, nor has one whose other images cancel out.
 
     Args:
         embedded: raw embeddings, [N, D].
         labels: int64 [N].
     """
-    unit = embedded.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), unit.shape[1]))
-    np.add.at(sums, group, unit)
-    others = sums[group] - unit
-    length = np.linalg.norm(others, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.einsum("ij,ij->i", unit, others) / length
-    return np.where(counts[group] > 1, cosines, np.nan)
+    cosines = np.full(len(labels), np.nan)
+    order = np.argsort(labels, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        if len(rows) > 1:
+            own = embedded[rows].astype(np.float64)
+            own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            others = own.sum(axis=0) - own
+            length = np.linalg.norm(others, axis=1)
+            there = length > 0
+            along = np.einsum("ij,ij->i", own[there], others[there])
+            cosines[rows[there]] = along / length[there]
+    return cosines
 
 
 def _computed(copies: Copies, name: str, recognizer: Embeds) -> tuple[list[str], np.ndarray]:

@@ -147,6 +147,24 @@ def test_sets_are_matched_in_people_and_images():
         leakage(training, training, people(3, 3, 1, dimension=8), RADIUS)
 
 
+def test_nobody_drawn_drops_out_of_matched_sets():
+    """Sets of very unequal shares of images: everybody counts, with as even a share as can be."""
+    many, few = people(40, 5, 1), people(30, 1, 2)
+    labels = np.r_[np.zeros(100, int), np.repeat(np.arange(1, 40), 2)[:22], np.arange(12, 90)]
+    skewed = Embedded(many.unit, labels, many.keys)
+    for most, expected in ((50_000, 30), (30, 30), (12, 12)):
+        first, second = matched_rows(skewed, few, seed=3, most=most)
+        assert len(first) == len(second) == len(set(first)) == len(set(second)) == expected
+        for rows, of in ((first, skewed), (second, few)):
+            assert len(set(of.labels[rows])) == expected
+    whole, rest = matched_rows(skewed, people(60, 2, 4), seed=3, most=90)
+    for rows, of in ((whole, skewed.labels), (rest, np.repeat(np.arange(60), 2))):
+        drawn, shares = np.unique(of[rows], return_counts=True)
+        assert len(drawn) == 60 and len(rows) == 90
+        has = np.array([(of == name).sum() for name in drawn])
+        assert (shares >= np.minimum(has, shares.max() - 1)).all()
+
+
 class Corners:
     """A recognizer without weights: the four quarters' mean colours."""
 

@@ -21,9 +21,9 @@ def at(*degrees):
 
 
 def test_spread_is_to_the_centre_of_the_others():
-    unit, rows = at(0, 60, 120, 45), rows_of(np.array([0, 0, 0, 1]))
+    unit, labels = at(0, 60, 120, 45), np.array([0, 0, 0, 1])
     # the centres of the others stand at 90, 60 and 30 degrees: 90, 0 and 90 degrees away
-    assert quality.spread(unit, rows) == pytest.approx((1 + 0 + 1) / 3)
+    assert quality.spread(unit, labels) == pytest.approx((1 + 0 + 1) / 3)
 
 
 def test_copies_have_no_spread_and_separate_perfectly():
