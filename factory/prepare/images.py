@@ -8,12 +8,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from factory.evaluation.images import PNG_MAGIC
 from factory.prepare.detector import Detector
 from factory.prepare.recipe import PrepareRecipe
 from factory.recognition.alignment import aligned
 from factory.stages.encode import encode_image
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 UNREADABLE, WRONG_SIZE, NO_FACE = "unreadable", "wrong_size", "no_face"
 PLAIN = ("Gray", "YCbCr", "RGB")
 BROKEN = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)

@@ -13,7 +13,7 @@ from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, 
 SYSTEM = "prepared"
 MOST_IMAGES = 10_000  # of one identity: four digits of a sample's key
 MOST_IDENTITIES = 10_000_000
-CAPTURED, SYNTHETIC = "digitalCapture", "trainedAlgorithmicMedia"  # IPTC's digital source types
+CAPTURED = "digitalCapture"  # IPTC's term for a photograph, as DIGITAL_SOURCE_TYPE is for others
 PIXEL_LIBRARIES = ("factory", "numpy", "simplejpeg", "pillow", "opencv-python")
 
 

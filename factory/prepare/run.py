@@ -14,7 +14,6 @@ from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
 from factory.prepare.recipe import (
     CAPTURED,
-    SYNTHETIC,
     PrepareRecipe,
     claim_of,
     content_digest,
@@ -117,7 +116,8 @@ def plan(wishes: Wishes) -> Preparation:
         recognizer = (wishes.recognizer, _recognizer_sha256(wishes.recognizer, recipe))
     shards = plan_shards([len(images) for images in listing.images], wishes.shard_images)
     digest = content_digest(recipe, _versions(recipe.align))
-    claim = claim_of(recipe, digest, shards, SYNTHETIC if wishes.synthetic else CAPTURED)
+    source_type = provenance.DIGITAL_SOURCE_TYPE if wishes.synthetic else CAPTURED
+    claim = claim_of(recipe, digest, shards, source_type)
     return Preparation(source, listing, recipe, shards, digest, claim, recognizer)
 
 
@@ -152,7 +152,7 @@ def prepare(
 
     Raises:
         InputError: the folder is another dataset's, or the cluster has not as many CPUs.
-        FaultError: a planned shard is missing at the end.
+        FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
     from factory.engine import cpus, each
 

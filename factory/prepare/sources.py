@@ -87,11 +87,12 @@ def list_source(source: str) -> tuple[Store, Listing]:
     store = Store(source)
     if store.root is not None and not store.root.is_dir():
         raise InputError(f"SOURCE {source}: no such folder; accepted: {ACCEPTED}")
-    names = sorted(store.list())
+    sizes = store.sizes()
+    names = sorted(sizes)
     top = [name for name in names if "/" not in name]
     packed = [name for name in top if name.endswith((".rec", ".tar"))]
     if not packed:
-        return store, _folder(store, names)
+        return store, _folder(store, {name: sizes[name] for name in names})
     return store, _listed(store, packed)
 
 
@@ -106,18 +107,17 @@ def _listed(store: Store, packed: list[str]) -> Listing:
     return _recordio(store, packed[0])
 
 
-def _folder(store: Store, names: list[str]) -> Listing:
+def _folder(store: Store, files: dict[str, int]) -> Listing:
     found: dict[str, list[Entry]] = defaultdict(list)
     ignored, loose, sizes = 0, [], []
-    for name in names:
+    for name, size in files.items():
         if PurePosixPath(name).suffix.lower() not in SUFFIXES:
             ignored += 1
         elif "/" not in name:
             loose.append(name)
         else:
             found[name.partition("/")[0]].append(Entry(name, name))
-            if store.root is not None:
-                sizes.append(store.size(name))
+            sizes.append(size)
     if loose:
         raise InputError(
             f"SOURCE {store.url}: {len(loose)} images, as {loose[0]}, lie in no identity's folder; "

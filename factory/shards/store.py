@@ -166,11 +166,13 @@ class Store:
                 above = "" if inside == "." else f"{inside}/"
                 yield from (above + name for name in names)
             return
-        from pyarrow import fs
+        yield from (name for name, _ in self._files(prefix))
 
-        for info in self._infos(prefix):
-            if info.type == fs.FileType.File:
-                yield info.path.removeprefix(self._base).lstrip("/")
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size in bytes of each file below a folder, in no order; see `list`."""
+        if self._root is not None:
+            return {name: self.size(name) for name in self.list(prefix)}
+        return dict(self._files(prefix))
 
     @_patient
     def delete(self, name: str) -> None:
@@ -268,6 +270,14 @@ class Store:
         if self._root is not None:
             return self._local(name).open("rb")
         return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of each file below a remote folder."""
+        from pyarrow import fs
+
+        for info in self._infos(prefix):
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(self._base).lstrip("/"), info.size
 
     @_patient
     def _infos(self, prefix: str) -> Any:

@@ -181,3 +181,14 @@ def test_a_source_behind_a_url(tmp_path: Path) -> None:
     assert found[1] == EXPECTED[1]
     assert listing == list_source(str(tmp_path))[1]
     assert Store(f"file://{tmp_path}").exists("train.idx")
+
+
+def test_a_remote_folder_that_changed_is_another_source(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}-changed"
+    for store in (Store(url), Store(tmp_path / "local")):
+        for name in ("a/0.jpg", "b/0.jpg"):
+            store.write(name, name.encode())
+    before = list_source(url)[1]
+    assert before == list_source(str(tmp_path / "local"))[1]
+    Store(url).write("b/0.jpg", b"longer than before")
+    assert list_source(url)[1].digest != before.digest

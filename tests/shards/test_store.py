@@ -44,6 +44,8 @@ def test_files_there_and_back(store: Store, tmp_path: Path) -> None:
     assert sorted(store.list()) == ["b.bin", "shards/a.bin"]
     assert list(store.list("shards")) == ["shards/a.bin"]
     assert list(store.list("nowhere")) == []
+    assert store.sizes() == {"b.bin": 3_000_000, "shards/a.bin": 3}
+    assert (store.sizes("shards"), store.sizes("nowhere")) == ({"shards/a.bin": 3}, {})
     store.fetch("b.bin", tmp_path / "back" / "b.bin")
     assert (tmp_path / "back" / "b.bin").read_bytes() == b"x" * 3_000_000
     assert os.listdir(tmp_path / "back") == ["b.bin"]
