@@ -99,7 +99,7 @@ def steps(
         made = engine.step(parts, loss, 0.05)
         average.update(engine.held(), step)
         losses.append(made.loss)
-        norms.append(made.norm or 0.0)
+        norms.append(made.norm)
     return losses, average, norms
 
 
@@ -117,7 +117,7 @@ def run_engines(
         whole = engine.whole(average.state)
         with engine.lend(whole) as lent:
             shown = lent(examples(0)[0]).detach()
-        resumed = make_engine(recipe, network(), CPU, held[optimizer])
+        resumed = make_engine(recipe, network(), CPU, _cloned(held[optimizer]))
         later, *_ = steps(resumed, at, 2 * at, rank, world)
         found[name] = {
             "losses": losses,
@@ -128,6 +128,19 @@ def run_engines(
             "later": later,
         }
     return found
+
+
+def meet_nan(rank: int, world: int) -> tuple[str, bool]:
+    """Step at a loss of 0 whose gradient is NaN; return what is said and whether weights stay."""
+    recipe = engine_recipe("sgd", world, deepspeed={"zero_stage": 0})
+    engine = make_engine(recipe, network(), CPU)
+    before, said = _cloned(engine.held()), ""
+    try:
+        part = examples(0)[0][: BATCH // world]
+        engine.step([part], lambda x: (engine.module(x) * 0).abs().sqrt().mean(), 0.05)
+    except ArithmeticError as error:
+        said = str(error)
+    return said, all(torch.equal(value, before[name]) for name, value in engine.held().items())
 
 
 def run_centres(rank: int, world: int, name: str, rate: float, folder: str) -> dict[str, Any]:

@@ -118,9 +118,7 @@ def run(
             average.update(engine.held(), step)
             step += 1
             numbers = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
-            numbers["loss"] = made.loss
-            if made.norm is not None:
-                numbers["gradient_norm"] = made.norm
+            numbers |= {"loss": made.loss, "gradient_norm": made.norm}
             progress.add(step, numbers, rate)
             if step % recipe.checkpoint.every_steps == 0 or step == stop:
                 _save(recipe, store, step, engine, average, progress, worker)

@@ -30,16 +30,15 @@ class Step(NamedTuple):
 
     Attributes:
         loss: mean over micro-batches and workers.
-        norm: of the gradient over all workers, before clipping; None where DeepSpeed (ZeRO-0)
-            does not tell it.
+        norm: of the gradient over all workers, before clipping.
     """
 
     loss: float
-    norm: float | None
+    norm: float
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss or its gradient is NaN or infinite; the weights are still those before the step."""
+    """The loss or its gradient is NaN or infinite; nothing of this step is saved."""
 
 
 class Engine(ABC):
@@ -265,18 +264,21 @@ class DeepSpeedEngine(Engine):
         """Take one step; gradients are averaged over micro-batches and workers."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
+        total, norm = torch.zeros((), device=self.device), 0.0
         for part in parts:
             with self.precision():
                 made = loss(part)
             _finite(made.item(), "loss")
             self.engine.backward(made)
+            if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
+                # DeepSpeed tells no norm here; the gradients are whole and averaged by now.
+                gradients = [p.grad for p in self.names.values() if p.grad is not None]
+                norm = _finite(nn.utils.get_total_norm(gradients).item(), "gradient's norm")
             self.engine.step()
             total += made.detach() / len(parts)
         distributed.all_reduce(total)
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:
-            norm = _finite(float(norm), "gradient's norm")
+        if self.stage:
+            norm = _finite(float(self.engine.get_global_grad_norm()), "gradient's norm")
         return Step(total.item() / distributed.get_world_size(), norm)
 
     def state(self) -> State:

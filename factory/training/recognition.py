@@ -162,10 +162,7 @@ def run(
             made = engine.step(micro_batches((images, labels), accumulated), loss, rate)
             centres.step(rate)
         step += 1
-        numbers = {"loss": made.loss}
-        if made.norm is not None:
-            numbers["gradient_norm"] = made.norm
-        progress.add(step, numbers, rate)
+        progress.add(step, {"loss": made.loss, "gradient_norm": made.norm}, rate)
         if step % recipe.checkpoint.every_steps == 0 or step == total:
             save()
     feed.close()
