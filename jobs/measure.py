@@ -12,26 +12,25 @@ import json
 from pathlib import Path
 
 from factory import cli, tracking
-from factory.evaluation.beside import FLAGS, measure_beside
-from factory.evaluation.dataset import embed_dataset
-from factory.evaluation.leakage import metrics, of_datasets, tables
+from factory.evaluation.beside import FLAGS, Beside
+from factory.evaluation.dataset import embed_dataset, finished
+from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
 from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure
 from factory.evaluation.tables import show
 from factory.recipe import InputError
 from factory.recognition.faces import save_faces
-from factory.shards.store import Store
 
 
 def job(given: argparse.Namespace) -> None:
     """Embed the dataset, measure, print and note the result."""
     if given.r is not None and not -1 <= given.r <= 1:
         raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
-    if not given.against and (given.held_out or given.tasks):
-        raise InputError("--held-out, --tasks: accepted with --against only")
-    store = Store(given.url)
+    store = finished(given.url)
+    real = real_datasets(store, given.against, given.held_out, given.tasks)
     from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(given.recognizer)
+    beside = Beside.of(given)
     embedded = embed_dataset(store, recognizer, given.identities, given.images_each, given.resize)
     radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
     found = measure(embedded, radius)
@@ -41,18 +40,18 @@ def job(given: argparse.Namespace) -> None:
     if given.embeddings:
         sha256 = save_faces(given.embeddings, embedded.unit, recognizer.sha256)
         print(f"{given.embeddings}: {len(embedded.keys)} embeddings, sha256 {sha256}")
-    if given.against:
+    if real:
         if given.tasks:
             from factory.engine import connect
 
             connect(given.address)
-        real = (given.against, given.held_out, given.resize, given.tasks)
-        found["leakage"] = of_datasets(store, embedded, recognizer, radius, *real)
+        how = (radius, real, given.resize, given.tasks)
+        found["leakage"] = of_datasets(store, embedded, recognizer, *how)
         show(tables(found["leakage"]))
         numbers |= metrics(found["leakage"])
-    beside = measure_beside(store, given)
-    show(beside.tables)
-    found, numbers = found | beside.content, numbers | beside.metrics
+    other = beside.measure(store)
+    show(other.tables)
+    found, numbers = found | other.content, numbers | other.metrics
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
     what = {"dataset": store.url, "recognizer": who}
     if given.json:

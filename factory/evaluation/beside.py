@@ -3,14 +3,16 @@
 What `jobs/measure.py` does for `--real`, `--features` and `--coverage`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from factory.evaluation.coverage import coverage_table, measure_coverage, predict_dataset
-from factory.evaluation.features import extract_dataset, load_features
+from factory.evaluation.dataset import finished
+from factory.evaluation.features import FeatureNetwork, extract_dataset, load_features
 from factory.evaluation.tables import Outcome, Table
 from factory.evaluation.variety import K, measure_variety
 from factory.recipe import InputError
-from factory.recognition.attributes import SHIPPED, load_predictor
+from factory.recognition.attributes import SHIPPED, Predictor, load_predictor
 from factory.shards.store import Store
 
 SHOWN = ("precision", "recall", "fid", "diversity", "diversity_unmatched")
@@ -26,45 +28,72 @@ FLAGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def measure_beside(store: Store, given: Any) -> Outcome:
-    """Return what the flags of `FLAGS` ask for; nothing where none is given.
+@dataclass(frozen=True)
+class Beside:
+    """What the flags of `FLAGS` ask for, checked and loaded before anything is measured.
 
-    Args:
-        store: the dataset.
+    Attributes:
         given: the job's arguments: those of `FLAGS`, recognizer, identities, images_each, resize.
-
-    Raises:
-        InputError: a flag that only means something beside --real is given without it.
+        real: the real images, where there are any.
+        network: what sees both sets; there is one beside real images only.
+        predictor: what reads attributes, where coverage is asked for.
     """
-    if not given.real and (given.features or given.same_identities or given.k != K):
-        raise InputError("--features, --same-identities, --k: accepted with --real only")
-    found = Outcome({}, [], {})
-    real = Store(given.real) if given.real else None
-    some = (given.identities, given.images_each)
-    if real is not None:
-        network = load_features(given.features or given.recognizer)
-        made = extract_dataset(store, network, *some, resize=given.resize)
-        beside = extract_dataset(real, network, *some, resize=given.resize)
-        variety = measure_variety(*made, *beside, k=given.k, same_identities=given.same_identities)
-        found.content["variety"] = {"real": real.url, "network": network.as_dict(), **variety}
-        found.tables.append(variety_table(found.content["variety"]))
-        found.metrics |= {
-            f"variety/{name}": variety[name] for name in SHOWN if variety[name] is not None
-        }
-    if given.coverage:
-        predictor = load_predictor(given.coverage)
-        seen = predict_dataset(store, predictor, *some)
-        others = predict_dataset(real, predictor, *some) if real else None
-        coverage = measure_coverage(seen, predictor, others, real.url if real else "")
-        found.content["coverage"] = coverage
-        found.tables.append(coverage_table(coverage))
-        found.metrics |= {
-            f"coverage/{name}/{key}": one[key]
-            for name, one in coverage["attributes"].items()
-            for key in ("mean", "sd", "overlap", "distance")
-            if one[key] is not None
-        }
-    return found
+
+    given: Any
+    real: Store | None
+    network: FeatureNetwork | None
+    predictor: Predictor | None
+
+    @classmethod
+    def of(cls, given: Any) -> "Beside":
+        """Check the flags and load what they name.
+
+        Raises:
+            InputError: a flag that only means something beside --real is given without it, a
+                reference names no network, or --real is no dataset.
+        """
+        if not given.real and (given.features or given.same_identities or given.k != K):
+            raise InputError("--features, --same-identities, --k: accepted with --real only")
+        if given.k < 1:
+            raise InputError(f"--k {given.k}; accepted is 1 or more")
+        real = finished(given.real) if given.real else None
+        network = load_features(given.features or given.recognizer) if real else None
+        predictor = load_predictor(given.coverage) if given.coverage else None
+        return cls(given, real, network, predictor)
+
+    def measure(self, store: Store) -> Outcome:
+        """Return what is asked for of a dataset; nothing where nothing is.
+
+        Raises:
+            InputError: as `extract_dataset`, `predict_dataset` and `measure_variety`.
+        """
+        given, real, found = self.given, self.real, Outcome({}, [], {})
+        some = (given.identities, given.images_each, given.resize)
+        if real is not None and self.network is not None:
+            made = extract_dataset(store, self.network, *some)
+            beside = extract_dataset(real, self.network, *some)
+            variety = measure_variety(
+                *made, *beside, k=given.k, same_identities=given.same_identities
+            )
+            variety = {"real": real.url, "network": self.network.as_dict(), **variety}
+            found.content["variety"] = variety
+            found.tables.append(variety_table(variety))
+            found.metrics |= {
+                f"variety/{name}": variety[name] for name in SHOWN if variety[name] is not None
+            }
+        if self.predictor is not None:
+            seen = predict_dataset(store, self.predictor, *some)
+            others = predict_dataset(real, self.predictor, *some) if real else None
+            coverage = measure_coverage(seen, self.predictor, others, real.url if real else "")
+            found.content["coverage"] = coverage
+            found.tables.append(coverage_table(coverage))
+            found.metrics |= {
+                f"coverage/{name}/{key}": one[key]
+                for name, one in coverage["attributes"].items()
+                for key in ("mean", "sd", "overlap", "distance")
+                if one[key] is not None
+            }
+        return found
 
 
 def variety_table(found: dict[str, Any]) -> Table:

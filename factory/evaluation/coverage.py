@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from factory.evaluation.dataset import samples
-from factory.evaluation.images import batches, decode
+from factory.evaluation.images import batches, decode, fitted
 from factory.evaluation.tables import Table
 from factory.recipe import InputError
 from factory.recognition.attributes import Predictor
@@ -46,11 +46,13 @@ def predict_dataset(
     predictor: Predictor,
     identities: int | None = None,
     images_each: int | None = None,
+    resize: bool = False,
 ) -> Predicted:
     """Read the attributes of a dataset's images, in order; images are streamed.
 
     Raises:
-        InputError: there is no sample, or an image cannot be read.
+        InputError: there is no sample, an image cannot be read, or it has another size than the
+            predictor takes and `resize` is off.
     """
     known: dict[str, list[float]] = {name: [] for name in predictor.attributes}
     count = 0
@@ -63,7 +65,8 @@ def predict_dataset(
             for name in known:
                 if name in truth:
                     known[name].append(truth[name])
-            yield decode(sample.encoded, f"dataset {store.url} sample {sample.key}")
+            what = f"dataset {store.url} sample {sample.key}"
+            yield fitted(decode(sample.encoded, what), predictor.size, what, resize)
 
     parts = [predictor.predict(batch) for batch in batches(images(), BATCH)]
     if not parts:

@@ -82,6 +82,17 @@ def samples(
                 yield sample
 
 
+def finished(url: str) -> Store:
+    """Return the dataset at a folder or URL, whose first sample can be read.
+
+    Raises:
+        InputError: as `samples`.
+    """
+    store = Store(url)
+    next(samples(store), None)
+    return store
+
+
 def embed_dataset(
     store: Store,
     recognizer: Embeds,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from factory.evaluation.dataset import Embedded, Sample, embed_dataset, samples
+from factory.evaluation.dataset import Embedded, Sample, embed_dataset, finished, samples
 from factory.evaluation.images import Embeds, decode, fitted
 from factory.evaluation.quality import Radius, centres
 from factory.evaluation.scores import histogram, rows_of
@@ -117,13 +117,36 @@ def leakage(
     }
 
 
+def real_datasets(store: Store, against: str, held_out: str = "", tasks: int = 0) -> list[Store]:
+    """Return the datasets of real faces that a leakage needs, checked before it is measured.
+
+    Args:
+        store: the dataset whose leakage it is.
+        against: folder or URL of the training data, a dataset; empty for no leakage.
+        held_out: likewise of held-out real faces; empty for none.
+        tasks: Ray tasks to split searches over.
+
+    Raises:
+        InputError: held-out faces or tasks without training data, tasks < 0, no dataset there, or
+            one set of faces is given twice.
+    """
+    if not against and (held_out or tasks):
+        raise InputError("--held-out, --tasks: accepted with --against only")
+    if tasks < 0:
+        raise InputError(f"--tasks {tasks}; accepted is 0 or more")
+    real = [finished(url) for url in (against, held_out) if url]
+    given = [store.url, *(one.url for one in real)]
+    if len(set(given)) < len(given):
+        raise InputError(f"faces: {', '.join(given)}; accepted are different datasets")
+    return real
+
+
 def of_datasets(
     store: Store,
     synthetic: Embedded,
     recognizer: Embeds,
     radius: Radius,
-    against: str,
-    held_out: str = "",
+    real: list[Store],
     resize: bool = False,
     tasks: int = 0,
 ) -> dict[str, Any]:
@@ -134,25 +157,18 @@ def of_datasets(
         synthetic: it, under the recognizer.
         recognizer: embeds the real faces.
         radius: its radius.
-        against: folder or URL of the training data, a dataset.
-        held_out: likewise of held-out real faces; empty for none.
+        real: the training data and, where there are any, held-out faces (`real_datasets`).
         resize: whether real images of another size are resized.
         tasks: Ray tasks to split searches over; 0 for none.
 
     Raises:
-        InputError: as `leakage` and `embed_dataset`, a set of faces is given twice, or tasks < 0.
+        InputError: as `leakage` and `embed_dataset`.
     """
-    if tasks < 0:
-        raise InputError(f"--tasks {tasks}; accepted is 0 or more")
-    real = {"--against": Store(against), **({"--held-out": Store(held_out)} if held_out else {})}
-    given = [store.url, *(one.url for one in real.values())]
-    if len(set(given)) < len(given):
-        raise InputError(f"faces: {', '.join(given)}; accepted are different datasets")
-    embedded = [embed_dataset(one, recognizer, resize=resize) for one in real.values()]
-    unseen = embedded[1] if held_out else None
+    embedded = [embed_dataset(one, recognizer, resize=resize) for one in real]
+    unseen = embedded[1] if len(embedded) > 1 else None
     found = leakage(synthetic, embedded[0], unseen, radius, tasks=tasks)
-    pairs = show_pairs(found["closest"], samples(store), samples(real["--against"]))
-    return {**found, "datasets": given[1:], "closest": pairs}
+    pairs = show_pairs(found["closest"], samples(store), samples(real[0]))
+    return {**found, "datasets": [one.url for one in real], "closest": pairs}
 
 
 def matched_rows(

@@ -103,6 +103,7 @@ class Predictor:
 
     Attributes:
         name: what to call it in tables.
+        size: height and width of its images in pixels.
         attributes: what each name means, in the order of the outputs.
         sha256: of its file.
         licence: of its weights; "unknown" where the file does not say.
@@ -113,6 +114,7 @@ class Predictor:
     """
 
     name: str
+    size: int
     attributes: dict[str, Attribute]
     sha256: str
     licence: str
@@ -220,7 +222,7 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
         return (net(batch) * scale + mean).float().cpu().numpy()
 
     return Predictor(
-        path.parent.name, attributes, sha256_file(path), config.get("licence", "unknown"),
+        path.parent.name, size, attributes, sha256_file(path), config.get("licence", "unknown"),
         config.get("error", {}), config.get("error_of_the_median", {}),
         config.get("reference", {}), predict,
     )  # fmt: skip
@@ -255,7 +257,9 @@ def _load_onnx(reference: str, rest: str) -> Predictor:
             batch = scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         return model.embed(np.ascontiguousarray(batch.numpy()))
 
-    return Predictor(model.name, attributes, model.sha256, model.licence, {}, {}, {}, predict)
+    return Predictor(
+        model.name, model.size, attributes, model.sha256, model.licence, {}, {}, {}, predict
+    )
 
 
 def _named(text: str, reference: str) -> tuple[str, Attribute]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from faces import make_dataset
 
-from factory.evaluation.beside import FLAGS, measure_beside
+from factory.evaluation.beside import FLAGS, Beside
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import save_recognizer
@@ -38,7 +38,7 @@ def given(work, *words):
 
 def test_variety_names_its_network_and_keeps_both_diversities_apart(work):
     store = Store(work / "made")
-    found = measure_beside(store, given(work, "--real", "{}/real", "--k", "2"))
+    found = Beside.of(given(work, "--real", "{}/real", "--k", "2")).measure(store)
     variety = found.content["variety"]
     assert variety["network"]["name"] == "net" and variety["network"]["licence"] == "MIT"
     assert (variety["k"], variety["images"], variety["real_images"]) == (2, 25, 25)
@@ -49,26 +49,44 @@ def test_variety_names_its_network_and_keeps_both_diversities_apart(work):
     assert "variety/diversity" not in found.metrics
     json.dumps(found.content, allow_nan=False)
     layer = ("--real", "{}/made", "--features", "{}/net.safetensors#layer2", "--same-identities")
-    same = measure_beside(store, given(work, *layer)).content["variety"]
+    same = Beside.of(given(work, *layer)).measure(store).content["variety"]
     assert same["network"]["name"] == "net#layer2"
     assert (same["precision"], same["recall"], same["diversity"]) == (1.0, 1.0, 1.0)
 
 
 def test_coverage_beside_itself_overlaps(work):
-    found = measure_beside(
-        Store(work / "made"), given(work, "--real", "{}/made", "--coverage")
-    ).content["coverage"]
+    asked = given(work, "--real", "{}/made", "--coverage")
+    asked.resize = True
+    found = Beside.of(asked).measure(Store(work / "made")).content["coverage"]
     assert all(one["overlap"] == 1.0 for one in found["attributes"].values())
     assert found["beside"].endswith("made")
-    alone = measure_beside(Store(work / "made"), given(work, "--coverage"))
+    asked = given(work, "--coverage")
+    with pytest.raises(InputError, match="32 x 32 pixels, the recognizer takes 64 x 64"):
+        Beside.of(asked).measure(Store(work / "made"))
+    asked.resize = True
+    alone = Beside.of(asked).measure(Store(work / "made"))
     assert alone.content["coverage"]["beside"].startswith("people held out")
     assert set(alone.content) == {"coverage"}
     assert "coverage/yaw/mean" in alone.metrics
 
 
 def test_nothing_asked_is_nothing_measured(work):
-    found = measure_beside(Store(work / "made"), given(work))
+    found = Beside.of(given(work)).measure(Store(work / "made"))
     assert (found.content, found.tables, found.metrics) == ({}, [], {})
     for words in (["--k", "2"], ["--features", "x"], ["--same-identities"]):
         with pytest.raises(InputError, match="with --real only"):
-            measure_beside(Store(work / "made"), given(work, *words))
+            Beside.of(given(work, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--real {}/made --k 0", "--k 0; accepted is 1 or more"),
+        ("--real {}/none", "no finished shard"),
+        ("--real {}/made --features {}/none", "no file"),
+        ("--coverage {}/none", "no file"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_measured(work, words, message):
+    with pytest.raises(InputError, match=message):
+        Beside.of(given(work, *words.split()))

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from faces import face, make_dataset
+from faces import face, make_dataset, make_pool
 from scipy.stats import wasserstein_distance
 
 from factory.evaluation import coverage
+from factory.recipe import InputError
 from factory.recognition.attributes import Attribute, Predictor
 from factory.shards.store import Store
 
@@ -19,7 +20,7 @@ def brightness(images):
 
 
 def predictor(**reference):
-    return Predictor("means", BRIGHT, "0" * 64, "MIT", {"red": 1.5}, {}, reference, brightness)
+    return Predictor("means", 32, BRIGHT, "0" * 64, "MIT", {"red": 1.5}, {}, reference, brightness)
 
 
 def test_values_are_those_of_the_images_in_order(tmp_path):
@@ -28,6 +29,14 @@ def test_values_are_those_of_the_images_in_order(tmp_path):
     expected = [face(i, s)[..., 0].mean() for i in range(3) for s in range(2)]
     np.testing.assert_allclose(found.values["red"], expected, atol=2)  # but for JPEG
     assert found.truth == {}  # these sidecars state none
+
+
+def test_images_of_other_sizes_are_resized_only_when_asked(tmp_path):
+    store = Store(make_pool(tmp_path / "d", 3, 2, world=1, size=48))
+    with pytest.raises(InputError, match=r"48 x 48 .* the recognizer takes 32 x 32.*--resize"):
+        coverage.predict_dataset(store, predictor())
+    found = coverage.predict_dataset(store, predictor(), resize=True)
+    assert found.values["red"].shape == (6,)
 
 
 def test_beside_itself_all_overlaps_and_beside_another_as_scipy_says(tmp_path):

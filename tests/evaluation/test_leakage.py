@@ -180,7 +180,9 @@ def test_closest_pairs_are_shown_side_by_side(tmp_path):
     real = make_dataset(tmp_path / "real", identities=6, images_each=2)  # the same faces and more
     unseen = make_dataset(tmp_path / "unseen", identities=5, images_each=2, world=1)
     embedded = embed_dataset(made, Corners())
-    found = leaks.of_datasets(made, embedded, Corners(), RADIUS, real, unseen)
+    both = leaks.real_datasets(made, real, unseen)
+    found = leaks.of_datasets(made, embedded, Corners(), RADIUS, both)
+    assert found["datasets"] == [one.url for one in both]
     assert found["membership"]["auc"] > 0.5
     assert [pair["cosine"] for pair in found["closest"]] == pytest.approx([1.0] * 4)
     for pair in found["closest"]:
@@ -198,5 +200,11 @@ def test_closest_pairs_are_shown_side_by_side(tmp_path):
     assert member.rows[0][2:] == ("10", "5", "not told from none")  # so few people tell nothing
     assert leaks.metrics(found)["leakage/membership/auc"] == found["membership"]["auc"]
     with pytest.raises(InputError, match="accepted are different datasets"):
-        leaks.of_datasets(made, embedded, Corners(), RADIUS, real, real)
+        leaks.real_datasets(made, real, real)
+    with pytest.raises(InputError, match="no finished shard"):
+        leaks.real_datasets(made, str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--tasks -1; accepted is 0 or more"):
+        leaks.real_datasets(made, real, tasks=-1)
+    with pytest.raises(InputError, match="accepted with --against only"):
+        leaks.real_datasets(made, "", unseen)
     assert len(list(samples(made))) == 8

@@ -49,8 +49,8 @@ def measured(url):
     leaks["closest"] = show_pairs(leaks["closest"], samples(store), samples(store))
     network = {"name": "net", "size": 32, "sha256": "0" * 64, "licence": "MIT"}
     rng = np.random.default_rng(0)
-    predictor = Predictor("shipped", STUDIO, "0" * 64, "MIT", dict.fromkeys(STUDIO, 1.0), {}, {},
-                          lambda images: images)  # fmt: skip
+    predictor = Predictor("shipped", 64, STUDIO, "0" * 64, "MIT",
+                          dict.fromkeys(STUDIO, 1.0), {}, {}, lambda images: images)  # fmt: skip
     both = [
         Predicted({name: rng.uniform(a.low, a.high, 30) ** power for name, a in STUDIO.items()})
         for power in (1, 1)
