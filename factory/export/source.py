@@ -64,7 +64,7 @@ def open_source(store: Store) -> Source:
     """Return the dataset or the composition that lies in a store.
 
     Raises:
-        InputError: there is neither, or a composition's pool has changed.
+        InputError: there is neither, or a composition's pool or index has changed.
     """
     if not store.exists(MANIFEST):
         from factory.shards.composition import is_composition
@@ -86,17 +86,14 @@ def open_source(store: Store) -> Source:
 
 
 def _open_composition(store: Store) -> Source:
-    from factory.shards.composition import COMPOSITION, load_composition
+    from factory.shards.composition import COMPOSITION, load_composition, pool_manifest
 
     composition = load_composition(store)
-    manifests: dict[str, DatasetManifest] = {}
-    for name, taken in composition.pools.items():
-        found = manifests[name] = load_manifest(Store(taken.url))
-        if found.content_digest != taken.content_digest:
-            raise InputError(
-                f"composition {store.url} pool {name}: {taken.url} has content digest "
-                f"{found.content_digest} by now, composed was {taken.content_digest}"
-            )
+    used = _used(store, composition.index_sha256)
+    manifests = {
+        name: pool_manifest(name, taken, used.get(name, set()))
+        for name, taken in composition.pools.items()
+    }
     pools = {
         name: (Store(taken.url), {entry.name: entry for entry in manifests[name].shards})
         for name, taken in composition.pools.items()
@@ -118,6 +115,28 @@ def _open_composition(store: Store) -> Source:
     )
 
 
+def _index(store: Store, index_sha256: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of a composition's index, `ROWS` at a time."""
+    import pyarrow.parquet as pq
+
+    from factory.shards.composition import INDEX
+
+    with store.local(INDEX) as path:
+        if sha256_file(path) != index_sha256:
+            raise InputError(f"{store.url}/{INDEX}: not the one composed; compose it again")
+        for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
+            yield batch.to_pylist()
+
+
+def _used(store: Store, index_sha256: str) -> dict[str, set[str]]:
+    """Return the names of the shards that a composition has images of, by pool."""
+    used: dict[str, set[str]] = {}
+    for rows in _index(store, index_sha256, ["pool", "shard"]):
+        for row in rows:
+            used.setdefault(row["pool"], set()).add(row["shard"])
+    return used
+
+
 def _composed(
     store: Store, index_sha256: str, pools: dict[str, tuple[Store, dict[str, ShardEntry]]]
 ) -> Iterator[Item]:
@@ -125,25 +144,22 @@ def _composed(
 
     The index is ordered by pool and key, so that a shard's rows are together, or nearly so.
     """
-    import pyarrow.parquet as pq
-
-    from factory.shards.composition import INDEX
-
-    columns = ["pool", "shard", "key", "label", "repeat"]
-    with store.local(INDEX) as path:
-        if sha256_file(path) != index_sha256:
-            raise InputError(f"{store.url}/{INDEX}: not the one composed; compose it again")
-        for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
-            wanted: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
-            for row in batch.to_pylist():
-                shard = wanted.setdefault((row["pool"], row["shard"]), {})
-                shard[row["key"]] = row["label"], row["repeat"]
-            for (pool, name), keys in wanted.items():
-                home, entries = pools[pool]
-                for key, item in _shard(home, entries[name]):
-                    label, repeat = keys.get(key, (0, 0))
-                    for _ in range(repeat):
-                        yield item._replace(label=label)
+    for rows in _index(store, index_sha256, ["pool", "shard", "key", "label", "repeat"]):
+        wanted: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+        for row in rows:
+            shard = wanted.setdefault((row["pool"], row["shard"]), {})
+            shard[row["key"]] = row["label"], row["repeat"]
+        for (pool, name), keys in wanted.items():
+            home, entries = pools[pool]
+            for key, item in _shard(home, entries[name]):
+                label, repeat = keys.pop(key, (0, 0))
+                for _ in range(repeat):
+                    yield item._replace(label=label)
+            if keys:
+                raise FaultError(
+                    f"{home.url}/{shard_file(name, TAR)}: has no sample {min(keys)} any more, "
+                    "which the composition takes; compose it again"
+                )
 
 
 def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, Item]]:

@@ -6,6 +6,7 @@ OUT/composition.json   the recipe, the pools' digests and counts, written last: 
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from factory.provenance import Model
 from factory.recipe import InputError, Natural, Part
 from factory.shards.claim import read_claim
 from factory.shards.index import Copies, column
-from factory.shards.manifest import Sha256, load_manifest
+from factory.shards.manifest import DatasetManifest, Sha256, load_manifest
 from factory.shards.store import Store
 
 COMPOSITION = "composition.json"
@@ -188,21 +189,37 @@ def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> li
     paths: dict[tuple[int, str], Path] = {}
     for number, name in enumerate(rows.pools):
         taken = composition.pools[name]
-        store = Store(taken.url)
-        manifest = load_manifest(store)
-        if manifest.content_digest != taken.content_digest:
-            raise InputError(
-                f"composition's pool {name}: {store.url} has content digest "
-                f"{manifest.content_digest}, composed was {taken.content_digest}"
-            )
-        held = {entry.name: entry.sha256 for entry in manifest.shards}
         used = [shard for pool, shard in rows.shards if pool == number]
-        gone = next((shard for shard in used if shard not in held), None)
-        if gone is not None:
-            raise InputError(f"composition's pool {name}: {store.url} has no shard {gone} any more")
-        copied = Copies(store, held, cache).fetch(used)
+        manifest = pool_manifest(name, taken, used)
+        held = {entry.name: entry.sha256 for entry in manifest.shards}
+        copied = Copies(Store(taken.url), held, cache).fetch(used)
         paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
     return [paths[shard] for shard in rows.shards]
+
+
+def pool_manifest(name: str, taken: Taken, used: Iterable[str]) -> DatasetManifest:
+    """Return the manifest of a composition's pool, which has to be the one composed.
+
+    Args:
+        name: the pool's, for errors.
+        taken: what the composition has of it.
+        used: names of the shards that have to be there.
+
+    Raises:
+        InputError: it is another dataset by now, or a shard is gone.
+    """
+    store = Store(taken.url)
+    manifest = load_manifest(store)
+    if manifest.content_digest != taken.content_digest:
+        raise InputError(
+            f"composition's pool {name}: {store.url} has content digest "
+            f"{manifest.content_digest}, composed was {taken.content_digest}"
+        )
+    held = {entry.name for entry in manifest.shards}
+    gone = next((shard for shard in used if shard not in held), None)
+    if gone is not None:
+        raise InputError(f"composition's pool {name}: {store.url} has no shard {gone} any more")
+    return manifest
 
 
 def _coded(values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -10,6 +10,7 @@ import pytest
 import webdataset
 from patches import digest, pixels
 
+from factory.cli import FaultError
 from factory.compose import compose
 from factory.export import source as module
 from factory.export.export import Options, export
@@ -18,6 +19,7 @@ from factory.recipe import ComposeRecipe, InputError, parse
 from factory.shards.composition import Composition, read_rows
 from factory.shards.materialise import materialise
 from factory.shards.store import Store
+from factory.shards.tar import read_tar, write_tar
 
 
 @pytest.fixture
@@ -113,7 +115,32 @@ def test_a_pool_that_changed_is_refused(
     store, _ = composed
     manifest = tmp_path / "two" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("2" * 16, "3" * 16))
-    with pytest.raises(InputError, match=r"pool b: .* by now, composed was"):
+    with pytest.raises(InputError, match=r"pool b: .* digest 3{16}, composed was 2{16}"):
+        open_source(store)
+
+
+def test_what_a_pool_has_lost_is_missed(
+    composed: tuple[Store, Composition], tmp_path: Path
+) -> None:
+    """A dataset made again under one digest may keep fewer images, or not have a shard."""
+    store, composition = composed
+    manifest = tmp_path / "two" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    rows = read_rows(store, composition)
+    used = next(shard for pool, shard in rows.shards if rows.pools[pool] == "b")
+    entry = next(entry for entry in whole["shards"] if entry["name"] == used)
+    tar = tmp_path / "two" / "shards" / f"{used}.tar"
+    samples = list(read_tar(tar))
+    assert samples[0][0] in {bytes(key).decode() for key in rows.key}
+    sha256, size = write_tar(tar, iter(samples[1:]))
+    lost = {"sha256": sha256, "bytes": size, "kept": len(samples) - 1}
+    shards = [one | lost if one is entry else one for one in whole["shards"]]
+    manifest.write_text(json.dumps(whole | {"shards": shards}))
+    with pytest.raises(FaultError, match=f"{used}.tar: has no sample {samples[0][0]} any more"):
+        list(open_source(store).read())
+    shards = [one for one in whole["shards"] if one is not entry]
+    manifest.write_text(json.dumps(whole | {"shards": shards}))
+    with pytest.raises(InputError, match=f"pool b: .* has no shard {used} any more"):
         open_source(store)
 
 
