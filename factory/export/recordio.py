@@ -12,20 +12,28 @@ from collections.abc import Iterator
 from factory.export.output import Hashed
 from factory.export.spool import Placed
 from factory.recipe import InputError
+from factory.shards.recordio import (
+    FIRST,
+    HEADER,
+    LARGEST_LABEL,
+    LAST,
+    LENGTH_BITS,
+    MAGIC,
+    MIDDLE,
+    WHOLE,
+    WORD,
+)
 
 DIALECTS = ("im2rec", "insightface")
-MAGIC = struct.pack("<I", 0xCED7230A)
-HEADER = struct.Struct("<IfQQ")
-WHOLE, FIRST, MIDDLE, LAST = range(4)
-LONGEST = (1 << 29) - 1
-EXACT = 1 << 24  # float32 counts exactly up to here
+SPLIT = struct.pack("<I", MAGIC)
+LONGEST = (1 << LENGTH_BITS) - 1
 
 
 def frame(payload: bytes) -> bytes:
     """Return a payload as the record, or the records, that carry it."""
     parts: list[bytes] = []
     start = at = 0
-    while (at := payload.find(MAGIC, at)) >= 0:
+    while (at := payload.find(SPLIT, at)) >= 0:
         if at % 4:
             at += 1
             continue
@@ -39,7 +47,7 @@ def frame(payload: bytes) -> bytes:
 def _part(kind: int, data: bytes) -> bytes:
     if len(data) > LONGEST:
         raise InputError(f"a record of {len(data)} bytes; RecordIO accepts {LONGEST}")
-    return MAGIC + struct.pack("<I", kind << 29 | len(data)) + data + bytes(-len(data) % 4)
+    return WORD.pack(MAGIC, kind << LENGTH_BITS | len(data)) + data + bytes(-len(data) % 4)
 
 
 def image_record(label: int, key: int, encoded: bytes) -> bytes:
@@ -59,12 +67,12 @@ def check_counts(images: int, classes: int, dialect: str) -> None:
         InputError: there are more than 2**24 identities, or, in the insightface dialect, whose
             header counts records, more than 2**24 records.
     """
-    if classes > EXACT:
-        raise InputError(f"{classes} identities; RecordIO counts {EXACT} at most")
-    if dialect == "insightface" and images + 1 + classes > EXACT:
+    if classes > LARGEST_LABEL:
+        raise InputError(f"{classes} identities; RecordIO counts {LARGEST_LABEL} at most")
+    if dialect == "insightface" and images + 1 + classes > LARGEST_LABEL:
         raise InputError(
-            f"--dialect insightface: {images} images and {classes} identities; it counts {EXACT} "
-            "records at most; accepted is --dialect im2rec"
+            f"--dialect insightface: {images} images and {classes} identities; it counts "
+            f"{LARGEST_LABEL} records at most; accepted is --dialect im2rec"
         )
 
 

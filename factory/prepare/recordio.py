@@ -15,14 +15,8 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from factory.recipe import InputError
+from factory.shards.recordio import FIRST, HEADER, LAST, LENGTH_BITS, MAGIC, MIDDLE, WHOLE, WORD
 from factory.shards.store import Store
-
-MAGIC = 0xCED7230A
-WORD = struct.Struct("<II")  # magic; piece and length
-HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
-LENGTH_BITS = 29
-WHOLE, FIRST, MIDDLE, LAST = range(4)
-LARGEST_LABEL = 2**24  # float32 holds integers exactly up to here
 
 
 class Record(NamedTuple):

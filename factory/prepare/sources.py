@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 from factory.prepare import recordio
 from factory.recipe import InputError
+from factory.shards.recordio import LARGEST_LABEL
 from factory.shards.store import Store
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -130,10 +131,10 @@ def _recordio(store: Store, rec: str) -> Listing:
     what = f"SOURCE {store.url}/{rec}"
     found: dict[int, list[Entry]] = defaultdict(list)
     for key, offset, label in recordio.image_records(store, rec):
-        if not (label == label and 0 <= label <= recordio.LARGEST_LABEL and label == int(label)):
+        if not (label == label and 0 <= label <= LARGEST_LABEL and label == int(label)):
             raise InputError(
                 f"{what}: record {key} has label {label}; accepted are integers 0 to "
-                f"{recordio.LARGEST_LABEL}"
+                f"{LARGEST_LABEL}"
             )
         found[int(label)].append(Entry(rec, str(key), offset))
     return _listing(store, RECORDIO, sorted(found), found, 0, [store.size(rec)])
