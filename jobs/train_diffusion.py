@@ -17,12 +17,16 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="train")
     assert isinstance(recipe, TrainRecipe)
     from factory.engine import connect, require
+    from factory.training import output
     from factory.training.diffusion import train, trainable_class
-    from factory.training.output import RECORD, check_output, claim, register
 
     trainable_class(recipe.system)
     store = Store(arguments.out)
-    check_output(store, recipe)
+    output.check_output(store, recipe)
+    done = output.finished(store)
+    if done is not None:
+        print(f"{store.url}/{done['file']}: finished already, {done['steps']} steps")
+        return
     connect(arguments.address)
     engine = recipe.engine
     require([("engine.", engine.workers, engine.num_cpus, engine.num_gpus)])
@@ -30,11 +34,12 @@ def job(arguments: argparse.Namespace) -> None:
         store.lock("train_diffusion"),
         tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
     ):
-        claim(store, recipe)
+        output.claim(store, recipe)
         summary = train(recipe, arguments.out, tracked, arguments.max_steps)
         tracked.tag("out", store.url)
         if summary["steps"] == summary["total"]:
-            register(tracked, store, recipe, [summary["file"], RECORD])
+            files = [summary["file"], output.RECORD]
+            output.finish(store, output.register(tracked, store, recipe, files))
     print(
         f"{store.url}/{summary['file']}: {summary['steps']} of {summary['total']} steps, "
         f"{summary['parameters']:,} parameters, {summary['bytes'] / 1e6:.1f} MB"

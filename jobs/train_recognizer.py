@@ -24,7 +24,7 @@ def job(arguments: argparse.Namespace) -> None:
     recognition.check(recipe)
     recognition.check_inputs(recipe)
     output.claim(store, recipe)
-    done = recognition.finished(store)
+    done = output.finished(store)
     if done is not None:
         print(f"{store.url}: finished already, loss {done['loss']:.3f} after {done['steps']} steps")
         recognition.export(store, arguments.onnx)
@@ -39,9 +39,10 @@ def job(arguments: argparse.Namespace) -> None:
             recipe, arguments.out, lambda row: tracked.metrics(row, int(row["step"]))
         )
         files = [recognition.FILE, recognition.ARCFACE_TORCH, output.RECORD]
-        output.register(tracked, store, recipe, files)
+        version = output.register(tracked, store, recipe, files)
         if recipe.benchmarks:
             evaluate(recipe, store, tracked)
+        output.finish(store, version)
     print(
         f"{store.url}: loss {done['loss']:.3f} after {done['steps']} steps on {done['images']} "
         f"images of {done['identities']} identities, {done['seconds']:.0f} s, "

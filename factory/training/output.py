@@ -16,6 +16,7 @@ from factory.training import checkpoint
 
 RECIPE = "recipe.json"
 RECORD = "training.json"
+DONE = "done.json"  # written last: nothing is left for the same command to do
 # What only decides where and how safely it runs; a resumed training may differ in it.
 FREE = ("engine.", "checkpoint.", "benchmarks")
 BOUND = "engine.precision"
@@ -44,6 +45,16 @@ def claim(store: Store, recipe: BaseModel) -> None:
     """State whose output it is, having checked that it is nobody else's."""
     check_output(store, recipe)
     store.write(RECIPE, canonical(recipe).encode())
+
+
+def finished(store: Store) -> dict[str, Any] | None:
+    """Return the record of a training of which nothing is left to do, else None."""
+    return json.loads(store.read(RECORD)) if store.exists(DONE) else None
+
+
+def finish(store: Store, version: str) -> None:
+    """Note that the weights are registered as this version, and whatever else was to be done."""
+    store.write(DONE, json.dumps({"version": version}).encode())
 
 
 def register(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from factory.recipe import FRRecipe, TrainRecipe, parse
 from factory.shards.store import Store
 from factory.training import checkpoint, diffusion, recognition
-from factory.training.output import RECORD
+from factory.training.output import DONE, RECORD
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -196,3 +196,12 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     version = kept.get_model_version("killed", "1")
     assert version.tags["licence"] == "Apache-2.0" and version.tags["data"] == dataset
     assert (kind == "fr") == (tmp_path / "made.onnx").is_file()
+
+    def versions() -> int:
+        return len(kept.search_model_versions("name='killed'"))
+
+    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0 and "finished already" in done.stdout and versions() == 1
+    (out / DONE).unlink()  # as if killed between the record and the registry
+    late = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    assert late.returncode == 0 and versions() == 2 and (out / DONE).is_file()
