@@ -1,21 +1,15 @@
 """The whole chain on the desk: every step is a job, run as a user would type it."""
 
 import json
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.cli import FaultError
+from factory.chain import JUDGE, RECIPES, Chain
 from factory.evaluation.gap import gap
 from factory.provenance import models
-from factory.recipe import GenerateRecipe, Weights, load, local_path
+from factory.recipe import GenerateRecipe, Weights, load
 
-RECIPES = Path("jobs/recipes/desk")
 ROWS = {
     "real": ("real", ()),
     "synthetic": ("synthetic", ()),
@@ -27,48 +21,22 @@ SMALLEST_WORLD = ("identities.count=16", "identities.images_each=4", "shard.iden
 SMALLEST_PAIRS = 20
 # Networks of ten steps tell nobody apart.
 UNSCREENED = ("identities.max_cosine=1", "screens.identity_drift=null")
-WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
 TEACHER = "package:weights/teacher/recognizer.safetensors"
-JUDGE = "package:weights/judge/recognizer.safetensors"
-BENCHMARKS = "package:studio/bins"
 
 
 @dataclass
-class Demo:
+class Demo(Chain):
     """One run of the chain in a folder.
 
     Attributes:
-        run: the folder; everything lies below it.
-        address: the Ray cluster the jobs share.
-        tracking_uri: where MLflow keeps the runs.
-        seeds: recognizer trainings of each row.
         smallest: a chain of minutes whose figures mean nothing.
         weights: overrides that name the weights, empty for the shipped ones.
     """
 
-    run: Path
-    address: str
-    tracking_uri: str
-    seeds: Sequence[int]
     smallest: bool
     judge: str = JUDGE
     teacher: str = TEACHER
-    benchmarks: Path = field(default_factory=lambda: local_path(BENCHMARKS))
     weights: tuple[str, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
-        """Run one job, show what is run, and keep its time; FaultError where it fails."""
-        words = ["python", f"jobs/{job}.py", *map(str, arguments)]
-        for override in sets:
-            words += ["--set", override]
-        print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
-        words += ["--address", self.address, "--tracking-uri", self.tracking_uri]
-        start = time.time()
-        code = subprocess.run([sys.executable, *words[1:]]).returncode
-        if code:
-            raise FaultError(f"the step {name!r} ended with exit code {code}")
-        self.timings[name] = time.time() - start
 
     def train_all(self) -> None:
         """Render the training worlds and train every network that is otherwise shipped."""
@@ -125,41 +93,28 @@ class Demo:
                       sets=sets)  # fmt: skip
             self.step(f"verify {name}", "verify", out)
 
-    def measure(self) -> dict[str, Any]:
+    def measure_all(self) -> dict[str, Any]:
         """Measure both datasets under the judge and the teacher."""
-        quality: dict[str, Any] = {}
-        for dataset in ("synthetic", "real"):
-            for name, reference in (("judge", self.judge), ("teacher", self.teacher)):
-                file = self.run / f"quality_{dataset}_{name}.json"
-                self.step(f"measure {dataset} under the {name}", "measure", self.run / dataset,
-                          "--recognizer", reference, "--json", file)  # fmt: skip
-                quality.setdefault(dataset, {})[name] = json.loads(file.read_text())
-        return quality
+        return {
+            dataset: {
+                name: self.measure(dataset, self.run / dataset, name, reference)
+                for name, reference in (("judge", self.judge), ("teacher", self.teacher))
+            }
+            for dataset in ("synthetic", "real")
+        }
 
     def train_recognizers(self) -> dict[str, dict[str, Any]]:
         """Train and evaluate a recognizer for every row and seed."""
-        rows: dict[str, dict[str, Any]] = {}
-        for row, (dataset, extra) in ROWS.items():
-            rows[row] = {"seeds": list(self.seeds), "average": []}
-            for seed in self.seeds:
-                out = self.run / "fr" / row / f"seed{seed}"
-                sets = [f"data.train={self.run / dataset}", f"seed={seed}", *WHOLE, *extra]
-                sets += SMALLEST_FR if self.smallest else ()
-                self.step(f"train on {row}, seed {seed}", "train_recognizer",
-                          RECIPES / "fr/desk.yaml", "--out", out, sets=sets)  # fmt: skip
-                file = out / "benchmarks.json"
-                self.step(f"evaluate {row}, seed {seed}", "evaluate", "--recognizer", out,
-                          "--benchmarks", self.benchmarks, "--json", file)  # fmt: skip
-                found = json.loads(file.read_text())
-                rows[row]["average"].append(found["average"])
-                for name, result in found["benchmarks"].items():
-                    rows[row].setdefault(name, []).append(result["accuracy"])
-        return rows
+        steps = SMALLEST_FR if self.smallest else ()
+        return {
+            row: self.train(row, self.run / dataset, sets=(*steps, *extra))
+            for row, (dataset, extra) in ROWS.items()
+        }
 
     def chain(self) -> Path:
         """Run everything after the weights and write results.json; returns its path."""
         self.make_datasets()
-        quality = self.measure()
+        quality = self.measure_all()
         rows = self.train_recognizers()
         recipe = load(RECIPES / "generate/idiff_face.yaml", self.weights)
         assert isinstance(recipe, GenerateRecipe)

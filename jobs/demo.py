@@ -10,12 +10,14 @@ import json
 from pathlib import Path
 
 from factory import cli, tracking
+from factory.recipe import local_path
 
 
 def job(arguments: argparse.Namespace) -> None:
     """Run the chain on one Ray and print the table at its end."""
     import ray
 
+    from factory.chain import BENCHMARKS
     from factory.demo import Demo
     from factory.engine import connect
 
@@ -26,7 +28,8 @@ def job(arguments: argparse.Namespace) -> None:
     with tracking.run(uri, "demo", run.name, given) as tracked:
         connect(arguments.address)
         address = ray.get_runtime_context().gcs_address
-        demo = Demo(run, address, uri, range(1, arguments.seeds + 1), arguments.smallest)
+        seeds, benchmarks = range(1, arguments.seeds + 1), local_path(BENCHMARKS)
+        demo = Demo(run, address, uri, seeds, benchmarks, arguments.smallest)
         if arguments.from_scratch:
             demo.train_all()
         results = json.loads(demo.chain().read_text())

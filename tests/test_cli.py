@@ -19,6 +19,7 @@ ENTRY_POINT_LINES = 80
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
+    "compare": {"--real", "--dataset", "--out", "--seeds", "--judge"},
     "compose": {"--out", "--materialise"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
     "evaluate": {
@@ -52,6 +53,7 @@ FLAGS: dict[str, set[str]] = {
 }
 POSITIONAL: dict[str, list[str]] = {
     "bench": ["RECIPE"],
+    "compare": ["RECIPE"],
     "compose": ["RECIPE"],
     "demo": [],
     "evaluate": [],

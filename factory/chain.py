@@ -1,0 +1,86 @@
+"""Jobs run one after another, each as a user would type it: what demo and comparison share."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory.cli import FaultError
+
+RECIPES = Path("jobs/recipes/desk")
+FR = RECIPES / "fr/desk.yaml"
+JUDGE = "package:weights/judge/recognizer.safetensors"
+BENCHMARKS = "package:studio/bins"
+WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
+
+
+@dataclass
+class Chain:
+    """Jobs that share a folder, a Ray cluster and an MLflow store.
+
+    Attributes:
+        run: the folder; everything lies below it.
+        address: the Ray cluster the jobs share.
+        tracking_uri: where MLflow keeps the runs.
+        seeds: recognizer trainings of each row.
+        benchmarks: folder of the verification benchmarks.
+        timings: seconds by step.
+    """
+
+    run: Path
+    address: str
+    tracking_uri: str
+    seeds: Sequence[int]
+    benchmarks: Path
+    timings: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+    def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
+        """Run one job, show what is run, and keep its time; FaultError where it fails."""
+        words = ["python", f"jobs/{job}.py", *map(str, arguments)]
+        for override in sets:
+            words += ["--set", override]
+        print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
+        words += ["--address", self.address, "--tracking-uri", self.tracking_uri]
+        start = time.time()
+        code = subprocess.run([sys.executable, *words[1:]]).returncode
+        if code:
+            raise FaultError(f"the step {name!r} ended with exit code {code}")
+        self.timings[name] = time.time() - start
+
+    def measure(
+        self, name: str, dataset: str | Path, who: str, recognizer: str, *flags: str
+    ) -> dict[str, Any]:
+        """Return the quality of a dataset under a recognizer."""
+        file = self.run / f"quality_{name}_{who}.json"
+        self.step(f"measure {name} under the {who}", "measure", dataset,
+                  "--recognizer", recognizer, *flags, "--json", file)  # fmt: skip
+        return json.loads(file.read_text())
+
+    def train(
+        self, row: str, dataset: str | Path, recipe: str | Path = FR, sets: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Train and evaluate a recognizer for every seed on all of a dataset.
+
+        Returns:
+            the seeds, and accuracies in [0, 1] by benchmark and on average, one a seed.
+        """
+        found: dict[str, Any] = {"seeds": list(self.seeds), "average": []}
+        for seed in self.seeds:
+            out = self.run / "fr" / row / f"seed{seed}"
+            own = (f"data.train={dataset}", f"seed={seed}", *WHOLE, *sets)
+            self.step(
+                f"train on {row}, seed {seed}", "train_recognizer", recipe, "--out", out, sets=own
+            )
+            file = out / "benchmarks.json"
+            self.step(f"evaluate {row}, seed {seed}", "evaluate", "--recognizer", out,
+                      "--benchmarks", self.benchmarks, "--json", file)  # fmt: skip
+            result = json.loads(file.read_text())
+            found["average"].append(result["average"])
+            for name, benchmark in result["benchmarks"].items():
+                found.setdefault(name, []).append(benchmark["accuracy"])
+        return found

@@ -1,0 +1,132 @@
+"""Datasets side by side: measured under one judge, trained on by one recipe, against real ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.chain import JUDGE, Chain
+from factory.evaluation.gap import gap, over_seeds
+from factory.recipe import InputError, Recipe
+from factory.shards.manifest import load_manifest
+from factory.shards.store import Store
+
+REAL = "real"
+SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
+UNITS = {
+    "diversity": "diversity_unmatched of measure.py, beside the row `real`",
+    "accuracy": "mean over benchmarks, percent, mean over seeds",
+    "accuracy_sd": "sample standard deviation over seeds, points",
+    "gap": "real - syn, points, where real is the row `real`",
+    "gap_error": "its standard error over seeds, points",
+    "images_per_second": "kept images by the seconds their stages took: one actor, no start-up",
+}
+
+
+def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
+    """Return the datasets by their rows' names: `real`, then the last part of each URL.
+
+    Raises:
+        InputError: one is no finished dataset, two have one name, or their sizes differ.
+    """
+    found = {REAL: real}
+    for url in urls:
+        name = Path(url.rstrip("/")).name
+        if name in found:
+            raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
+        found[name] = url
+    sizes = {}
+    for name, url in found.items():
+        manifest = load_manifest(Store(url))
+        people = manifest.recipe["identities"]["count"]
+        sizes[name] = f"{manifest.totals.planned} images of {people}"
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"datasets: {listed}; accepted is one size for all")
+    return found
+
+
+@dataclass
+class Comparison(Chain):
+    """One row for each dataset.
+
+    Attributes:
+        recipe: the file of the recognizers' recipe, the same for all rows.
+        sets: its overrides.
+        judge: the recognizer that measures, by reference.
+    """
+
+    recipe: str
+    sets: Sequence[str]
+    judge: str = JUDGE
+
+    def compare(self, datasets: Mapping[str, str], trained: Recipe) -> dict[str, Any]:
+        """Measure and train on every dataset; return what `report.py` shows and the rows.
+
+        Args:
+            datasets: URLs by name, `real` first.
+            trained: the recipe of the recognizers, for the record.
+        """
+        quality, benchmarks, rows = {}, {}, {}
+        for name, url in datasets.items():
+            beside = ("--real", datasets[REAL]) if name != REAL else ()
+            judged = self.measure(name, url, "judge", self.judge, *beside)
+            quality[name] = {"judge": judged}
+            benchmarks[name] = self.train(name, url, self.recipe, self.sets)
+            rows[name] = _row(url, judged, benchmarks[name], benchmarks[REAL])
+        return {
+            "title": "Datasets compared",
+            "datasets": dict(datasets),
+            "recipe": trained.model_dump(mode="json"),
+            "rows": rows,
+            "units": UNITS,
+            "benchmarks": benchmarks,
+            "quality": quality,
+            "timings": {name: round(seconds, 1) for name, seconds in self.timings.items()},
+        }
+
+
+def _row(
+    url: str, judged: Mapping[str, Any], trained: Mapping[str, Any], real: Mapping[str, Any]
+) -> dict[str, Any]:
+    manifest = load_manifest(Store(url))
+    seconds = sum(manifest.totals.seconds.values())
+    accuracy = over_seeds([100 * value for value in trained["average"]])
+    behind = gap(real["average"], trained["average"])
+    return {
+        "content_digest": manifest.content_digest,
+        **{name: judged[name] for name in SHOWN},
+        "diversity": judged.get("variety", {}).get("diversity_unmatched"),
+        "accuracy": accuracy.mean,
+        "accuracy_sd": accuracy.sd,
+        "gap": behind.absolute,
+        "gap_error": behind.absolute_error,
+        "images_per_second": manifest.totals.kept / seconds if seconds else None,
+    }
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows as a table of Markdown; a figure that does not exist is a dash."""
+    head = ["dataset", "uniqueness", "consistency", "diversity", "EER %", "spread"]
+    head += ["accuracy", "gap, points", "images/s"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in rows.items():
+        itself = name == REAL
+        lines.append([
+            name,
+            *(_figure(row[column], 3) for column in ("uniqueness", "consistency", "diversity")),
+            _figure(None if row["eer"] is None else 100 * row["eer"], 2),
+            _figure(row["spread"], 3),
+            _with_error(row["accuracy"], row["accuracy_sd"]),
+            "-" if itself else _with_error(row["gap"], row["gap_error"]),
+            _figure(row["images_per_second"], 1),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return _figure(value, 2) + ("" if error is None else f" +- {error:.2f}")
