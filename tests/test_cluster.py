@@ -253,3 +253,140 @@ def test_what_git_ignores_is_not_copied_to_the_nodes(cluster: Config) -> None:
     assert cluster["rsync_filter"] == [".gitignore"] and ".git" in cluster["rsync_exclude"]
     ignored = (ROOT / ".gitignore").read_text().split()
     assert {".venv/", "runs/", "mlruns/", "mlflow.db"} <= set(ignored)
+
+
+# KubeRay: fields and types of the ray.io/v1 definitions of KubeRay 1.6 that the file may use.
+Schema = dict[str, Any]
+POD: Schema = {
+    "spec": {
+        "restartPolicy": {"Always", "OnFailure", "Never"},
+        "serviceAccountName": str,
+        "nodeSelector": {str: str},
+        "tolerations": [{"key": str, "operator": {"Exists", "Equal"}, "effect": str, "value": str}],
+        "containers": [
+            {
+                "name": str,
+                "image": str,
+                "env": [{"name": str, "value": str}],
+                "ports": [{"containerPort": int, "name": str}],
+                "resources": {"requests": {str: str}, "limits": {str: str}},
+            }
+        ],
+    }
+}
+RAYJOB: Schema = {
+    "apiVersion": {"ray.io/v1"},
+    "kind": {"RayJob"},
+    "metadata": {"name": str, "namespace": str, "labels": {str: str}},
+    "spec": {
+        "entrypoint": str,
+        "runtimeEnvYAML": str,
+        "submissionMode": {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"},
+        "shutdownAfterJobFinishes": bool,
+        "ttlSecondsAfterFinished": int,
+        "activeDeadlineSeconds": int,
+        "backoffLimit": int,
+        "rayClusterSpec": {
+            "rayVersion": str,
+            "authOptions": {"mode": {"disabled", "token"}, "secretName": str},
+            "enableInTreeAutoscaling": bool,
+            "autoscalerOptions": {
+                "version": {"v1", "v2"},
+                "idleTimeoutSeconds": int,
+                "upscalingMode": {"Default", "Aggressive", "Conservative"},
+            },
+            "headGroupSpec": {
+                "serviceType": {"ClusterIP", "NodePort", "LoadBalancer"},
+                "rayStartParams": {str: str},
+                "template": POD,
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": str,
+                    "replicas": int,
+                    "minReplicas": int,
+                    "maxReplicas": int,
+                    "idleTimeoutSeconds": int,
+                    "rayStartParams": {str: str},
+                    "template": POD,
+                }
+            ],
+        },
+    },
+}
+
+
+def misfits(value: Any, schema: Any, path: str = "") -> list[str]:
+    """Name the fields that a schema does not have, and the values it does not take."""
+    if isinstance(schema, set):
+        return [] if value in schema else [f"{path}: {value!r}"]
+    if isinstance(schema, type):
+        return [] if type(value) is schema else [f"{path}: {value!r}"]
+    if isinstance(schema, list):
+        return [m for n, one in enumerate(value) for m in misfits(one, schema[0], f"{path}.{n}")]
+    return [
+        found
+        for name, one in value.items()
+        for found in (
+            misfits(one, schema.get(name, schema.get(str)), f"{path}.{name}".strip("."))
+            if name in schema or str in schema
+            else [f"{path}.{name}: unknown"]
+        )
+    ]
+
+
+def pods(kuberay: Config) -> dict[str, tuple[Config, int]]:
+    """Return the pod of each group and how many there may be, by the group's name."""
+    spec = kuberay["spec"]["rayClusterSpec"]
+    head = {"head": (spec["headGroupSpec"]["template"]["spec"], 1)}
+    workers = spec["workerGroupSpecs"]
+    return head | {g["groupName"]: (g["template"]["spec"], g["maxReplicas"]) for g in workers}
+
+
+def reserved(pod: Config) -> Resources:
+    """Return what KubeRay tells Ray a pod has: the limits of its first container."""
+    limits = pod["containers"][0]["resources"]["limits"]
+    return {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+
+
+def test_kuberay_takes_its_fields(kuberay: Config) -> None:
+    assert misfits(kuberay, RAYJOB) == []
+    spec = kuberay["spec"]["rayClusterSpec"]
+    spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    spec["workerGroupSpecs"][0]["maxReplica"] = 3
+    spec["autoscalerOptions"]["version"] = "v3"
+    assert [fault.rpartition(".")[2] for fault in misfits(kuberay, RAYJOB)] == [
+        "version: 'v3'", "num-cpus: 0", "maxReplica: unknown"
+    ]  # fmt: skip
+
+
+def test_kuberay_runs_the_ray_of_the_constraints(kuberay: Config) -> None:
+    spec = kuberay["spec"]["rayClusterSpec"]
+    assert spec["rayVersion"] == pinned_ray() and spec["authOptions"] == {"mode": "token"}
+    for name, (pod, _) in pods(kuberay).items():
+        (container,) = pod["containers"]
+        version, gpu = re.fullmatch(r".*:[\d.]+-ray([\d.]+)(-gpu)?", container["image"]).groups()  # type: ignore[union-attr]
+        assert version == pinned_ray() and bool(gpu) == name.startswith("gpu")
+        assert bool(gpu) == bool(reserved(pod)["GPU"])
+
+
+def test_kuberay_holds_every_paper_recipe_and_nothing_without_work(kuberay: Config) -> None:
+    spec, groups = kuberay["spec"]["rayClusterSpec"], pods(kuberay)
+    assert (
+        too_small(
+            [reserved(pod) for name, (pod, n) in groups.items() if name != "head" for _ in range(n)]
+        )
+        == []
+    )
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert kuberay["spec"]["shutdownAfterJobFinishes"] and spec["enableInTreeAutoscaling"]
+    assert {g["minReplicas"] for g in spec["workerGroupSpecs"]} == {0}
+    for pod, _ in groups.values():
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in container["env"]}
+
+
+def test_kuberay_is_reached_by_port_forward_alone(kuberay: Config) -> None:
+    assert kuberay["spec"]["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert "jobs/generate.py" in kuberay["spec"]["entrypoint"]
