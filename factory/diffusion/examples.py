@@ -54,6 +54,7 @@ class Examples:
 
     Attributes:
         labels: int64 [N].
+        keys: names of the samples, ASCII bytes [N].
         peers: int64 [N], the images ordered by label.
         first: int64 [classes + 1], where each label's images begin in `peers`.
         images: uint8 [N, S, S, 3] RGB.
@@ -66,6 +67,7 @@ class Examples:
     """
 
     labels: np.ndarray
+    keys: np.ndarray
     peers: np.ndarray
     first: np.ndarray
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -174,14 +176,13 @@ def load_examples(
     about = {"data": sources["data"], "images": len(feed)}
     seen = {**about, "low_precision": low_precision}
     named = {
-        "labels": about,
-        "images": about,
+        **{kind: about for kind in ("labels", "keys", "images")},
         "latents": {**seen, "autoencoder": sources.get("autoencoder")},
         **{kind: {**seen, "teacher": sources["teacher"]} for kind in ("embeddings", "norms")},
         "maps": {**seen, "teacher": sources["teacher"], "layer": MAP_LAYER},
         "truth": {**about, "attributes": list(attributes)},
     }
-    wanted = ("labels", *kinds)
+    wanted = ("labels", "keys", *kinds)
     paths = {kind: cache / f"{kind}-{digest(named[kind])}.npy" for kind in wanted}
     missing = [kind for kind in wanted if not paths[kind].is_file()]
     if missing:
@@ -195,7 +196,7 @@ def load_examples(
     labels = np.load(paths["labels"])
     peers = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[peers], np.arange(labels.max() + 2))
-    return Examples(labels, peers, first, arrays, tuple(attributes))
+    return Examples(labels, np.load(paths["keys"]), peers, first, arrays, tuple(attributes))
 
 
 @torch.inference_mode()
@@ -212,6 +213,7 @@ def _compute(
     device = next(frozen.teacher.parameters()).device
     known = _truth(urls, attributes) if "truth" in made else {}
     arrays: dict[str, np.ndarray] = {}
+    names: list[str] = []
 
     def keep(kind: str, rows: slice, values: np.ndarray, side: int | None = None) -> None:
         if kind not in made:
@@ -226,6 +228,7 @@ def _compute(
         rows = slice(start, start + len(images))
         keep("labels", rows, labels)
         keep("images", rows, images)
+        names += keys
         if "truth" in made:
             keep("truth", rows, np.array([_row(known, key, attributes) for key in keys]))
         straight = to_pixels(torch.from_numpy(images)).to(device)
@@ -245,6 +248,8 @@ def _compute(
             norms = raw.norm(dim=1)
             keep("norms", rows, norms.half().cpu().numpy(), side)
             keep("embeddings", rows, (raw / norms[:, None]).half().cpu().numpy(), side)
+    if "keys" in made:
+        np.save(made["keys"], np.char.encode(names, "ascii"))
     for array in arrays.values():
         assert isinstance(array, np.memmap)
         array.flush()

@@ -410,7 +410,7 @@ class DenoiserBatch:
     """One worker's part of a training batch; B images.
 
     Attributes:
-        rows: which examples they are, int64 [B].
+        rows: which examples they are, int64 [B]; keys: names of their samples, ASCII bytes [B].
         clean: latents or pixels [B, C, H, W]; noise: standard noise of their shape.
         t: time steps, int64 [B] in [0, T).
         given: what the network is conditioned on, as `Drawn` says; `wanted`: what losses need.
@@ -420,6 +420,7 @@ class DenoiserBatch:
     """
 
     rows: np.ndarray
+    keys: np.ndarray
     clean: Tensor
     noise: Tensor
     t: Tensor
@@ -624,6 +625,7 @@ class DenoiserTraining(Trainable):
         clean = torch.from_numpy(self.data.clean(flip[part], rows[part]))
         return DenoiserBatch(
             rows[part],
+            self.data.keys[rows[part]],
             self._put(clean).contiguous(memory_format=torch.channels_last),
             self._put(torch.from_numpy(noise)[part]),
             self._put(torch.from_numpy(t)[part]),

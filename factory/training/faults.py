@@ -22,7 +22,7 @@ def explained(recipe: TrainRecipe | FRRecipe, step: int, batch: Any) -> Iterator
     Args:
         recipe: what is trained.
         step: the step, from 0.
-        batch: its batch; with `keys` or `rows` the message says whose images they were.
+        batch: its batch; with `keys` the message says which samples they were.
     """
     try:
         yield
@@ -40,9 +40,8 @@ def explained(recipe: TrainRecipe | FRRecipe, step: int, batch: Any) -> Iterator
 
 
 def _members(batch: Any) -> str:
-    for name, shown in (("keys", "Keys"), ("rows", "Rows in the order of the examples")):
-        members = getattr(batch, name, None)
-        if members is not None:
-            more = ", ..." if len(members) > SHOWN else ""
-            return f"{shown} of the batch: {', '.join(map(str, members[:SHOWN]))}{more}"
-    return f"The batch is the {type(batch).__name__} of this step."
+    keys = getattr(batch, "keys", None)
+    if keys is None:
+        return f"The batch is the {type(batch).__name__} of this step."
+    shown = [key.decode() if isinstance(key, bytes) else key for key in keys[:SHOWN]]
+    return f"Keys of the batch: {', '.join(shown)}{', ...' if len(keys) > SHOWN else ''}"

@@ -290,6 +290,7 @@ def test_a_batch_has_the_embedding_and_the_attributes_of_its_image(
     own = held.data.embeddings[flip, batch.rows].astype(np.float32)
     np.testing.assert_array_equal(given[:, :DIMENSION], own)
     label = held.data.labels[batch.rows]
+    assert [int(key.split(b"_")[0]) for key in batch.keys] == label.tolist()
     np.testing.assert_allclose(given[:, -1], (30 + label) / 100, rtol=1e-6)
     yaw = given[:, -2] * 90 * np.where(flip, -1, 1)
     np.testing.assert_allclose((yaw - label) % 10, 0.25, atol=1e-4)

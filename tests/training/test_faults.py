@@ -15,12 +15,7 @@ from factory.training.workers import lower
 
 @dataclass
 class Keyed:
-    keys: tuple[str, ...]
-
-
-@dataclass
-class Rowed:
-    rows: np.ndarray
+    keys: tuple[str, ...] | np.ndarray
 
 
 def test_a_batch_that_diverged_is_named_by_step_and_keys() -> None:
@@ -31,8 +26,8 @@ def test_a_batch_that_diverged_is_named_by_step_and_keys() -> None:
     ):
         raise NotFiniteError("the loss is nan")
     with (
-        pytest.raises(FaultError, match=r"Rows in the order of the examples of the batch: 4, 9$"),
-        explained(engine_recipe(), 7, Rowed(np.array([4, 9]))),
+        pytest.raises(FaultError, match=r"Keys of the batch: id4, id9$"),
+        explained(engine_recipe(), 7, Keyed(np.array([b"id4", b"id9"]))),
     ):
         raise NotFiniteError("the loss is nan")
 
