@@ -5,11 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from factory.recipe import InputError
 
 DONE, FAULTY, WRONG_INPUT = 0, 1, 2
+COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 
 
 class FaultError(RuntimeError):
@@ -58,6 +60,7 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
     try:
         if arguments.overrides and not hasattr(arguments, "recipe"):
             raise InputError(f"--set {arguments.overrides[0]}: this job reads no recipe")
+        _kept(arguments)
         code = job(arguments) or DONE
     except InputError as error:
         code = _say(WRONG_INPUT, error)
@@ -67,6 +70,19 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     sys.exit(code)
+
+
+def _kept(arguments: argparse.Namespace) -> None:
+    """Refuse outputs below the copy of the working tree a submitted job runs in: Ray deletes it."""
+    if COPIES not in Path.cwd().parts:
+        return
+    for flag in ("out", "to", "pools"):
+        given = getattr(arguments, flag, "")
+        if given and "://" not in given and not Path(given).is_absolute():
+            raise InputError(
+                f"--{flag} {given}: a submitted job runs in a copy of the working tree, which is "
+                "deleted after it; accepted is a URL or an absolute path"
+            )
 
 
 def show(rows: dict[str, str]) -> None:

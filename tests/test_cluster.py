@@ -239,14 +239,13 @@ def test_the_world_reaches_ssh_alone_and_ray_asks_for_the_token(cluster: Config)
     assert [(rule["FromPort"], rule["ToPort"]) for rule in public] == [(22, 22)]
     starts = [line for line in cluster["head_start_ray_commands"] if "ray start --head" in line]
     assert len(starts) == 1 and DASHBOARD_LOCAL in starts[0]
+    assert "0.0.0.0" not in (ROOT / "cluster.yaml").read_text()
 
 
-def test_every_node_writes_to_the_heads_mlflow(cluster: Config) -> None:
-    server, head = cluster["head_start_ray_commands"][1:]
-    (worker,) = cluster["worker_start_ray_commands"][1:]
-    assert "mlflow server" in server and "--port 5000" in server and server.endswith("&")
-    assert re.match(r"export MLFLOW_TRACKING_URI=http://\$\(hostname -I .*\):5000 && ", head)
-    assert worker.startswith("export MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000 && ray start ")
+def test_drivers_write_to_an_mlflow_that_only_the_head_reaches(cluster: Config) -> None:
+    server, ray_start = cluster["head_start_ray_commands"][1:]
+    assert "mlflow server --host 127.0.0.1 --port 5000 " in server and server.endswith("&")
+    assert ray_start.startswith("MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ray start --head ")
 
 
 def test_what_git_ignores_is_not_copied_to_the_nodes(cluster: Config) -> None:

@@ -18,7 +18,10 @@ TOP_LEVEL = {
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "docs"),
 }
 LIGHT = ("recipe", "plan", "seeding", "cli", "provenance", "shards", "export", "compose")
-COMES_WITH = {"pydantic_core": "pydantic", "markupsafe": "jinja2"}  # parts of what is declared
+COMES_WITH = {  # parts of what is declared
+    **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
+    **{"botocore": "boto3", "prometheus_client": "ray"},
+}
 NAMELESS = {"utils", "common", "helpers", "misc"}
 
 
