@@ -58,7 +58,8 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
     """
     arguments = made.parse_args()
     try:
-        if arguments.overrides and not hasattr(arguments, "recipe"):
+        reads = any(hasattr(arguments, name) for name in ("recipe", "space"))
+        if arguments.overrides and not reads:
             raise InputError(f"--set {arguments.overrides[0]}: this job reads no recipe")
         _kept(arguments)
         code = job(arguments) or DONE

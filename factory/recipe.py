@@ -528,7 +528,7 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
     if not isinstance(raw, dict):
         raise InputError(f"recipe: {path} holds {type(raw).__name__}, accepted is a mapping")
     for override in overrides:
-        _apply(raw, override)
+        apply(raw, override)
     if kind and raw.get("kind") != kind:
         raise InputError(f"recipe field kind: {raw.get('kind')!r}; this job accepts {kind!r}")
     return parse(raw)
@@ -582,7 +582,8 @@ def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply(raw: dict[str, Any], override: str) -> None:
+    """Set a field of a mapping, `path=value`, the value read as YAML; raises InputError."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override!r}: accepted is path=value, as identities.count=20")

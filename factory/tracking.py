@@ -141,6 +141,7 @@ def run(
     name: str,
     recipe: BaseModel | Mapping[str, Any],
     parent: str | None = None,
+    again: str = "",
 ) -> Iterator[Run]:
     """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on Ctrl-C.
 
@@ -154,6 +155,7 @@ def run(
         name: name of the run.
         recipe: a recipe or another JSON-able mapping.
         parent: id of the run this one is part of.
+        again: id of an earlier run to go on with, whose recipe is there already.
 
     Raises:
         InputError: the tracking server cannot be reached or used.
@@ -165,12 +167,16 @@ def run(
     with _explained(uri):
         client = _client(uri)
         experiment_id = _experiment(client, uri, experiment)
-        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-        made = client.create_run(experiment_id, tags=tags, run_name=name)
-        tracked = Run(client, uri, made.info.run_id, experiment_id)
-        tracked.params(values)
-        text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
-        client.log_text(tracked.id, text, "recipe.json")
+        if again:
+            client.update_run(again, status="RUNNING")
+            tracked = Run(client, uri, again, experiment_id)
+        else:
+            tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+            made = client.create_run(experiment_id, tags=tags, run_name=name)
+            tracked = Run(client, uri, made.info.run_id, experiment_id)
+            tracked.params(values)
+            text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
+            client.log_text(tracked.id, text, "recipe.json")
     try:
         yield tracked
     except BaseException as error:

@@ -44,6 +44,7 @@ FLAGS: dict[str, set[str]] = {
         *("--detector", "--recognizer", "--synthetic", "--shard-images", "--actors"),
     },
     "report": {"--to", "--measures"},
+    "sweep": {"--out", "--samples", "--seeds", "--concurrent", "--pools"},
     "train_attributes": {
         *("--out", "--epochs", "--seed", "--licence", "--identities", "--threads"),
     },
@@ -66,6 +67,7 @@ POSITIONAL: dict[str, list[str]] = {
     "plan": ["RECIPE"],
     "prepare": ["SOURCE"],
     "report": ["URL"],
+    "sweep": ["SPACE"],
     "train_attributes": ["URL"],
     "train_diffusion": ["RECIPE"],
     "train_recognizer": ["RECIPE"],

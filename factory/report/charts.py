@@ -68,8 +68,8 @@ def histograms(
             )  # fmt: skip
         axes.set_xlabel("cosine")
         axes.set_yticks([])
-        _open(axes, ("left", "right", "top"))
-        return _inline(figure, name)
+        open_sides(axes, ("left", "right", "top"))
+        return inline(figure, name)
 
 
 def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]) -> Markup:
@@ -103,8 +103,8 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
         axes.set_xlabel("accuracy in percent; 50 is chance")
         axes.xaxis.grid(True, color=LINE, linewidth=0.5)
         axes.set_axisbelow(True)
-        _open(axes, ("left", "right", "top"))
-        return _inline(figure, name)
+        open_sides(axes, ("left", "right", "top"))
+        return inline(figure, name)
 
 
 def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Markup:
@@ -134,8 +134,8 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
         axes.minorticks_off()
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8)
-        _open(axes, ("right", "top"))
-        return _inline(figure, name)
+        open_sides(axes, ("right", "top"))
+        return inline(figure, name)
 
 
 def compared(
@@ -171,16 +171,18 @@ def compared(
         axes.set_yticks([])
         if label:
             axes.set_xlabel(label)
-        _open(axes, ("left", "right", "top"))
-        return _inline(figure, name)
+        open_sides(axes, ("left", "right", "top"))
+        return inline(figure, name)
 
 
-def _open(axes: Axes, sides: Sequence[str]) -> None:
+def open_sides(axes: Axes, sides: Sequence[str]) -> None:
+    """Leave out lines around a chart."""
     for side in sides:
         axes.spines[side].set_visible(False)
 
 
-def _inline(figure: Figure, name: str) -> Markup:
+def inline(figure: Figure, name: str) -> Markup:
+    """Return a figure as SVG in the page's colours; `name` says what it shows."""
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     text = sink.getvalue()

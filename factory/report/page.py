@@ -79,10 +79,15 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
 
 def write_report(path: str | Path, results: Mapping[str, Any]) -> Path:
     """Write the page to a local file and return its path; see `page` for the results."""
+    return write_page(path, page(results))
+
+
+def write_page(path: str | Path, text: str) -> Path:
+    """Write a page to a local file, at once, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
-    aside.write_text(page(results), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
     return path
 

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,18 @@ ARCFACE_TORCH = "model.pt"
 CENTRES = "centres-"
 
 Report = Callable[[dict[str, float]], None]
+
+
+class Watch(Protocol):
+    """Looks at a network while it is trained; what it sees stands in the curve."""
+
+    def due(self, step: int, total: int) -> bool:
+        """Tell whether to look after this step; a checkpoint is saved there too."""
+        ...
+
+    def look(self, recipe: FRRecipe, weights: dict[str, Tensor], last: bool) -> dict[str, float]:
+        """Return numbers for the curve; called on rank 0, `last` after the last step."""
+        ...
 
 
 def train(recipe: FRRecipe, out: str, report: Report) -> dict[str, Any]:
@@ -111,6 +123,7 @@ def run(
     store: Store,
     worker: Worker = Worker(),  # noqa: B008 - frozen
     stop_after: int | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train from the newest checkpoint to the end, as one of several workers.
 
@@ -119,6 +132,7 @@ def run(
         store: the output.
         worker: this one.
         stop_after: end after so many steps in all without finishing, as if interrupted.
+        watch: looks at the network now and then; it changes nothing.
 
     Returns:
         The record kept in `training.json`; nothing but on rank 0 of a finished training.
@@ -162,8 +176,14 @@ def run(
             made = engine.step(micro_batches((images, labels), accumulated), loss, rate)
             centres.step(rate)
         step += 1
-        progress.add(step, {"loss": made.loss, "gradient_norm": made.norm}, rate)
-        if step % recipe.checkpoint.every_steps == 0 or step == total:
+        numbers = {"loss": made.loss, "gradient_norm": made.norm}
+        due = watch is not None and watch.due(step, total)
+        if watch is not None and due:
+            weights = engine.whole(engine.held())
+            if worker.rank == 0:
+                numbers |= watch.look(recipe, weights, step == total)
+        progress.add(step, numbers, rate)
+        if due or step % recipe.checkpoint.every_steps == 0 or step == total:
             save()
     feed.close()
     if step < total:

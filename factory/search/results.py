@@ -1,0 +1,55 @@
+"""What results of trials say together: the best one, the front, the overhead."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from factory.search.space import OBJECTIVES
+from factory.shards.store import Store
+
+SWEEP, BEST = "sweep.json", "best"
+
+Result = Mapping[str, Any]
+
+
+def is_sweep(store: Store) -> bool:
+    """Tell whether a folder holds a sweep."""
+    return store.exists(SWEEP)
+
+
+def losses(result: Result, objectives: Sequence[str]) -> tuple[float, ...]:
+    """Return the objectives of a trial, each turned so that less is better."""
+    signs = (-1 if OBJECTIVES[name] == "max" else 1 for name in objectives)
+    return tuple(sign * result[name] for sign, name in zip(signs, objectives, strict=True))
+
+
+def front(results: Sequence[Result], objectives: Sequence[str]) -> list[int]:
+    """Return the numbers of the trials that no other one beats in every objective.
+
+    A trial beats another when it is nowhere worse and somewhere better.
+    """
+    costs = [losses(result, objectives) for result in results]
+
+    def beaten(one: tuple[float, ...]) -> bool:
+        return any(
+            other != one and all(a <= b for a, b in zip(other, one, strict=True)) for other in costs
+        )
+
+    return [r["number"] for r, cost in zip(results, costs, strict=True) if not beaten(cost)]
+
+
+def best(results: Sequence[Result], objectives: Sequence[str]) -> int | None:
+    """Return the number of the best trial by the first objective, among equals by the next ones."""
+    if not results:
+        return None
+    return min(results, key=lambda r: (losses(r, objectives), r["number"]))["number"]
+
+
+def overhead(runs: Sequence[Mapping[str, float]]) -> float | None:
+    """Return wall time of the sweep over what its trials took, as if one after the other.
+
+    Of several runs, resumed ones, the sums count. With n trials at a time a sweep without overhead
+    takes an n-th of their time. None while no trial is done.
+    """
+    spent = sum(run["seconds"] * run["concurrent"] for run in runs)
+    own = sum(run["trial_seconds"] for run in runs)
+    return round(spent / own, 3) if own else None

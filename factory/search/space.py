@@ -1,0 +1,356 @@
+"""Spaces: which compositions a search may try, what stays fixed, and what it looks for.
+
+A space is a Python file with one module-level `SPACE`. Trials are numbered, and everything a trial
+does follows from its point: the recipes of its pools, of its composition and of its recognizer.
+"""
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from factory.provenance import checked_sha256, versions
+from factory.recipe import (
+    ComposeRecipe,
+    FRRecipe,
+    GenerateRecipe,
+    InputError,
+    apply,
+    content_digest,
+    load,
+    local_path,
+    parse,
+)
+from factory.seeding import generator, seed64
+
+Point = dict[str, Any]  # the value of each axis, JSON values
+
+OBJECTIVES = {
+    "accuracy": "max",  # mean over seeds of the benchmarks' average, in [0, 1]
+    "images": "min",  # distinct images of the composition
+    "generation_seconds": "min",  # of actors' work for these images, made now or before
+}
+DESK = "jobs/recipes/desk"
+BENCHMARKS = "package:studio/bins"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An axis of a few values; numbers, or lists of numbers, are taken to be in order.
+
+    Args:
+        values: JSON values, one or more.
+    """
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        object.__setattr__(self, "values", values)
+        if not values:
+            raise InputError("Choice(): accepted is one value or more")
+
+    def at(self, u: float) -> Any:
+        """Return the value at a place in [0, 1)."""
+        return self.values[int(u * len(self.values))]
+
+    def grid(self) -> tuple[Any, ...]:
+        """Return every value."""
+        return self.values
+
+    @property
+    def ordered(self) -> bool:
+        """Tell whether a value lies between its neighbours."""
+        return all(isinstance(value, (int, float, list, tuple)) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Real:
+    """An axis of numbers.
+
+    Args:
+        low, high: both included.
+        log: drawn evenly on a logarithmic scale.
+        steps: values of a grid search.
+        digits: decimals kept.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    steps: int = 5
+    digits: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0) or self.steps < 2:
+            raise InputError(f"{self}: accepted is low < high, above 0 with log, steps above 1")
+
+    def at(self, u: float) -> float:
+        """Return the number at a place in [0, 1]."""
+        if self.log:
+            return round(self.low * (self.high / self.low) ** u, self.digits)
+        return round(self.low + (self.high - self.low) * u, self.digits)
+
+    def grid(self) -> tuple[float, ...]:
+        """Return `steps` numbers, evenly apart."""
+        return tuple(self.at(n / (self.steps - 1)) for n in range(self.steps))
+
+
+Axis = Choice | Real
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A dataset that is generated when a trial first asks for it.
+
+    Args:
+        recipe: path of a generate recipe.
+        sets: overrides of its fields, as `--set` takes them.
+    """
+
+    recipe: str
+    sets: tuple[str, ...]
+
+    def __init__(self, recipe: str, *sets: str) -> None:
+        object.__setattr__(self, "recipe", recipe)
+        object.__setattr__(self, "sets", sets)
+
+    def view(self, **fields: Any) -> "View":
+        """Return what a composition takes of it: the fields of a compose recipe's pool, no url."""
+        return View(self, fields)
+
+
+@dataclass(frozen=True)
+class View:
+    """A pool, and what is taken of it."""
+
+    pool: Pool
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asha:
+    """Successive halving: which share of the trials goes on at each rung.
+
+    Attributes:
+        grace: reports before a trial may be stopped.
+        factor: one of so many goes on.
+    """
+
+    grace: int = 1
+    factor: float = 2.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One composition to try, and what is done with it.
+
+    Attributes:
+        number: its place in the search, from 0.
+        point: the value of each axis.
+        pools: generate recipe and address of each pool that may have to be made, by name.
+        compose: the composition, its pools named by address.
+        fr: the recognizer's recipe; `data` and `seed` are filled in by the trial.
+    """
+
+    number: int
+    point: Point
+    pools: dict[str, tuple[GenerateRecipe, str]]
+    compose: ComposeRecipe
+    fr: FRRecipe
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the trial as a JSON-able mapping."""
+        return {
+            "number": self.number,
+            "point": self.point,
+            "pools": {
+                name: {"recipe": recipe.model_dump(mode="json"), "url": url}
+                for name, (recipe, url) in self.pools.items()
+            },
+            "compose": self.compose.model_dump(mode="json"),
+            "fr": self.fr.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Trial":
+        """Return the trial that `as_dict` described."""
+        pools = {name: (_generate(p["recipe"]), p["url"]) for name, p in values["pools"].items()}
+        composed, recognizer = parse(values["compose"]), parse(values["fr"])
+        assert isinstance(composed, ComposeRecipe) and isinstance(recognizer, FRRecipe)
+        return cls(values["number"], values["point"], pools, composed, recognizer)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may try.
+
+    Args:
+        name: of the sweep.
+        question: one sentence the results answer.
+        axes: what varies.
+        composition: from a point to the fields of a compose recipe; its `pools` hold what
+            `Pool.view` returns, or plain mappings with the url of a dataset that is there.
+        fr: path of the recognizer's recipe.
+        sets: overrides: `fr.FIELD=...`, `generate.FIELD=...` of every pool, `compose.FIELD=...`.
+        benchmarks: folder of .bin files.
+        objectives: names of `OBJECTIVES`; of several, the best are a Pareto front.
+        search: how points are found. random: each drawn by its number; grid: every combination, in
+            an order drawn by the seed; tpe: drawn by what earlier points came to (optuna).
+        seed: of the draws.
+        seeds: recognizers trained on each composition, one for each seed.
+        reports: times a training reports its accuracy, the last one at its end.
+        pairs: pairs of each benchmark that reports before the last one look at.
+        asha: stops trials that look poor; None lets all finish.
+    """
+
+    name: str
+    question: str
+    axes: dict[str, Axis]
+    composition: Callable[[Point], dict[str, Any]]
+    fr: str = f"{DESK}/fr/desk.yaml"
+    sets: tuple[str, ...] = ()
+    benchmarks: str = BENCHMARKS
+    objectives: tuple[str, ...] = ("accuracy",)
+    search: Literal["random", "grid", "tpe"] = "random"
+    seed: int = 1
+    seeds: tuple[int, ...] = (1,)
+    reports: int = 4
+    pairs: int = 100
+    asha: Asha | None = None
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.objectives if name not in OBJECTIVES]
+        if unknown or not self.objectives:
+            raise InputError(
+                f"space {self.name}: objectives {self.objectives}; accepted: "
+                f"{', '.join(OBJECTIVES)}"
+            )
+        if self.search not in ("random", "grid", "tpe"):
+            raise InputError(
+                f"space {self.name}: search {self.search!r}; accepted: random, grid, tpe"
+            )
+        if self.asha and "accuracy" not in self.objectives:
+            raise InputError(f"space {self.name}: asha needs the objective accuracy")
+        for path in self.sets:
+            if path.partition(".")[0] not in ("fr", "generate", "compose"):
+                raise InputError(
+                    f"--set {path}: accepted are fr.FIELD=, generate.FIELD= and compose.FIELD="
+                )
+
+    @cached_property
+    def grid(self) -> list[Point]:
+        """Return every combination of the axes' grids, in an order drawn by the seed."""
+        every = itertools.product(*(axis.grid() for axis in self.axes.values()))
+        points = [dict(zip(self.axes, values, strict=True)) for values in every]
+        order = generator(seed64(self.seed, "grid")).permutation(len(points))
+        return [points[n] for n in order]
+
+    def check_samples(self, samples: int) -> None:
+        """Raise InputError where there are not so many points."""
+        most = len(self.grid) if self.search == "grid" else math.inf
+        if not 1 <= samples <= most:
+            raise InputError(f"--samples {samples}: accepted are 1 to {most} in space {self.name}")
+
+    def draw(self, number: int) -> Point:
+        """Return the point of a trial of a random or grid search: a function of its number."""
+        if self.search == "grid":
+            return self.grid[number]
+        return {
+            name: axis.at(generator(seed64(self.seed, f"axis/{name}", number)).random())
+            for name, axis in self.axes.items()
+        }
+
+    def trial(self, number: int, point: Point, pools: str) -> Trial:
+        """Return what a trial does.
+
+        Args:
+            number: the trial's.
+            point: the value of each axis.
+            pools: folder or URL below which pools lie.
+
+        Raises:
+            InputError: a recipe is missing or faulty, or weights it names without sha256 are
+                not there.
+        """
+        raw = self.composition(dict(point))
+        views, made = {}, {}
+        for name, view in raw["pools"].items():
+            if isinstance(view, View):
+                recipe = self._pool(view.pool)
+                url = f"{pools.rstrip('/')}/{pool_name(recipe)}"
+                made[name], view = (recipe, url), {**view.fields, "url": url}
+            views[name] = view
+        given = {"kind": "compose", "name": f"{self.name}-{number:04d}", "seed": self.seed}
+        fields = {**given, **raw, "pools": views}
+        for override in self._sets("compose"):
+            apply(fields, override)
+        compose = parse(fields)
+        fr = load(self.fr, self._sets("fr"), kind="fr")
+        assert isinstance(compose, ComposeRecipe) and isinstance(fr, FRRecipe)
+        benchmarks = str(local_path(self.benchmarks))
+        fr = fr.model_copy(update={"name": f"{self.name}-{number:04d}", "benchmarks": benchmarks})
+        return Trial(number, point, made, compose, fr)
+
+    def _pool(self, pool: Pool) -> GenerateRecipe:
+        recipe = load(pool.recipe, [*pool.sets, *self._sets("generate")], kind="generate")
+        assert isinstance(recipe, GenerateRecipe)
+        # A pool is named by its weights, so that those without a stated sha256 are read now.
+        named = {
+            name: part.model_copy(update={"sha256": part.sha256 or checked_sha256(name, part)})
+            for name, part in recipe.weights.items()
+        }
+        return recipe.model_copy(update={"weights": named})
+
+    def _sets(self, prefix: str) -> list[str]:
+        return [s.partition(".")[2] for s in self.sets if s.startswith(f"{prefix}.")]
+
+    def described(self) -> dict[str, Any]:
+        """Return the space as a JSON-able mapping, without its functions."""
+        axes = {name: _axis(axis) for name, axis in self.axes.items()}
+        names = ("name", "question", "fr", "sets", "benchmarks", "objectives", "search", "seed",
+                 "seeds", "reports", "pairs")  # fmt: skip
+        asha = None if self.asha is None else {"grace": self.asha.grace, "factor": self.asha.factor}
+        return {**{n: getattr(self, n) for n in names}, "axes": axes, "asha": asha}
+
+
+def load_space(path: str, overrides: Sequence[str] = ()) -> Space:
+    """Run a space's file and return its SPACE, with more overrides of its recipes.
+
+    Raises:
+        InputError: there is no such file, or it has no SPACE.
+    """
+    file = Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        raise InputError(f"space: no file {path}; accepted is a Python file with a SPACE")
+    spec = importlib.util.spec_from_file_location(f"tune_space_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    space = getattr(module, "SPACE", None)
+    if not isinstance(space, Space):
+        raise InputError(f"space {path}: no SPACE of factory.search.Space in it")
+    return replace(space, sets=(*space.sets, *overrides), source=file.read_text())
+
+
+def pool_name(recipe: GenerateRecipe) -> str:
+    """Return the folder of a pool: equal names, equal bytes."""
+    counts = recipe.identities
+    digest = content_digest(recipe, versions())
+    return f"{recipe.name}-{digest}-{counts.count}x{counts.images_each}"
+
+
+def _generate(raw: dict[str, Any]) -> GenerateRecipe:
+    recipe = parse(raw)
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    if isinstance(axis, Choice):
+        return {"values": list(axis.values), "ordered": axis.ordered}
+    return {"low": axis.low, "high": axis.high, "log": axis.log, "ordered": True}

@@ -1,0 +1,503 @@
+"""The sweep: Ray Tune runs a space's trials, and the folder keeps what came of each.
+
+OUT/sweep.json             the claim: which space this folder is for; at the end, what it took
+OUT/trials/NNNN/trial.json    a trial's point and recipes, written before it starts
+OUT/trials/NNNN/result.json   what it came to, written when it ends: a trial without is not done
+OUT/trials/NNNN/composition/, fr/seedS/   what it made
+OUT/best/                  the recipes of the best trial
+
+Tune keeps nothing that a resumed sweep would need: trials are numbered, what is tried next follows
+from the results in the folder, and a trial that had begun finds its own checkpoints.
+"""
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from factory import engine
+from factory.cli import FaultError
+from factory.provenance import models
+from factory.recipe import InputError
+from factory.search.results import BEST, SWEEP, best, front, overhead
+from factory.search.space import OBJECTIVES, Space, Trial
+from factory.search.tracked import Tracked
+from factory.search.trial import ACCURACY, Judged, Objective, Pools, RefusedError, trial_folder
+from factory.seeding import seed64
+from factory.shards.claim import differences
+from factory.shards.manifest import MANIFEST
+from factory.shards.store import LOCK, PART, Store
+
+RAY = "ray"  # Tune's own notes, below the output while it runs
+# A trial only waits for what it started, which reserves for itself; Tune wants something, a byte.
+RESERVED = {"cpu": 0, "memory": 1}
+TPE_RANDOM = 5  # trials drawn by their number before TPE has enough to go by
+
+Say = Callable[[str], None]
+
+
+def sweep(
+    space: Space,
+    out: str,
+    samples: int,
+    pools: str,
+    concurrent: int,
+    tracking_uri: str,
+    say: Say,
+) -> dict[str, Any]:
+    """Run a space's trials on the connected Ray cluster, or those that are left of them.
+
+    Args:
+        space: what to try.
+        out: folder or URL of the sweep, reachable by all workers.
+        samples: trials in all; a finished sweep grows by asking for more.
+        pools: folder or URL below which pools lie, shared by sweeps.
+        concurrent: trials at a time; 0 for as many as the cluster holds.
+        tracking_uri: of MLflow.
+        say: receives one line of progress at a time.
+
+    Returns:
+        The content of `sweep.json`.
+
+    Raises:
+        InputError: the space, one of its recipes or `out` is at fault.
+        FaultError: trials failed; the others are kept, and the same command tries those again.
+    """
+    started, store = time.time(), Store(out)
+    space.check_samples(samples)
+    ahead = [space.trial(n, space.draw(n), pools) for n in range(samples)]
+    check_weights(ahead)
+    book = Book(store, space)
+    most = fitting(ahead)
+    if not 0 <= concurrent <= most:
+        raise InputError(
+            f"--concurrent {concurrent}: accepted are 1 to {most}, or 0 for {most}, "
+            "by what a trial's work reserves and the cluster has"
+        )
+    concurrent = concurrent or most
+    with store.lock("sweep"), Tracked(tracking_uri, space, store, book.run_id) as tracked:
+        book.claim(tracked.run.id)
+        store.sweep()
+        done = book.results()
+        todo = [n for n in range(samples) if n not in done]
+        if done:
+            say(f"resuming: {len(done)} of {samples} trials are done")
+        following = Following(book, tracked, say, samples)
+        if todo:
+            objective = Objective(
+                out=out,
+                folder=os.getcwd(),
+                pools=ray.remote(num_cpus=0)(Pools).remote(os.getcwd()),
+                seeds=space.seeds,
+                watch=Judged(space.reports, space.pairs),
+                env=engine.runtime_env(ahead[0].fr.engine.threads),
+            )
+            run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
+        results = book.results()
+        spent = round(time.time() - started, 2)
+        summary = book.summary(space, samples, results, spent, set(todo), concurrent)
+        finish(store, summary, results)
+        tracked.finish(summary)
+    if following.failed:
+        number, why = next(iter(following.failed.items()))
+        raise FaultError(
+            f"{len(following.failed)} of {samples} trials failed, the first, {number}: {why}; the "
+            "others are kept, and the same command tries these again"
+        )
+    return summary
+
+
+def check_weights(trials: list[Trial]) -> None:
+    """Raise InputError where weights of a pool that is to be made are not there."""
+    seen = set()
+    for trial in trials:
+        for recipe, url in trial.pools.values():
+            if url not in seen and not Store(url).exists(MANIFEST):
+                models(recipe.weights)
+            seen.add(url)
+
+
+def fitting(trials: list[Trial]) -> int:
+    """Return how many trials the connected cluster holds at a time, by what trainings reserve.
+
+    Raises:
+        InputError: it does not hold the work of one.
+    """
+    reserved = trials[0].fr.engine
+    engine.require([("engine.", reserved.workers, reserved.num_cpus, reserved.num_gpus)])
+    for recipe in {url: recipe for t in trials for recipe, url in t.pools.values()}.values():
+        engine.preflight(recipe)
+    most = engine.cpus() / max(reserved.workers * reserved.num_cpus, 1.0)
+    if reserved.num_gpus:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        most = min(most, gpus / (reserved.workers * reserved.num_gpus))
+    return max(int(most), 1)
+
+
+def run(
+    objective: Objective, suggestions: "Suggestions", following: "Following", concurrent: int
+) -> None:
+    """Let Tune run trials until all that are suggested have ended."""
+    store, book = suggestions.book.store, suggestions.book
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not its trials alone
+    notes = str(store.root / RAY) if store.root else f"{objective.out.rstrip('/')}/{RAY}"
+    tuner = tune.Tuner(
+        tune.with_resources(functools.partial(_call, objective), RESERVED),
+        tune_config=tune.TuneConfig(
+            search_alg=suggestions,
+            scheduler=scheduler(suggestions.space, book),
+            num_samples=len(suggestions.todo),
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{time.time_ns()}", storage_path=notes, callbacks=[following], verbose=0
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray.kill(objective.pools)
+        for name in list(store.list(RAY)):
+            store.delete(name)
+        if store.root is not None:
+            shutil.rmtree(store.root / RAY, ignore_errors=True)
+
+
+def _call(objective: Objective, config: dict[str, Any]) -> None:
+    objective(config)
+
+
+class Book:
+    """What the folder of a sweep says of its trials."""
+
+    def __init__(self, store: Store, space: Space) -> None:
+        """Read the claim; InputError when it is another space's."""
+        self.store, self.space = store, space
+        self.held: dict[str, Any] = {}
+        if store.exists(SWEEP):
+            self.held = json.loads(store.read(SWEEP))
+            described = json.loads(json.dumps(space.described()))
+            other = list(differences(self.held["space"], described))
+            if other:
+                name, old, new = other[0]
+                raise InputError(
+                    f"--out {store.url}: holds another search, whose {name} is {old!r}, not {new!r}"
+                )
+        elif any(name != LOCK and PART not in name for name in store.list()):
+            raise InputError(f"--out {store.url}: holds something else; accepted: another folder")
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of the sweep's MLflow run, "" when it has none yet."""
+        return self.held.get("run_id", "")
+
+    def claim(self, run_id: str) -> None:
+        """State whose folder it is."""
+        self.held = {"runs": [], **self.held, "space": self.space.described(), "run_id": run_id}
+        self.store.write(SWEEP, _json(self.held))
+        self.store.write("space.py", self.space.source.encode())
+
+    def results(self) -> dict[int, dict[str, Any]]:
+        """Return the results of all trials that are done, by number."""
+        names = (name for name in self.store.list("trials") if name.endswith("/result.json"))
+        found = (json.loads(self.store.read(name)) for name in names)
+        return {result["number"]: result for result in sorted(found, key=lambda r: r["number"])}
+
+    def begun(self, number: int) -> dict[str, Any] | None:
+        """Return what was written before a trial began; None if it never began."""
+        name = f"{trial_folder(number)}/trial.json"
+        return json.loads(self.store.read(name)) if self.store.exists(name) else None
+
+    def begin(self, trial: Trial) -> None:
+        """Write what a trial is before it begins."""
+        self.note(trial.number, trial.as_dict())
+
+    def note(self, number: int, values: dict[str, Any]) -> None:
+        """Write or extend what is known of a trial before it ends."""
+        whole = {**(self.begun(number) or {}), **values}
+        self.store.write(f"{trial_folder(number)}/trial.json", _json(whole))
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Write what a trial came to."""
+        self.store.write(f"{trial_folder(result['number'])}/result.json", _json(result))
+
+    def summary(
+        self,
+        space: Space,
+        samples: int,
+        results: dict[int, dict[str, Any]],
+        seconds: float,
+        ran: set[int],
+        concurrent: int,
+    ) -> dict[str, Any]:
+        """Write and return what the sweep came to; its wall time is that of this run."""
+        mine = [r for n, r in results.items() if n in ran and r["state"] != "refused"]
+        if mine:
+            self.held["runs"].append(
+                {
+                    "seconds": seconds,
+                    "trials": len(mine),
+                    "trial_seconds": round(sum(r["seconds"]["all"] for r in mine), 2),
+                    "concurrent": concurrent,
+                }
+            )
+        finished = [r for r in results.values() if r["state"] == "finished"]
+        self.held |= {
+            "samples": samples,
+            "done": len(results),
+            "best": best(finished, space.objectives),
+            "front": front(finished, space.objectives),
+            "overhead": overhead(self.held["runs"]),
+        }
+        self.store.write(SWEEP, _json(self.held))
+        return self.held
+
+
+class Suggestions(Searcher):
+    """Hands out trials by number; their points follow from the number, or from results so far."""
+
+    def __init__(self, space: Space, book: Book, todo: list[int], pools: str) -> None:
+        super().__init__(metric=ACCURACY, mode="max")
+        self.space, self.book, self.todo, self.pools = space, book, todo, pools
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the number of the next trial, having written what it is."""
+        if not self.todo:
+            return Searcher.FINISHED
+        number = self.todo.pop(0)
+        if self.book.begun(number) is None:
+            random = self.space.search != "tpe" or number < TPE_RANDOM
+            point = self.space.draw(number) if random else tpe(self.space, self.book, number)
+            self.book.begin(self.space.trial(number, point, self.pools))
+        self.book.note(number, {"asked": time.time()})
+        return {"number": number}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: the results are read from the folder."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let Tune pickle nothing, as `Following`."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: what is suggested follows from the folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+
+def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
+    """Return the point optuna's TPE draws for a trial, given the results there are.
+
+    Values of an axis are told to it by their place, so that lists can be values. Stopped trials
+    count as pruned where there is one objective, and not at all where there are several.
+    """
+    import optuna
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+    from optuna.trial import TrialState, create_trial
+
+    from factory.search.space import Choice
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    axes: dict[str, BaseDistribution] = {}
+    for name, axis in space.axes.items():
+        if isinstance(axis, Choice):
+            last = len(axis.values) - 1
+            axes[name] = (
+                IntDistribution(0, last)
+                if axis.ordered
+                else CategoricalDistribution(list(range(last + 1)))
+            )
+        else:
+            axes[name] = FloatDistribution(axis.low, axis.high, log=axis.log)
+
+    def places(point: dict[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, axis in space.axes.items():
+            value = point[name]
+            found[name] = _place(axis.values, value) if isinstance(axis, Choice) else value
+        return found
+
+    sampler = optuna.samplers.TPESampler(
+        seed=seed64(space.seed, "tpe", number) % 2**32, n_startup_trials=1, multivariate=True
+    )
+    goals = [f"{OBJECTIVES[name]}imize" for name in space.objectives]
+    study = optuna.create_study(directions=goals, sampler=sampler)
+    for result in book.results().values():
+        stopped = result["state"] == "stopped"
+        if result["state"] == "refused" or (stopped and len(goals) > 1):
+            continue
+        curve = {row["iteration"]: row[ACCURACY] for row in result["curve"]}
+        study.add_trial(
+            create_trial(
+                state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
+                params=places(result["point"]),
+                distributions=axes,
+                values=None if stopped else [result[name] for name in space.objectives],
+                intermediate_values=curve if len(goals) == 1 else None,
+            )
+        )
+    asked = study.ask(axes).params
+    return {
+        name: axis.values[asked[name]]
+        if isinstance(axis, Choice)
+        else round(asked[name], axis.digits)
+        for name, axis in space.axes.items()
+    }
+
+
+def _place(values: tuple[Any, ...], value: Any) -> int:
+    return [json.dumps(one) for one in values].index(json.dumps(value))
+
+
+def scheduler(space: Space, book: Book) -> Any:
+    """Return what stops trials early; of a resumed sweep it knows what trials before it reported.
+
+    A trial's reports of all its seeds count on, so that trials are compared after equal work.
+    """
+    if space.asha is None:
+        return FIFOScheduler()
+    made = ASHAScheduler(
+        metric=ACCURACY,
+        mode="max",
+        max_t=space.reports * len(space.seeds) + 1,
+        grace_period=space.asha.grace,
+        reduction_factor=space.asha.factor,
+        stop_last_trials=False,
+    )
+    controller: Any = None
+    for number, result in book.results().items():
+        earlier: Any = SimpleNamespace(trial_id=f"earlier-{number}")
+        made.on_trial_add(controller, earlier)
+        for row in result["curve"]:
+            reported = {"training_iteration": row["iteration"], ACCURACY: row[ACCURACY]}
+            made.on_trial_result(controller, earlier, reported)
+    return made
+
+
+class Following(tune.Callback):
+    """Writes down in the driver what trials report."""
+
+    def __init__(self, book: Book, tracked: Tracked, say: Say, samples: int) -> None:
+        self.book, self.tracked, self.say, self.samples = book, tracked, say, samples
+        self.curves: dict[int, list[dict[str, Any]]] = {}
+        self.failed: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let Tune pickle nothing: it would keep a copy, which nobody reads."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin a trial's run in MLflow, or go on with it."""
+        number = trial.config["number"]
+        begun = self.book.begun(number)
+        assert begun is not None
+        self.curves[number] = []
+        self.book.note(number, {"run_id": self.tracked.begin(begun)})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note one look at a recognizer."""
+        number = trial.config["number"]
+        row = {name: result[name] for name in ("seed", "step", "loss", ACCURACY)}
+        row["iteration"] = result["training_iteration"]
+        self.curves[number].append(row)
+        self.tracked.report(number, row)
+        self.say(
+            f"trial {number + 1}/{self.samples} {trial_name(self._point(number))}: seed "
+            f"{row['seed']}, step {row['step']}, accuracy {100 * row[ACCURACY]:.2f} %"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write what a trial came to: finished, or stopped by the scheduler."""
+        number, last = trial.config["number"], trial.last_result
+        begun = self.book.begun(number)
+        assert begun is not None
+        facts = last["facts"]
+        result = {
+            "number": number,
+            "point": begun["point"],
+            "state": "finished" if last["complete"] else "stopped",
+            ACCURACY: last[ACCURACY],
+            "images": last["images"],
+            "generation_seconds": last["generation_seconds"],
+            "curve": self.curves[number],
+            "wait": round(facts["started"] - begun["asked"], 2),
+            "run_id": begun["run_id"],
+            **{name: value for name, value in facts.items() if name != "started"},
+        }
+        self.book.end(result)
+        self.tracked.end(result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note why a trial failed, or that its point asks for what the pools cannot give."""
+        number, error = trial.config["number"], trial.get_error()
+        cause = getattr(error, "cause", error)
+        why = " ".join(str(cause).split())[-600:]
+        begun = self.book.begun(number)
+        if isinstance(cause, RefusedError) and begun is not None:
+            named = {name: begun[name] for name in ("number", "point", "run_id")}
+            self.book.end({**named, "state": "refused", "why": why, "curve": []})
+            self.say(f"trial {number + 1}/{self.samples} refused: {why}")
+            self.tracked.abandon(number, "refused", why)
+            return
+        self.failed[number] = why
+        self.say(f"trial {number + 1}/{self.samples} failed: {why}")
+        self.tracked.abandon(number, "failed", why)
+
+    def _point(self, number: int) -> dict[str, Any]:
+        begun = self.book.begun(number)
+        assert begun is not None
+        return begun["point"]
+
+
+def trial_name(point: dict[str, Any]) -> str:
+    """Return a point as words."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
+
+
+def finish(store: Store, summary: dict[str, Any], results: dict[int, dict[str, Any]]) -> None:
+    """Write the recipes of the best trial, which jobs run as they are."""
+    if summary["best"] is None:
+        return
+    number = summary["best"]
+    trial = Trial.of(json.loads(store.read(f"{trial_folder(number)}/trial.json")))
+    for name, (recipe, url) in trial.pools.items():
+        text = f"# The pool {name} of trial {number}: jobs/generate.py FILE --out {url}\n"
+        store.write(f"{BEST}/{name}.yaml", (text + _yaml(recipe)).encode())
+    accuracy = results[number][ACCURACY]
+    head = (
+        f"# Trial {number} of the sweep {summary['space']['name']}, accuracy {100 * accuracy:.2f} %"
+        f" over {len(summary['space']['seeds'])} seeds.\n"
+        "# jobs/compose.py FILE --out FOLDER; the files beside it make its pools.\n"
+    )
+    store.write(f"{BEST}/compose.yaml", (head + _yaml(trial.compose)).encode())
+
+
+def _yaml(recipe: Any) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True) | {
+        "kind": recipe.kind}, sort_keys=False)  # fmt: skip
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, indent=1).encode()

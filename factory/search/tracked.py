@@ -1,0 +1,108 @@
+"""A sweep in MLflow: one run for the sweep, one below it for each trial, written by the driver."""
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from factory import tracking
+from factory.evaluation.gap import over_seeds
+from factory.search.results import BEST, SWEEP
+from factory.search.space import Space
+from factory.shards.store import Store
+
+EXPERIMENT = "sweep"
+
+
+class Tracked:
+    """The runs of a sweep.
+
+    Attributes:
+        run: the sweep's own.
+    """
+
+    def __init__(self, uri: str, space: Space, store: Store, run_id: str) -> None:
+        """Prepare the sweep's run; entering begins it, or goes on with `run_id`."""
+        self.uri, self.space, self.store, self.run_id = uri, space, store, run_id
+        self.stack = ExitStack()
+        self.trials: dict[int, tuple[tracking.Run, ExitStack]] = {}
+
+    def __enter__(self) -> "Tracked":
+        """Begin."""
+        described = self.space.described()
+        self.run = self.stack.enter_context(
+            tracking.run(self.uri, EXPERIMENT, self.space.name, described, again=self.run_id)
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all runs, as the sweep ended."""
+        for _, stack in self.trials.values():
+            stack.__exit__(kind, error, trace)
+        self.stack.__exit__(kind, error, trace)
+
+    def begin(self, begun: dict[str, Any]) -> str:
+        """Begin a trial's run, or go on with it, and return its id."""
+        stack, number = ExitStack(), begun["number"]
+        given = {name: begun[name] for name in ("point", "compose", "fr")}
+        given["pools"] = {name: pool["url"] for name, pool in begun["pools"].items()}
+        run = stack.enter_context(
+            tracking.run(
+                self.uri,
+                EXPERIMENT,
+                f"{self.space.name} {number}",
+                given,
+                parent=self.run.id,
+                again=begun.get("run_id", ""),
+            )
+        )
+        self.trials[number] = run, stack
+        return run.id
+
+    def report(self, number: int, row: dict[str, Any]) -> None:
+        """Note one look at a recognizer."""
+        values = {name: row[name] for name in ("accuracy", "loss")}
+        self.trials[number][0].metrics(values, int(row["iteration"]))
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Note what a trial came to and end its run."""
+        number = result["number"]
+        run, stack = self.trials.pop(number)
+        run.metrics(
+            {name: result[name] for name in ("images", "identities", "generation_seconds")}
+            | {f"seconds/{name}": value for name, value in result["seconds"].items()}
+        )
+        if result["accuracies"]:
+            spread = over_seeds(result["accuracies"])
+            run.metrics({"final": spread.mean} | ({"final_sd": spread.sd} if spread.sd else {}))
+            for name, values in result["benchmarks"].items():
+                run.metrics({f"final/{name}": over_seeds(values).mean})
+        run.tag("state", result["state"])
+        for name, taken in result["taken"].items():
+            run.dataset(name, taken["url"], taken["content_digest"])
+        for name in ("trial.json", "result.json", "composition/composition.json"):
+            with self.store.local(f"trials/{number:04d}/{name}") as path:
+                run.artifact(path)
+        stack.close()
+
+    def abandon(self, number: int, state: str, why: str) -> None:
+        """End the run of a trial that came to nothing."""
+        run, stack = self.trials.pop(number)
+        run.tag("state", state)
+        run.tag("why", why)
+        failure = RuntimeError(why)
+        stack.__exit__(RuntimeError, failure, None)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Note what the sweep came to, its recipes with it."""
+        figures = {"trials": summary["done"], "overhead": summary["overhead"]}
+        self.run.metrics({name: value for name, value in figures.items() if value is not None})
+        if summary["best"] is not None:
+            self.run.tag("best", str(summary["best"]))
+        for name in [SWEEP, "space.py", *self.store.list(BEST)]:
+            with self.store.local(name) as path:
+                self.run.artifact(path, BEST if name.startswith(f"{BEST}/") else "")

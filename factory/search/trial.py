@@ -1,0 +1,439 @@
+"""One trial: pools, composition, a recognizer for each seed, what it reaches.
+
+A trial reserves nothing itself. What costs reserves its own: a pool its actors, a training its
+worker. So a trial never holds what its own work is waiting for. All it makes lies in the sweep's
+folder, where the same trial, started again, finds it.
+"""
+
+import functools
+import json
+import math
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from factory.cli import FaultError
+from factory.compose import compose
+from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, content_digest
+from factory.search.space import Trial
+from factory.seeding import generator, seed64
+from factory.shards.composition import Composition
+from factory.shards.manifest import MANIFEST, load_manifest
+from factory.shards.store import Lock, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from factory.evaluation.verification import Pairs
+
+ACCURACY = "accuracy"
+LAST = "last"
+STARTED = "started"  # the row a training begins with: its worker is there
+ORPHAN_SEC = 60.0
+Row = dict[str, Any]
+
+
+class RefusedError(InputError):
+    """The pools cannot give what a point asks of them: nothing that another try would mend."""
+
+
+class Pools:
+    """Makes pools that are missing, one at a time, on the actors their recipes ask for."""
+
+    def __init__(self, folder: str) -> None:
+        """Work in the driver's folder, where relative paths of recipes begin."""
+        from factory.engine import connect
+
+        _enter(folder)
+        connect("auto")
+
+    def make(self, recipe: GenerateRecipe, url: str) -> dict[str, Any]:
+        """Return what a pool has cost, having made it when it was missing.
+
+        Returns:
+            made: whether it was made, or finished, now; seconds: of wall time that took;
+            actor_seconds: of its actors' work, whenever that was; images: in the pool.
+        """
+        store, start = Store(url), time.monotonic()
+        missing = not store.exists(MANIFEST)
+        if missing:
+            _generate(recipe, store)
+        totals = load_manifest(store).totals
+        return {
+            "made": missing,
+            "seconds": round(time.monotonic() - start, 2),
+            "actor_seconds": round(sum(totals.seconds.values()), 2),
+            "images": totals.kept,
+        }
+
+
+def _generate(recipe: GenerateRecipe, store: Store) -> None:
+    from factory.engine import generate, preflight
+    from factory.provenance import models, versions
+    from factory.shards.claim import check_claim, write_claim
+    from factory.shards.manifest import inherited
+    from factory.stages.screen import known_faces
+    from factory.systems import create
+
+    system = create(recipe)
+    system.open()
+    handed_down = inherited(system.origins())
+    models(recipe.weights)
+    known_faces(recipe)
+    preflight(recipe)
+    digest = content_digest(recipe, versions())
+    with held(store):
+        grown = check_claim(store, recipe, digest, extend=False)
+        write_claim(store, recipe, digest, grown, handed_down)
+        store.sweep()
+        generate(recipe, store, grown, lambda line: None)
+
+
+@dataclass
+class Judged:
+    """Verifies a recognizer now and then while it is trained.
+
+    Attributes:
+        reports: how often, the last time after the last step, on all pairs.
+        pairs: of each benchmark, before that.
+        kept: these pairs, once they are read.
+    """
+
+    reports: int
+    pairs: int
+    kept: "list[Pairs] | None" = None
+
+    def due(self, step: int, total: int) -> bool:
+        """Tell whether to look after this step."""
+        return step == total or step % max(math.ceil(total / self.reports), 1) == 0
+
+    def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
+        """Return the average accuracy and that of each benchmark, all in [0, 1]."""
+        from factory.evaluation.verification import average, verify
+        from factory.recognition.recognizers import load_recognizer, save_recognizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "recognizer.safetensors"
+            name, licence = recipe.name, recipe.licence
+            save_recognizer(file, weights, recipe.backbone, recipe.image.size, name, licence)
+            recognizer = load_recognizer(str(file))
+        sets = self._whole(recipe.benchmarks) if last else self._few(recipe.benchmarks)
+        found = [verify(recognizer, benchmark) for benchmark in sets]
+        return {
+            ACCURACY: average(found),
+            LAST: float(last),
+            **{f"{ACCURACY}.{result.name}": result.accuracy for result in found},
+        }
+
+    def _whole(self, folder: str) -> "list[Pairs]":
+        from factory.evaluation.verification import bin_files, read_bin
+
+        return [read_bin(file) for file in bin_files(folder).values()]
+
+    def _few(self, folder: str) -> "list[Pairs]":
+        if self.kept is None:
+            self.kept = [subset(benchmark, self.pairs) for benchmark in self._whole(folder)]
+        return self.kept
+
+
+def subset(benchmark: "Pairs", pairs: int) -> "Pairs":
+    """Return some pairs of a benchmark, always the same ones, half of them genuine."""
+    from factory.evaluation.verification import Pairs
+
+    order = generator(seed64(0, f"subset/{benchmark.name}")).permutation(len(benchmark.same))
+    same = benchmark.same[order]
+    chosen = np.sort(
+        np.concatenate([order[same][: -(-pairs // 2)], order[~same][: max(pairs // 2, 1)]])
+    )
+    images = tuple(benchmark.images[2 * n + side] for n in chosen for side in (0, 1))
+    return Pairs(benchmark.name, images, benchmark.same[chosen])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What Ray Tune calls: a trial's number becomes its reports.
+
+    Attributes:
+        out: folder or URL of the sweep.
+        folder: of the driver.
+        pools: the actor of `Pools`.
+        seeds: of the recognizers.
+        watch: how they are verified.
+        env: Ray's runtime environment of a training's worker.
+    """
+
+    out: str
+    folder: str
+    pools: Any
+    seeds: tuple[int, ...]
+    watch: Judged
+    env: dict[str, Any]
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run a trial and report each look at each recognizer; the last report has all results."""
+        from ray import tune
+
+        _enter(self.folder)
+        where = f"{self.out.rstrip('/')}/{trial_folder(config['number'])}"
+        trial = Trial.of(json.loads(Store(where).read("trial.json")))
+        with closing(self.reports(trial, where)) as reports:
+            for report in reports:
+                tune.report(report)
+
+    def reports(self, trial: Trial, where: str) -> Iterator[dict[str, Any]]:
+        """Do what the trial says, yielding a report for each look at a recognizer."""
+        import ray
+        from ray.exceptions import RayTaskError
+
+        clock, start = Clock(), time.time()
+        try:
+            made = {
+                name: ray.get(self.pools.make.remote(recipe, url))
+                for name, (recipe, url) in trial.pools.items()
+            }
+        except RayTaskError as error:
+            raise error.cause from None
+        clock.lap("pools")
+        folder = Store(f"{where}/composition")
+        with held(folder):
+            try:
+                composition = compose(trial.compose, folder)
+            except InputError as error:
+                raise RefusedError(str(error)) from None
+        clock.lap("compose")
+        facts = {**_composed(composition, made), "pools": made}
+        finals: list[Row] = []
+        for number, seed in enumerate(self.seeds):
+            recipe = trial.fr.model_copy(
+                update={"seed": seed, "data": Data(train=f"{where}/composition")}
+            )
+            out = f"{where}/fr/seed{seed}"
+            for row in trained(recipe, out, self.watch, self.folder, self.env):
+                if STARTED in row:
+                    clock.lap("startup")
+                    continue
+                last = bool(row[LAST])
+                finals += [row] * last
+                complete = last and number == len(self.seeds) - 1
+                clock.lap("train")
+                seen = [final[ACCURACY] for final in finals] if last else [row[ACCURACY]]
+                yield {
+                    ACCURACY: float(np.mean(seen)),
+                    "seed": seed,
+                    "step": int(row["step"]),
+                    "loss": row["loss"],
+                    "last": last,
+                    "complete": complete,
+                    "images": facts["images"],
+                    "generation_seconds": facts["generation_seconds"],
+                    "facts": {
+                        **facts,
+                        "accuracies": [final[ACCURACY] for final in finals],
+                        "benchmarks": _benchmarks(finals),
+                        "seconds": {**clock.seconds, "all": round(time.time() - start, 2)},
+                        "started": start,
+                    },
+                }
+
+
+class Clock:
+    """Adds up wall time by what it went to."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, what: str) -> None:
+        """Count the time since the last call."""
+        now = time.monotonic()
+        self.seconds[what] = round(self.seconds.get(what, 0.0) + now - self.last, 2)
+        self.last = now
+
+
+def _composed(made: Composition, pools: dict[str, Any]) -> dict[str, Any]:
+    """Return what a composition holds, and what its images have cost to generate."""
+    cost = sum(
+        pools[name]["actor_seconds"] * taken.images / max(pools[name]["images"], 1)
+        for name, taken in made.pools.items()
+        if name in pools
+    )
+    return {
+        "images": made.images,
+        "images_with_repeats": made.images_with_repeats,
+        "identities": made.identities,
+        "content_digest": made.content_digest,
+        "licence": made.licence,
+        "generation_seconds": round(cost, 2),
+        "taken": {
+            name: {
+                "url": taken.url,
+                "content_digest": taken.content_digest,
+                "identities": taken.identities,
+                "images": taken.images,
+                "mean_cosine": taken.mean_cosine,
+            }
+            for name, taken in made.pools.items()
+        },
+    }
+
+
+def _benchmarks(finals: list[Row]) -> dict[str, list[float]]:
+    names = [name for name in (finals[0] if finals else {}) if name.startswith(f"{ACCURACY}.")]
+    return {name.partition(".")[2]: [final[name] for final in finals] for name in sorted(names)}
+
+
+def trial_folder(number: int) -> str:
+    """Return the name of a trial's folder inside the sweep's."""
+    return f"trials/{number:04d}"
+
+
+def trained(
+    recipe: FRRecipe, out: str, watch: Judged, folder: str, env: dict[str, Any]
+) -> Iterator[Row]:
+    """Train a recognizer, or continue one, yielding the rows of its curve that were looked at.
+
+    A training of plain torch has a Ray task of its own, which starts in a second where Ray Train
+    takes many; one of several workers goes through Ray Train.
+
+    Args:
+        recipe: what to train.
+        out: folder or URL of the recognizer.
+        watch: looks at it.
+        folder: where relative paths of the recipe begin.
+        env: Ray's runtime environment of the worker.
+
+    Raises:
+        InputError, FaultError: as `factory.training.recognition.run`.
+    """
+    from factory.training.output import RECORD
+
+    store = Store(out)
+    if store.exists(RECORD):
+        yield {STARTED: True}
+        yield from (row for row in json.loads(store.read(RECORD))["curve"] if ACCURACY in row)
+    elif recipe.engine.name == "torch":
+        yield from _alone(recipe, out, watch, folder, env)
+    else:
+        yield from _together(recipe, out, watch)
+
+
+def _alone(
+    recipe: FRRecipe, out: str, watch: Judged, folder: str, env: dict[str, Any]
+) -> Iterator[Row]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    wanted, seen = recipe.engine, 0.0
+    # Tune keeps what a trial starts inside the trial's own reservation, which is empty.
+    work = ray.remote(_work).options(
+        num_cpus=wanted.num_cpus,
+        num_gpus=wanted.num_gpus,
+        max_retries=0,
+        scheduling_strategy="SPREAD",
+        runtime_env=env,
+    )
+    for failures in range(wanted.max_failures + 1):
+        rows: Any = work.remote(recipe, Store(out), watch, folder)
+        try:
+            for reference in rows:
+                row = ray.get(reference)
+                if STARTED in row or row["step"] > seen:  # a restarted worker repeats its rows
+                    seen = row.get("step", seen)
+                    yield row
+            return
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:  # the worker died
+            if failures == wanted.max_failures:
+                raise FaultError(f"training failed: {' '.join(str(error).split())}") from None
+        finally:
+            ray.cancel(rows, force=True)
+
+
+def _work(recipe: FRRecipe, store: Store, watch: Judged, folder: str) -> Iterator[Row]:
+    """Train in a Ray task."""
+    import torch
+
+    from factory.training import recognition
+    from factory.training.output import claim
+    from factory.training.workers import Worker
+
+    _enter(folder)
+    torch.set_num_threads(recipe.engine.threads)
+    device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
+
+    def train(tell: Callable[[Row], None]) -> None:
+        def note(line: str, rows: list[Row], pictures: list[str]) -> None:
+            for row in rows:
+                tell(row)
+
+        with held(store):
+            claim(store, recipe)
+            recognition.run(recipe, store, Worker(device=device, note=note), watch=watch)
+
+    yield {STARTED: True}
+    yield from _told(train)
+
+
+def _together(recipe: FRRecipe, out: str, watch: Judged) -> Iterator[Row]:
+    from factory.training import recognition
+    from factory.training.output import claim
+    from factory.training.workers import launch
+
+    with held(Store(out)):
+        claim(Store(out), recipe)
+        yield {STARTED: True}
+        loop = functools.partial(recognition.run, watch=watch)
+        yield from _told(lambda tell: launch(loop, recipe, out, tell))
+
+
+def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
+    """Yield the rows that were looked at while a thread trains; its error is raised here."""
+    told: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            train(told.put)
+            told.put(None)
+        except BaseException as error:  # raised below
+            told.put(error)
+
+    threading.Thread(target=work, name="training", daemon=True).start()
+    while (item := told.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        if ACCURACY in item:
+            yield item
+
+
+@contextmanager
+def held(store: Store) -> Iterator[None]:
+    """Hold a store's lock; workers of a sweep that was killed are given time to end."""
+    deadline = time.monotonic() + ORPHAN_SEC
+    while True:
+        lock = Lock(store, "sweep")
+        try:
+            lock.take()
+            break
+        except InputError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _enter(folder: str) -> None:
+    if os.path.isdir(folder):  # relative paths of recipes mean the driver's folder
+        os.chdir(folder)

@@ -1,0 +1,40 @@
+"""The front against its definition, the overhead against arithmetic."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.search.results import best, front, overhead
+
+TRIALS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12
+)
+NAMES = ("accuracy", "images", "generation_seconds")
+
+
+def results(rows):
+    return [{"number": n, **dict(zip(NAMES, row, strict=True))} for n, row in enumerate(rows)]
+
+
+@given(TRIALS)
+def test_the_front_is_what_nobody_beats(rows):
+    found = set(front(results(rows), NAMES))
+    for n, (a, i, g) in enumerate(rows):
+        beaten = any(x >= a and j <= i and h <= g and (x, j, h) != (a, i, g) for x, j, h in rows)
+        assert (n in found) != beaten
+    assert best(results(rows), NAMES) in found
+
+
+def test_the_best_of_one_objective_is_the_highest():
+    rows = results([(1, 5, 5), (3, 9, 9), (2, 0, 0), (3, 8, 9)])
+    assert best(rows, ["accuracy"]) == 1 and set(front(rows, ["accuracy"])) == {1, 3}
+    assert best(rows, ["images"]) == 2
+    assert best([], ["accuracy"]) is None
+
+
+def test_overhead_is_wall_time_over_the_trials_own():
+    one = {"seconds": 110.0, "trial_seconds": 100.0, "concurrent": 1}
+    two = {"seconds": 30.0, "trial_seconds": 50.0, "concurrent": 2}
+    assert overhead([one]) == pytest.approx(1.1)
+    assert overhead([one, two]) == pytest.approx((110 + 60) / 150, abs=1e-3)
+    assert overhead([]) is None

@@ -1,0 +1,28 @@
+"""How much of the context should IDiff-Face drop in training (contextual partial dropout)?
+
+A choice among weights that differ in it.
+"""
+
+from factory.search import Choice, Pool, Space
+
+WEIGHTS = {0.0: "cpd0", 0.25: "denoiser", 0.5: "cpd50"}
+
+
+def composition(point):
+    """Return the composition of a point."""
+    name = WEIGHTS[point["cpd_rate"]]
+    pool = Pool(
+        "jobs/recipes/desk/generate/idiff_face.yaml",
+        f"weights.denoiser.location=package:weights/idiff_face/{name}.safetensors",
+        "weights.denoiser.sha256=''",
+    )
+    return {"pools": {"idiff_face": pool.view()}}
+
+
+SPACE = Space(
+    name="cpd_rate",
+    question="How much of the context should IDiff-Face drop in training?",
+    axes={"cpd_rate": Choice(*WEIGHTS)},
+    composition=composition,
+    search="grid",
+)

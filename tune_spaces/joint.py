@@ -1,0 +1,49 @@
+"""Everything at once: shares of the systems, people by images, a band, CemiFace's m.
+
+TPE draws what earlier trials suggest; successive halving stops the poor ones. The best are a
+front in accuracy and in what the images cost to generate.
+"""
+
+from factory.search import Asha, Choice, Pool, Real, Space
+
+RECIPES = "jobs/recipes/desk/generate"
+SIZES = ("identities.count=320", "identities.images_each=10")
+TEACHER = {
+    "location": "package:weights/teacher/recognizer.safetensors",
+    "sha256": "fc26a3376dfd9f9702198baba02080a4cf566f3d50b680553b5184d5503fd742",
+    "licence": "Apache-2.0",
+}
+
+
+def composition(point):
+    """Return the composition of a point."""
+    each = {"images_each": point["images_each"], "least_images": point["images_each"]}
+    pools = {
+        system: Pool(f"{RECIPES}/{system}.yaml", *SIZES)
+        for system in ("idiff_face", "dcface", "id3", "studio_plain")
+    }
+    pools["cemiface"] = Pool(f"{RECIPES}/cemiface.yaml", f"options.m={point['m']}", *SIZES)
+    views = {
+        system: pool.view(**each, weight=point[f"share_{system}"]) for system, pool in pools.items()
+    }
+    views["idiff_face"].fields["centre_band"] = [-1.0, point["idiff_face_below"]]
+    return {"images": 1200, "recognizer": TEACHER, "pools": views}
+
+
+SPACE = Space(
+    name="joint",
+    question="Which composition of all systems makes the best recognizer, and at what cost?",
+    axes={
+        **{
+            f"share_{system}": Real(0.0, 1.0, digits=2)
+            for system in ("idiff_face", "dcface", "cemiface", "id3", "studio_plain")
+        },
+        "images_each": Choice(4, 6, 8),
+        "m": Choice(-0.2, 0.0, 0.2, 0.4),
+        "idiff_face_below": Choice(0.91, 0.93, 1.0),
+    },
+    composition=composition,
+    search="tpe",
+    objectives=("accuracy", "generation_seconds"),
+    asha=Asha(grace=2, factor=2),
+)

@@ -1,0 +1,25 @@
+"""Which similarity to the inquiry should CemiFace be asked for? (its m, table 1 of the paper)
+
+A pool for each m, 200 people of 8 images.
+"""
+
+from factory.search import Choice, Pool, Space
+
+
+def composition(point):
+    """Return the composition of a point."""
+    pool = Pool(
+        "jobs/recipes/desk/generate/cemiface.yaml",
+        f"options.m={point['m']}",
+        "identities.images_each=8",
+    )
+    return {"pools": {"cemiface": pool.view()}}
+
+
+SPACE = Space(
+    name="requested_similarity",
+    question="Which similarity to the inquiry should CemiFace be asked for?",
+    axes={"m": Choice(-0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8)},
+    composition=composition,
+    search="grid",
+)

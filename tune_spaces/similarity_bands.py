@@ -1,0 +1,48 @@
+"""Does a recognizer learn more from images near their person's centre, or far from it? (CemiFace)
+
+Windows of about 40 % of the images slide over one pool of IDiff-Face, from the images least like
+their person's centre to those most like it, at equal people and images.
+"""
+
+from factory.search import Choice, Pool, Space
+
+WIDE = Pool(
+    "jobs/recipes/desk/generate/idiff_face.yaml",
+    "identities.count=400",
+    "identities.images_each=16",
+)
+TEACHER = {
+    "location": "package:weights/teacher/recognizer.safetensors",
+    "sha256": "fc26a3376dfd9f9702198baba02080a4cf566f3d50b680553b5184d5503fd742",
+    "licence": "Apache-2.0",
+}
+
+
+def composition(point):
+    """Return the composition of a point."""
+    band = point["band"]
+    return {
+        "images": 1200,
+        "recognizer": TEACHER,
+        "pools": {"idiff_face": WIDE.view(identities=200, least_images=3, centre_band=band)},
+    }
+
+
+SPACE = Space(
+    name="similarity_bands",
+    question="Does a recognizer learn more from images near their person's centre, or far from it?",
+    axes={
+        "band": Choice(
+            [-1.0, 0.897],
+            [0.855, 0.903],
+            [0.871, 0.909],
+            [0.884, 0.916],
+            [0.892, 0.922],
+            [0.899, 0.929],
+            [0.905, 0.937],
+            [0.9115, 1.0],
+        )
+    },
+    composition=composition,
+    search="grid",
+)

@@ -1,0 +1,40 @@
+"""Where should DCFace's styles come from, and how often should an identity's first image stand?
+
+`repeats` is DCFace's oversampling of one image a person, `grid` the k of the k x k style patches
+that its weights were trained with.
+"""
+
+from factory.search import Choice, Pool, Space
+
+GRIDS = {1: "grid1", 3: "denoiser", 5: "grid5"}
+ATTRIBUTES = "{location: 'package:weights/attributes/attributes.safetensors', licence: Apache-2.0}"
+
+
+def composition(point):
+    """Return the composition of a point."""
+    sets = [
+        f"weights.denoiser.location=package:weights/dcface/{GRIDS[point['grid']]}.safetensors",
+        "weights.denoiser.sha256=''",
+        f"options.styles.draw={point['draw']}",
+        "identities.images_each=8",
+    ]
+    if point["draw"] == "matched":
+        sets.append(f"weights.attributes={ATTRIBUTES}")
+    pool = Pool("jobs/recipes/desk/generate/dcface.yaml", *sets)
+    pools = {"faces": pool.view()}
+    if point["repeats"]:
+        pools["first"] = pool.view(identities_of="faces", images_each=1, repeat=point["repeats"])
+    return {"pools": pools}
+
+
+SPACE = Space(
+    name="style_mix",
+    question="Where should styles come from, and how often should a first image stand?",
+    axes={
+        "grid": Choice(*GRIDS),
+        "draw": Choice("random", "matched", "similar"),
+        "repeats": Choice(0, 2, 5),
+    },
+    composition=composition,
+    search="grid",
+)
