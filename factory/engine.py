@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from factory import identities
+from factory import identities, metrics
 from factory.cli import FaultError
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
@@ -379,6 +379,8 @@ def generate(
         say(f"resuming: {found} of {planned} shards are committed")
     for row in _run(recipe, store, crews, todo) if todo else ():
         progress.add(row)
+        made = row["manifest"]
+        metrics.shard(recipe.name, recipe.system, made["kept"], made["reasons"], made["seconds"])
         say(progress.line(found))
     done = committed(store)
     missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]

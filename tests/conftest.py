@@ -32,7 +32,10 @@ def ray_cluster() -> Iterator[None]:
 
     from factory.engine import connect
 
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    often = {"metrics_report_interval_ms": 1000}
+    ray.init(
+        num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _system_config=often
+    )
     connect("")
     yield
     ray.shutdown()

@@ -1,31 +1,44 @@
-"""Generates on a local cluster of three nodes and kills one of them midway: `node.py FOLDER`."""
+"""Generates on a local cluster that loses its nodes and gets others midway: `node.py FOLDER`.
+
+The head has no CPU: whatever is made is made on the nodes that come and go.
+"""
 
 import sys
 
 import ray
 from ray.cluster_utils import Cluster
 
+from factory import metrics
 from factory.engine import connect, generate
 from factory.recipe import GenerateRecipe, parse
 from factory.shards.claim import read_claim
+from factory.shards.manifest import committed
 from factory.shards.store import Store
 
 store = Store(sys.argv[1])
 recipe = parse(read_claim(store)["recipe"])
 assert isinstance(recipe, GenerateRecipe)
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+killed, drained = (cluster.add_node(num_cpus=1) for _ in range(2))
 ray.init(address=cluster.address, log_to_driver=False)
 connect("")
+counted: list[int] = []
+metrics.shard = lambda recipe, system, kept, *rest: counted.append(kept)
 
 
 def say(line: str) -> None:
-    """Kill a node, with no farewell, when the first shards are there."""
+    """Kill a node with no farewell; later take the other away, and add one for both actors."""
     if line.startswith("shards 3/"):
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.remove_node(killed, allow_graceful=False)
         print("killed a node", flush=True)
+    if line.startswith("shards 6/"):
+        cluster.remove_node(drained)
+        print(f"no node left at {len(committed(store))} shards", flush=True)
+        cluster.add_node(num_cpus=2)
+        print("added a node", flush=True)
 
 
 generate(recipe, store, (), say)
+print(f"counted {len(counted)} shards, {sum(counted)} images", flush=True)
 ray.shutdown()
 cluster.shutdown()

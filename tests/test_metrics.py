@@ -1,0 +1,84 @@
+"""Counters as Prometheus sees them, and the dashboard that shows them."""
+
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from factory import metrics
+from factory.metrics import COUNTERS
+
+ROOT = Path(__file__).parent.parent
+RAYS_OWN = {  # of Ray's reporter and autoscaler
+    *("ray_node_cpu_utilization", "ray_node_gpus_utilization"),
+    *("autoscaler_active_nodes", "autoscaler_pending_nodes"),
+}
+
+
+def scraped(name: str) -> dict[tuple[tuple[str, str], ...], float]:
+    """Return a counter's values on the first node's metrics port, by the labels that are ours."""
+    import ray
+
+    (node, *_) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(url, timeout=30).read().decode()
+    tags = COUNTERS[name][1]
+    return {
+        tuple((tag, sample.labels[tag]) for tag in tags): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"ray_{name}"
+    }
+
+
+@pytest.mark.ray
+def test_a_shard_and_a_trial_are_scraped_as_counted(ray_cluster) -> None:
+    rejects = {"no_face": 3, "identity_drift": 1, "near_duplicate": 0}
+    for _ in range(2):
+        metrics.shard("counted", "studio", 7, rejects, {"render": 1.5, "commit": 0.25})
+    metrics.trial("bands", "finished")
+    of = (("recipe", "counted"), ("system", "studio"))
+    deadline = time.time() + 60
+    while not scraped("factory_trials_total") and time.time() < deadline:
+        time.sleep(0.5)
+    assert scraped("factory_trials_total") == {(("search", "bands"), ("outcome", "finished")): 1}
+    assert scraped("factory_shards_total")[of] == 2
+    assert scraped("factory_images_total")[of] == 14
+    found = scraped("factory_rejects_total")
+    assert {tags[2][1]: n for tags, n in found.items() if tags[:2] == of} == {
+        "no_face": 6,
+        "identity_drift": 2,
+    }
+    found = scraped("factory_stage_seconds_total")
+    assert {tags[2][1]: n for tags, n in found.items() if tags[:2] == of} == {
+        "render": 3.0,
+        "commit": 0.5,
+    }
+
+
+def test_the_dashboard_shows_every_counter_and_asks_for_nothing_else() -> None:
+    board = json.loads((ROOT / "docs/grafana.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    names = {name for expr in asked for name in re.findall(r"\b(?:ray|autoscaler)_\w+", expr)}
+    assert names == {f"ray_{name}" for name in COUNTERS} | RAYS_OWN
+    for expr in asked:
+        labels = set(re.findall(r"(\w+)=~", expr))
+        for group in re.findall(r"by \(([\w, ]+)\)", expr):
+            labels |= set(group.split(", "))
+        ours = {tag for name in COUNTERS if f"ray_{name}" in expr for tag in COUNTERS[name][1]}
+        assert not ours or labels <= ours, expr
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_rays_own_names_are_rays() -> None:
+    from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    of_nodes = {f"ray_{name}" for name in METRICS_GAUGES}
+    registry = AutoscalerPrometheusMetrics("a session").registry
+    of_autoscaler = {family.name for family in registry.collect()}
+    assert of_nodes | of_autoscaler >= RAYS_OWN
