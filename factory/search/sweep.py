@@ -40,7 +40,7 @@ from factory.shards.store import LOCK, PART, Store
 
 RAY = "ray"  # Tune's own notes, below the output while it runs
 # A trial only waits for what it started, which reserves for itself; Tune wants something, a byte.
-RESERVED = {"cpu": 0, "memory": 1}
+RESERVED: Any = {"cpu": 0, "memory": 1}
 TPE_RANDOM = 5  # trials drawn by their number before TPE has enough to go by
 
 Say = Callable[[str], None]
@@ -150,6 +150,7 @@ def run(
     """Let Tune run trials until all that are suggested have ended."""
     store, book = suggestions.book.store, suggestions.book
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # lines of progress are ours
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not its trials alone
     notes = str(store.root / RAY) if store.root else f"{objective.out.rstrip('/')}/{RAY}"
     tuner = tune.Tuner(
@@ -272,7 +273,7 @@ class Suggestions(Searcher):
         super().__init__(metric=ACCURACY, mode="max")
         self.space, self.book, self.todo, self.pools = space, book, todo, pools
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """Return the number of the next trial, having written what it is."""
         if not self.todo:
             return Searcher.FINISHED
@@ -340,7 +341,7 @@ def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
     sampler = optuna.samplers.TPESampler(
         seed=seed64(space.seed, "tpe", number) % 2**32, n_startup_trials=1, multivariate=True
     )
-    goals = [f"{OBJECTIVES[name]}imize" for name in space.objectives]
+    goals: Any = [f"{OBJECTIVES[name]}imize" for name in space.objectives]
     study = optuna.create_study(directions=goals, sampler=sampler)
     for result in book.results().values():
         stopped = result["state"] == "stopped"

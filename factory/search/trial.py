@@ -13,7 +13,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +189,7 @@ class Objective:
             for report in reports:
                 tune.report(report)
 
-    def reports(self, trial: Trial, where: str) -> Iterator[dict[str, Any]]:
+    def reports(self, trial: Trial, where: str) -> Generator[dict[str, Any], None, None]:
         """Do what the trial says, yielding a report for each look at a recognizer."""
         import ray
         from ray.exceptions import RayTaskError
@@ -345,7 +345,7 @@ def _alone(
         rows: Any = work.remote(recipe, Store(out), watch, folder)
         try:
             for reference in rows:
-                row = ray.get(reference)
+                row: Any = ray.get(reference)
                 if STARTED in row or row["step"] > seen:  # a restarted worker repeats its rows
                     seen = row.get("step", seen)
                     yield row
