@@ -59,6 +59,6 @@ def trial(search: str, outcome: str) -> None:
 
     Args:
         search: the search space's name.
-        outcome: `finished`, `stopped` (by the scheduler) or `failed`.
+        outcome: `finished`, `stopped` (by the scheduler), `refused` (by the pools) or `failed`.
     """
     _add("factory_trials_total", 1, search=search, outcome=outcome)

@@ -25,14 +25,14 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from factory import engine
+from factory import engine, metrics
 from factory.cli import FaultError
 from factory.provenance import models
 from factory.recipe import InputError
 from factory.search.results import BEST, SWEEP, best, front, overhead
 from factory.search.space import OBJECTIVES, Space, Trial
 from factory.search.tracked import Tracked
-from factory.search.trial import ACCURACY, Judged, Objective, Pools, RefusedError, trial_folder
+from factory.search.trial import ACCURACY, ENDED, Judged, Objective, Pools, trial_folder
 from factory.seeding import seed64
 from factory.shards.claim import differences
 from factory.shards.manifest import MANIFEST
@@ -150,6 +150,7 @@ def run(
     """Let Tune run trials until all that are suggested have ended."""
     store, book = suggestions.book.store, suggestions.book
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # who comes to nothing reports none
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # lines of progress are ours
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not its trials alone
     notes = str(store.root / RAY) if store.root else f"{objective.out.rstrip('/')}/{RAY}"
@@ -410,31 +411,32 @@ class Following(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Begin a trial's run in MLflow, or go on with it."""
         number = trial.config["number"]
-        begun = self.book.begun(number)
-        assert begun is not None
         self.curves[number] = []
-        self.book.note(number, {"run_id": self.tracked.begin(begun)})
+        self.book.note(number, {"run_id": self.tracked.begin(self._begun(number))})
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Note one look at a recognizer."""
+        if ENDED in result:
+            return
         number = trial.config["number"]
         row = {name: result[name] for name in ("seed", "step", "loss", ACCURACY)}
         row["iteration"] = result["training_iteration"]
         self.curves[number].append(row)
         self.tracked.report(number, row)
         self.say(
-            f"trial {number + 1}/{self.samples} {trial_name(self._point(number))}: seed "
+            f"trial {number + 1}/{self.samples} {trial_name(self._begun(number)['point'])}: seed "
             f"{row['seed']}, step {row['step']}, accuracy {100 * row[ACCURACY]:.2f} %"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write what a trial came to: finished, or stopped by the scheduler."""
+        """Write what a trial came to: finished, stopped by the scheduler, or nothing."""
         number, last = trial.config["number"], trial.last_result
-        begun = self.book.begun(number)
-        assert begun is not None
-        facts = last["facts"]
+        if ENDED in last:
+            self._lost(number, last[ENDED], last["why"])
+            return
+        begun, facts = self._begun(number), last["facts"]
         result = {
             "number": number,
             "point": begun["point"],
@@ -449,27 +451,27 @@ class Following(tune.Callback):
         }
         self.book.end(result)
         self.tracked.end(result)
+        metrics.trial(self.book.space.name, result["state"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note why a trial failed, or that its point asks for what the pools cannot give."""
-        number, error = trial.config["number"], trial.get_error()
-        cause = getattr(error, "cause", error)
-        why = " ".join(str(cause).split())[-600:]
-        begun = self.book.begun(number)
-        if isinstance(cause, RefusedError) and begun is not None:
-            named = {name: begun[name] for name in ("number", "point", "run_id")}
-            self.book.end({**named, "state": "refused", "why": why, "curve": []})
-            self.say(f"trial {number + 1}/{self.samples} refused: {why}")
-            self.tracked.abandon(number, "refused", why)
-            return
-        self.failed[number] = why
-        self.say(f"trial {number + 1}/{self.samples} failed: {why}")
-        self.tracked.abandon(number, "failed", why)
+        """Note that a trial failed by what is nobody's mistake but the program's."""
+        self._lost(trial.config["number"], "failed", "an error whose traceback stands above")
 
-    def _point(self, number: int) -> dict[str, Any]:
+    def _lost(self, number: int, state: str, why: str) -> None:
+        self.say(f"trial {number + 1}/{self.samples} {state}: {why}")
+        self.tracked.abandon(number, state, why)
+        metrics.trial(self.book.space.name, state)
+        begun = self._begun(number)
+        if state == "failed":
+            self.failed[number] = why
+        else:
+            named = {name: begun[name] for name in ("number", "point", "run_id")}
+            self.book.end({**named, "state": state, "why": why, "curve": []})
+
+    def _begun(self, number: int) -> dict[str, Any]:
         begun = self.book.begun(number)
         assert begun is not None
-        return begun["point"]
+        return begun
 
 
 def trial_name(point: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ACCURACY = "accuracy"
 LAST = "last"
+ENDED = "ended"  # the report of a trial that comes to nothing
 STARTED = "started"  # the row a training begins with: its worker is there
 ORPHAN_SEC = 60.0
 Row = dict[str, Any]
@@ -186,8 +187,12 @@ class Objective:
         where = f"{self.out.rstrip('/')}/{trial_folder(config['number'])}"
         trial = Trial.of(json.loads(Store(where).read("trial.json")))
         with closing(self.reports(trial, where)) as reports:
-            for report in reports:
-                tune.report(report)
+            try:
+                for report in reports:
+                    tune.report(report)
+            except (InputError, FaultError) as error:
+                ended = "refused" if isinstance(error, RefusedError) else "failed"
+                tune.report({ENDED: ended, "why": " ".join(str(error).split())})
 
     def reports(self, trial: Trial, where: str) -> Generator[dict[str, Any], None, None]:
         """Do what the trial says, yielding a report for each look at a recognizer."""
