@@ -7,7 +7,6 @@ front in accuracy and in what the images cost to generate.
 from factory.search import Asha, Choice, Pool, Real, Space
 
 RECIPES = "jobs/recipes/desk/generate"
-SIZES = ("identities.count=320", "identities.images_each=10")
 TEACHER = {
     "location": "package:weights/teacher/recognizer.safetensors",
     "sha256": "fc26a3376dfd9f9702198baba02080a4cf566f3d50b680553b5184d5503fd742",
@@ -17,12 +16,15 @@ TEACHER = {
 
 def composition(point):
     """Return the composition of a point."""
-    each = {"images_each": point["images_each"], "least_images": point["images_each"]}
+    wide = ("identities.count=400", "identities.images_each=16")
     pools = {
-        system: Pool(f"{RECIPES}/{system}.yaml", *SIZES)
-        for system in ("idiff_face", "dcface", "id3", "studio_plain")
+        "idiff_face": Pool(f"{RECIPES}/idiff_face.yaml", *wide),
+        "dcface": Pool(f"{RECIPES}/dcface.yaml"),
+        "cemiface": Pool(f"{RECIPES}/cemiface.yaml", f"options.m={point['m']}"),
+        "id3": Pool(f"{RECIPES}/id3.yaml"),
+        "studio_plain": Pool(f"{RECIPES}/studio_plain.yaml", "identities.images_each=10"),
     }
-    pools["cemiface"] = Pool(f"{RECIPES}/cemiface.yaml", f"options.m={point['m']}", *SIZES)
+    each = {"images_each": point["images_each"], "least_images": point["images_each"]}
     views = {
         system: pool.view(**each, weight=point[f"share_{system}"]) for system, pool in pools.items()
     }
@@ -38,8 +40,8 @@ SPACE = Space(
             f"share_{system}": Real(0.0, 1.0, digits=2)
             for system in ("idiff_face", "dcface", "cemiface", "id3", "studio_plain")
         },
-        "images_each": Choice(4, 6, 8),
-        "m": Choice(-0.2, 0.0, 0.2, 0.4),
+        "images_each": Choice(6, 8, 10),
+        "m": Choice(0.0, 0.2, 0.4),
         "idiff_face_below": Choice(0.91, 0.93, 1.0),
     },
     composition=composition,

@@ -1,6 +1,6 @@
 """Which similarity to the inquiry should CemiFace be asked for? (its m, table 1 of the paper)
 
-A pool for each m, 200 people of 8 images.
+A pool for each m, of which 8 images of each of 200 people are taken.
 """
 
 from factory.search import Choice, Pool, Space
@@ -8,12 +8,8 @@ from factory.search import Choice, Pool, Space
 
 def composition(point):
     """Return the composition of a point."""
-    pool = Pool(
-        "jobs/recipes/desk/generate/cemiface.yaml",
-        f"options.m={point['m']}",
-        "identities.images_each=8",
-    )
-    return {"pools": {"cemiface": pool.view()}}
+    pool = Pool("jobs/recipes/desk/generate/cemiface.yaml", f"options.m={point['m']}")
+    return {"pools": {"cemiface": pool.view(images_each=8)}}
 
 
 SPACE = Space(

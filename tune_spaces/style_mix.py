@@ -16,12 +16,11 @@ def composition(point):
         f"weights.denoiser.location=package:weights/dcface/{GRIDS[point['grid']]}.safetensors",
         "weights.denoiser.sha256=''",
         f"options.styles.draw={point['draw']}",
-        "identities.images_each=8",
     ]
     if point["draw"] == "matched":
         sets.append(f"weights.attributes={ATTRIBUTES}")
     pool = Pool("jobs/recipes/desk/generate/dcface.yaml", *sets)
-    pools = {"faces": pool.view()}
+    pools = {"faces": pool.view(images_each=8)}
     if point["repeats"]:
         pools["first"] = pool.view(identities_of="faces", images_each=1, repeat=point["repeats"])
     return {"pools": pools}

@@ -1,31 +1,37 @@
-"""Which share of the images should each system make? `studio_plain` plays DigiFace's part.
+"""Which systems should make the images, alone or together? `studio_plain` plays DigiFace's part.
 
-Weights are relative: a composition of 1,600 images is shared out in proportion to them, 8 images a
-person.
+1,600 images are shared out evenly among the systems of a mix, 8 images a person.
 """
 
-from factory.search import Pool, Real, Space
+from factory.search import Choice, Pool, Space
 
 RECIPES = "jobs/recipes/desk/generate"
 POOLS = {
-    system: Pool(f"{RECIPES}/{system}.yaml", "identities.count=240", "identities.images_each=8")
-    for system in ("idiff_face", "dcface", "cemiface", "id3", "studio_plain")
+    "idiff_face": Pool(
+        f"{RECIPES}/idiff_face.yaml", "identities.count=400", "identities.images_each=16"
+    ),
+    "dcface": Pool(f"{RECIPES}/dcface.yaml"),
+    "cemiface": Pool(f"{RECIPES}/cemiface.yaml"),
+    "id3": Pool(f"{RECIPES}/id3.yaml"),
+    "studio_plain": Pool(f"{RECIPES}/studio_plain.yaml", "identities.images_each=10"),
 }
 
 
 def composition(point):
     """Return the composition of a point."""
-    views = {
-        system: pool.view(images_each=8, least_images=8, weight=point[system])
-        for system, pool in POOLS.items()
-    }
+    systems = POOLS if point["mix"] == "all" else point["mix"].split(" + ")
+    views = {name: POOLS[name].view(images_each=8, least_images=8) for name in systems}
     return {"images": 1600, "pools": views}
 
 
 SPACE = Space(
     name="system_mix",
-    question="Which share of the images should each system make?",
-    axes={system: Real(0.0, 1.0, digits=2) for system in POOLS},
+    question="Which systems should make the images, alone or together?",
+    axes={
+        "mix": Choice(
+            *POOLS, "idiff_face + studio_plain", "idiff_face + dcface", "cemiface + id3", "all"
+        )
+    },
     composition=composition,
-    search="random",
+    search="grid",
 )

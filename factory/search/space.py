@@ -281,6 +281,8 @@ class Space:
         views, made = {}, {}
         for name, view in raw["pools"].items():
             if isinstance(view, View):
+                if view.fields.get("weight", 1.0) == 0:
+                    continue  # nothing is taken of it: it need not be there
                 recipe = self._pool(view.pool)
                 url = f"{pools.rstrip('/')}/{pool_name(recipe)}"
                 made[name], view = (recipe, url), {**view.fields, "url": url}

@@ -106,4 +106,4 @@ def test_shipped_spaces_make_valid_recipes(path, monkeypatch):
     assert shipped.name == path.stem and shipped.question.endswith("?")
     for number in range(min(len(shipped.grid), 12)):
         trial = shipped.trial(number, shipped.draw(number), "runs/pools")
-        assert set(trial.pools) == set(trial.compose.pools)
+        assert trial.pools and set(trial.pools) == set(trial.compose.pools)
