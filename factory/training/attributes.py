@@ -94,6 +94,9 @@ def train_attributes(
     Returns:
         The record: mean absolute error of each attribute on the held-out people, beside that of
         always answering the training median.
+
+    Raises:
+        InputError: too few identities or images, or a sidecar that states no truth.
     """
     store = Store(url)
     truth = read_truth(store, identities)
@@ -101,6 +104,11 @@ def train_attributes(
     if held.all() or not held.any():
         raise InputError(f"dataset {url}: too few identities; accepted are {HELD_OUT} or more")
     train, test = truth.part(np.flatnonzero(~held)), truth.part(np.flatnonzero(held))
+    if len(train.labels) < BATCH:
+        raise InputError(
+            f"dataset {url}: {len(train.labels)} images of people who are not held out; accepted "
+            f"are {BATCH} or more"
+        )
     mean, scale = train.values.mean(axis=0), train.values.std(axis=0)
     size = train.images.shape[1]
     net = _fit(train, mean, scale, size, epochs, seed, say)

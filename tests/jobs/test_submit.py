@@ -173,7 +173,7 @@ def test_every_job_runs_by_it(head: Head) -> None:
     folder = head.folder / "all"
     folder.mkdir()
     faces, composed, bank = str(folder / "faces"), folder / "mix.yaml", folder / "bank.yaml"
-    few = ("--set", "identities.count=24", "--set", "identities.images_each=4")
+    few = ("--set", "identities.count=24", "--set", "identities.images_each=8")
     code, lines = head.submit("python", "jobs/generate.py", PLAIN, *few, "--out", faces)
     assert code == 0, lines
     named = {"url": faces, "digest": contents_digest(Store(faces))}
