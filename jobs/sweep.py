@@ -39,7 +39,13 @@ def job(arguments: argparse.Namespace) -> None:
         lambda line: print(line, flush=True),
     )
     url = Store(arguments.out).url.rstrip("/")
-    print(f"{url}: {summary['done']} trials, wall time over their own: {summary['overhead']}")
+    spent = summary["generation"]
+    print(
+        f"{url}: {summary['done']} trials; wall time over their own {summary['overhead']}, "
+        f"start-up of a trial {summary['startup_seconds']} s; generation "
+        f"{spent['made_seconds']:.0f} s of actors' work, {spent['saved_seconds']:.0f} s saved by "
+        "pools that were there"
+    )
     if summary["best"] is not None:
         print(f"best: trial {summary['best']}; its recipes are in {url}/best")
     if len(space.objectives) > 1:

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
@@ -54,6 +55,8 @@ def sweep_page(store: Store) -> str:
         curves=curves(results) if any(result["curve"] for result in results) else Markup(""),
         seconds=_seconds(results),
         runs=sweep.get("runs", []),
+        generation=sweep.get("generation"),
+        startup=sweep.get("startup_seconds"),
         pretty=json.dumps(space, indent=2),
     )
 
@@ -229,7 +232,7 @@ def curves(results: Sequence[Result]) -> Markup:
             )  # fmt: skip
         plot.set_xlabel("report")
         plot.set_ylabel("accuracy, %", color=MUTED)
-        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         open_sides(plot, ("right", "top"))
         return inline(figure, name)
 

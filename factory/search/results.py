@@ -1,6 +1,7 @@
 """What results of trials say together: the best one, the front, the overhead."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from factory.search.space import OBJECTIVES
@@ -53,3 +54,18 @@ def overhead(runs: Sequence[Mapping[str, float]]) -> float | None:
     spent = sum(run["seconds"] * run["concurrent"] for run in runs)
     own = sum(run["trial_seconds"] for run in runs)
     return round(spent / own, 3) if own else None
+
+
+def startup(results: Sequence[Result]) -> float | None:
+    """Return the median of the seconds a trial waited for its actor and its trainings' workers."""
+    return (
+        round(median(r["wait"] + r["seconds"]["startup"] for r in results), 2) if results else None
+    )
+
+
+def generation(results: Sequence[Result]) -> dict[str, float]:
+    """Return what pools cost, in seconds of actors' work: made by trials, and found by them."""
+    found = {"made_seconds": 0.0, "saved_seconds": 0.0}
+    for pool in (pool for result in results for pool in result["pools"].values()):
+        found["made_seconds" if pool["made"] else "saved_seconds"] += pool["actor_seconds"]
+    return {name: round(seconds, 2) for name, seconds in found.items()}

@@ -29,7 +29,7 @@ from factory import engine, metrics
 from factory.cli import FaultError
 from factory.provenance import models
 from factory.recipe import InputError
-from factory.search.results import BEST, SWEEP, best, front, overhead
+from factory.search.results import BEST, SWEEP, best, front, generation, overhead, startup
 from factory.search.space import OBJECTIVES, Space, Trial
 from factory.search.tracked import Tracked
 from factory.search.trial import ACCURACY, ENDED, Judged, Objective, Pools, trial_folder
@@ -255,13 +255,16 @@ class Book:
                     "concurrent": concurrent,
                 }
             )
-        finished = [r for r in results.values() if r["state"] == "finished"]
+        counted = [r for r in results.values() if r["state"] != "refused"]
+        finished = [r for r in counted if r["state"] == "finished"]
         self.held |= {
             "samples": samples,
             "done": len(results),
             "best": best(finished, space.objectives),
             "front": front(finished, space.objectives),
             "overhead": overhead(self.held["runs"]),
+            "startup_seconds": startup(counted),
+            "generation": generation(counted),
         }
         self.store.write(SWEEP, _json(self.held))
         return self.held

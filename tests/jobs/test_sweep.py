@@ -116,6 +116,7 @@ def test_a_sweep_runs_grows_and_leaves_recipes_that_run(tmp_path: Path, space) -
     assert found[kept["best"]]["accuracy"] == best["accuracy"]
     assert kept["overhead"] > 1 and not (out / "ray").exists()
 
+    assert "saved by pools that were there" in said
     # What it leaves is what the jobs take, and composes the same images.
     again = tmp_path / "again"
     run(command(tmp_path, "jobs/compose.py", str(out / "best/compose.yaml"), "--out", str(again)))
@@ -179,3 +180,23 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, space) -> None:
             assert len(digests) == 1 and held["accuracies"] == result["accuracies"]
     with suppress(ProcessLookupError):  # Ray's agents outlive a killed driver
         os.killpg(driver.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("fr.engine.num_cpus=1", "fr.engine.threads=1"),  # two trials at a time
+        ("fr.engine.name=deepspeed", "fr.engine.workers=2", "fr.engine.num_cpus=1"),
+    ],
+)
+def test_two_cpus_are_enough_for_pools_and_trainings(tmp_path: Path, space, sets) -> None:
+    """Actors that make the pool, and workers that train, alone or in pairs: none waits forever."""
+    flags = [flag for one in sets for flag in ("--set", one)]
+    run(sweep(tmp_path, space(8, 2), "sweep", "--samples", "2", *flags))
+    run_of = json.loads((tmp_path / "sweep/sweep.json").read_text())["runs"][0]
+    cpus = min(os.cpu_count() or 1, 2)
+    assert run_of["concurrent"] >= (cpus if "fr.engine.threads=1" in sets else 1)
+    assert len(results(tmp_path / "sweep")) == 2

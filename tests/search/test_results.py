@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.search.results import best, front, overhead
+from factory.search.results import best, front, generation, overhead, startup
 
 TRIALS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12
@@ -38,3 +38,13 @@ def test_overhead_is_wall_time_over_the_trials_own():
     assert overhead([one]) == pytest.approx(1.1)
     assert overhead([one, two]) == pytest.approx((110 + 60) / 150, abs=1e-3)
     assert overhead([]) is None
+
+
+def test_what_pools_that_were_there_saved():
+    def trial(made, seconds, wait):
+        pools = {"a": {"made": made, "actor_seconds": seconds}}
+        return {"pools": pools, "wait": wait, "seconds": {"startup": 1.0}}
+
+    trials = [trial(True, 10.0, 9.0), trial(False, 10.0, 1.0), trial(False, 2.5, 0.5)]
+    assert generation(trials) == {"made_seconds": 10.0, "saved_seconds": 12.5}
+    assert startup(trials) == 2.0 and startup([]) is None
