@@ -93,7 +93,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return " to ".join(shown(part) for part in value)
+        return ", ".join(shown(part) for part in value)
     return str(value)
 
 
