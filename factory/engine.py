@@ -8,9 +8,11 @@ the same stage objects run in the same order and write the same bytes.
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,9 @@ from factory.stages.work import ShardWork
 from factory.systems import create
 
 BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes last bits
-# What Ray keeps of a row stays in the driver until its dataset is done (about 15 kB): only so many
-# shards are handed over at a time, but enough that starting the actors again costs little.
-WINDOW_SHARDS, WINDOW_TURNS = 1000, 50
+WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
+GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
 
 
 def connect(address: str) -> None:
@@ -85,9 +86,10 @@ def require(reserved: list[tuple[str, int, float, float]]) -> None:
         ]
         for name, _, wanted in each:
             if wanted > largest:
+                hint = "" if largest else f"; a cluster that grows says by {GROWS_TO} to what"
                 raise InputError(
                     f"recipe field {name}num_{kind.lower()}s: {wanted:g}, but the largest node of "
-                    f"the cluster has {largest:g} {kind}; accepted is 0 to {largest:g}"
+                    f"the cluster has {largest:g} {kind}; accepted is 0 to {largest:g}{hint}"
                 )
         together = sum(size * wanted for _, size, wanted in each)
         if together > total + 1e-6:
@@ -99,13 +101,34 @@ def require(reserved: list[tuple[str, int, float, float]]) -> None:
 
 
 def _nodes() -> list[tuple[dict[str, float], int]]:
-    """Return what nodes have and how many there are: those alive, and those autoscaling may add."""
-    alive = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
-    from ray._private.state import state
+    """Return what nodes have and how many there are: those alive, or what the cluster grows to."""
+    said = os.environ.get(GROWS_TO, "")
+    return grows_to(said) if said else [(n["Resources"], 1) for n in ray.nodes() if n["Alive"]]
 
-    scaled = state.get_cluster_config()  # None without an autoscaler
-    groups = scaled.node_group_configs if scaled is not None else ()
-    return alive + [(dict(group.resources), group.max_count) for group in groups]
+
+def grows_to(said: str) -> list[tuple[dict[str, float], int]]:
+    """Read what an autoscaling cluster may grow to, which Ray's autoscaler tells nobody.
+
+    Args:
+        said: of each group of nodes COUNTxCPUS or COUNTxCPUS+GPUS, as in 8x16,16x16+1: the value
+            of the environment variable FACTORY_GROWS_TO, which the cluster sets on its nodes.
+
+    Returns:
+        What one node of each group has, and how many of them there may be.
+
+    Raises:
+        InputError: it is written in another way.
+    """
+    groups = []
+    for group in said.split(","):
+        found = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))?", group.strip())
+        if found is None:
+            raise InputError(
+                f"{GROWS_TO} {said!r}: accepted is COUNTxCPUS+GPUS, as in 8x16,16x16+1"
+            )
+        count, cpus, gpus = (int(part or 0) for part in found.groups())
+        groups.append(({"CPU": float(cpus), "GPU": float(gpus)}, count))
+    return groups
 
 
 def runtime_env(threads: int) -> dict[str, Any]:
@@ -233,13 +256,30 @@ def each(
 
     Raises:
         InputError: the cluster cannot hold so many actors.
+        FaultError: an actor left a row {"failed": why}.
     """
     if not rows:
         return
     require([(field, size, num_cpus, num_gpus)])
     crew = Crew((actor.__name__,), field, size, num_cpus, num_gpus)
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    yield from _pooled(dataset, actor, crew, 1, assignment).iter_rows()
+    yield from _windows(rows, size, lambda data: _pooled(data, actor, crew, 1, assignment), "")
+
+
+def _windows(
+    rows: Iterable[dict[str, Any]], actors: int, pooled: Callable[[Any], Any], what: str
+) -> Iterator[dict[str, Any]]:
+    """Run rows through pools, a window at a time; FaultError, begun with `what`, where one failed.
+
+    What Ray keeps of a row stays in the driver until its dataset is done (about 15 kB), so only so
+    many are handed over at once, but enough that starting the actors again costs little.
+    """
+    window = max(WINDOW_SHARDS, WINDOW_TURNS * actors)
+    left = iter(rows)
+    while handed := list(islice(left, window)):
+        for row in pooled(ray.data.from_items(handed, override_num_blocks=len(handed))).iter_rows():
+            if "failed" in row:
+                raise FaultError(f"{what}{row['failed']}; the same command goes on from here")
+            yield row
 
 
 class BankActor:
@@ -396,17 +436,13 @@ def _run(
     assignment = Assignment(
         recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with
     )
-    window = max(WINDOW_SHARDS, WINDOW_TURNS * sum(crew.size for crew in crews))
-    for start in range(0, len(todo), window):
-        rows = [{"work": ShardWork(shard)} for shard in todo[start : start + window]]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+
+    def pooled(dataset: Any) -> Any:
         for crew in crews:
             dataset = _pooled(
                 dataset, StageActor, crew, recipe.pool.threads, assignment, crew.stages
             )
-        for row in dataset.iter_rows():
-            if "failed" in row:
-                raise FaultError(
-                    f"output {store.url}: {row['failed']}; the same command goes on from here"
-                )
-            yield row
+        return dataset
+
+    rows = ({"work": ShardWork(shard)} for shard in todo)
+    yield from _windows(rows, sum(crew.size for crew in crews), pooled, f"output {store.url}: ")

@@ -19,6 +19,7 @@ from factory.prepare.images import Made, make_image
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
 from factory.prepare.sources import Entry, Reader
 from factory.provenance import sha256_file
+from factory.recipe import InputError
 from factory.seeding import hex16
 from factory.shards.embeddings import embeddings_file, write_embeddings
 from factory.shards.manifest import (
@@ -29,7 +30,7 @@ from factory.shards.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.shards.store import Store, scratch
+from factory.shards.store import Store, public, scratch
 from factory.shards.tar import read_tar, write_tar
 from factory.stages.encode import REJECTS
 
@@ -86,14 +87,24 @@ class Worker:
             self.recognizer = load_recognizer(assignment.recognizer)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Finish one shard, a Task, and return its manifest."""
+        """Finish one shard, a Task, and return its manifest.
+
+        A disk, store or source that fails leaves its error as the row.
+        """
         (task,) = batch["task"]
+        try:
+            return {"manifest": np.array([self.finish(task).model_dump_json()])}
+        except (OSError, InputError) as error:
+            return {"failed": np.array([f"shard {task.shard.name}: {public(str(error))}"])}
+
+    def finish(self, task: Task) -> ShardManifest:
+        """Commit a shard and embed it where that is not done yet, and return its manifest."""
         if not self.given.store.exists(shard_file(task.shard.name, COMMIT)):
             self.commit(task)
         manifest = load_shard_manifest(self.given.store, task.shard.name)
         if self.recognizer is not None:
             self.embed(manifest)
-        return {"manifest": np.array([manifest.model_dump_json()])}
+        return manifest
 
     def commit(self, task: Task) -> None:
         """Make the images of a shard and commit them with the rejects beside."""

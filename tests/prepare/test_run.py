@@ -22,6 +22,7 @@ from others import im2rec, insightface, write_tar
 from PIL import Image
 
 from factory import engine
+from factory.cli import FaultError
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.prepare.run import Preparation, Wishes, check_claim, plan, prepare
 from factory.recipe import InputError
@@ -355,3 +356,35 @@ def test_a_killed_job_is_completed_by_the_same_command(here, tmp_path: Path) -> 
         json.loads((folder / "recipe.json").read_text()) for folder in (out, tmp_path / "whole")
     ]
     assert claims[0] == claims[1]
+
+
+@pytest.mark.ray
+def test_a_source_that_fails_on_the_way_is_one_error(
+    ray_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are handed a window of shards at a time, and what fails is no exception of Ray's."""
+    import ray.data
+
+    handed, from_items = [], ray.data.from_items
+    monkeypatch.setattr(engine, "WINDOW_SHARDS", 2)
+    monkeypatch.setattr(engine, "WINDOW_TURNS", 1)
+
+    def hand(rows: list[dict[str, Any]], **how: Any) -> Any:
+        handed.append(len(rows))
+        return from_items(rows, **how)
+
+    monkeypatch.setattr(ray.data, "from_items", hand)
+    rec = im2rec(tmp_path / "train.rec", SAMPLES)
+    given = plan(Wishes(str(rec), "CC-BY-4.0", shard_images=4))
+    whole = rec.read_bytes()
+    rec.write_bytes(whole[: len(whole) - 100])
+    store = Store(tmp_path / "out")
+    with pytest.raises(FaultError, match=r"shard .*train\.rec: ends inside .*; the same command"):
+        prepare(given, store, 1, lambda line: None)
+    assert handed == [2, 1]
+    rec.unlink()
+    with pytest.raises(FaultError, match=r"shard .*: .*No such file"):
+        prepare(given, store, 1, lambda line: None)
+    rec.write_bytes(whole)
+    assert prepare(given, store, 1, lambda line: None).totals.kept == len(SAMPLES)
+    assert handed == [2, 1, 1, 1]
