@@ -4,6 +4,7 @@ The default is a sqlite file in the current folder, so that tracking needs no se
 imported when a run starts, never before: planning and verifying do not pay for it.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -147,7 +148,7 @@ def run(
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
     canonical form. Call this in the driver before any worker attaches: the first call makes the
-    tables of a new sqlite file, and processes that race for that lose.
+    tables of a new sqlite file; jobs that start together make them one after the other.
 
     Args:
         uri: tracking URI; see `resolve`.
@@ -165,8 +166,9 @@ def run(
     uri = resolve(uri)
     values = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else dict(recipe)
     with _explained(uri):
-        client = _client(uri)
-        experiment_id = _experiment(client, uri, experiment)
+        with _alone(uri):
+            client = _client(uri)
+            experiment_id = _experiment(client, uri, experiment)
         if again:
             client.update_run(again, status="RUNNING")
             tracked = Run(client, uri, again, experiment_id)
@@ -231,6 +233,17 @@ def _experiment(client: Any, uri: str, name: str) -> str:
         folder = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
         return client.create_experiment(name, artifact_location=(folder / name).as_uri())
     return client.create_experiment(name)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other jobs from making tables or experiments of the same sqlite file meanwhile."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with open(uri.removeprefix("sqlite:///") + ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -128,3 +130,19 @@ def test_resolve_order(monkeypatch, tmp_path):
 )
 def test_masked(text, hidden):
     assert tracking.masked(text) == hidden
+
+
+@pytest.mark.slow
+def test_jobs_that_start_together_share_a_new_database(tmp_path):
+    code = (
+        "import sys; from factory import tracking\n"
+        "with tracking.run(sys.argv[1], 'together', 'one', {}) as run: print(run.experiment_id)"
+    )
+    uri = f"sqlite:///{tmp_path}/new.db"
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [job.communicate()[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0]
+    assert len(set(said)) == 1 and said[0].strip()
