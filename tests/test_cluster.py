@@ -21,8 +21,8 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.aws.config import DEFAULT_AMI, _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from factory.engine import wiring
-from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, TrainRecipe, load
+from factory.engine import GROWS_TO, grows_to, require, wiring
+from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, InputError, TrainRecipe, load
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("jobs/recipes/paper/*/*.yaml"))
@@ -83,6 +83,18 @@ def too_small(nodes: list[Resources]) -> list[str]:
     return [
         f"recipe {p.parent.name}/{p.name}: {n} actors find no node" for p, n in lacks.items() if n
     ]
+
+
+def test_what_a_cluster_says_of_its_growth_is_what_jobs_check(monkeypatch) -> None:
+    assert grows_to("8x16, 2x4+1") == [({"CPU": 16, "GPU": 0}, 8), ({"CPU": 4, "GPU": 1}, 2)]
+    with pytest.raises(InputError, match=r"FACTORY_GROWS_TO '8x': accepted is COUNTxCPUS\+GPUS"):
+        grows_to("8x")
+    monkeypatch.setenv(GROWS_TO, "8x16,2x4+1")
+    require([("pool.", 8, 16, 0), ("engine.", 2, 4, 1)])
+    with pytest.raises(InputError, match="3 GPU together, but the cluster has 2"):
+        require([("engine.", 3, 1, 1)])
+    with pytest.raises(InputError, match="the largest node of the cluster has 16 CPU"):
+        require([("engine.", 1, 17, 0)])
 
 
 # AWS
@@ -215,6 +227,13 @@ def test_a_reservation_needs_one_node_not_the_sum_of_several() -> None:
     assert unplaced([{"CPU": 1, "GPU": 0}] * 9, halves) == 1
 
 
+def test_jobs_are_told_what_it_grows_to(cluster: Config) -> None:
+    (said,) = [line for line in cluster["docker"]["run_options"] if GROWS_TO in line]
+    groups = [n for name, n in cluster["available_node_types"].items() if name != "head"]
+    told = [({"CPU": 0, "GPU": 0} | n["resources"], n["max_workers"]) for n in groups]
+    assert grows_to(said.partition("=")[2]) == told
+
+
 def test_images_are_pinned_to_the_ray_of_the_constraints(cluster: Config) -> None:
     images = [cluster["docker"]["image"]]
     for node in cluster["available_node_types"].values():
@@ -251,7 +270,7 @@ def test_drivers_write_to_an_mlflow_that_only_the_head_reaches(cluster: Config) 
 def test_what_git_ignores_is_not_copied_to_the_nodes(cluster: Config) -> None:
     assert cluster["rsync_filter"] == [".gitignore"] and ".git" in cluster["rsync_exclude"]
     ignored = (ROOT / ".gitignore").read_text().split()
-    assert {".venv/", "runs/", "mlruns/", "mlflow.db"} <= set(ignored)
+    assert {".venv/", "runs/", "mlruns/"} <= set(ignored)
 
 
 # KubeRay: fields and types of the ray.io/v1 definitions of KubeRay 1.6 that the file may use.
@@ -371,19 +390,16 @@ def test_kuberay_runs_the_ray_of_the_constraints(kuberay: Config) -> None:
 
 def test_kuberay_holds_every_paper_recipe_and_nothing_without_work(kuberay: Config) -> None:
     spec, groups = kuberay["spec"]["rayClusterSpec"], pods(kuberay)
-    assert (
-        too_small(
-            [reserved(pod) for name, (pod, n) in groups.items() if name != "head" for _ in range(n)]
-        )
-        == []
-    )
+    nodes = [(reserved(pod), most) for name, (pod, most) in groups.items() if name != "head"]
+    assert too_small([node for node, most in nodes for _ in range(most)]) == []
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert kuberay["spec"]["shutdownAfterJobFinishes"] and spec["enableInTreeAutoscaling"]
     assert {g["minReplicas"] for g in spec["workerGroupSpecs"]} == {0}
     for pod, _ in groups.values():
         (container,) = pod["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in container["env"]}
+        told = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert "MLFLOW_TRACKING_URI" in told and grows_to(told[GROWS_TO]) == nodes
 
 
 def test_kuberay_is_reached_by_port_forward_alone(kuberay: Config) -> None:

@@ -1,0 +1,130 @@
+"""Ray's autoscaler, with nodes that are processes of this machine: none, some, none again.
+
+The wheel lacks a file that Ray's local provider reads, so the test runs on a copy of the installed
+Ray (links to its files) that has one. Nothing is installed, and .venv is left alone.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from factory.provenance import versions
+from factory.recipe import content_digest
+from factory.shards.claim import write_claim
+from factory.shards.store import Store
+from factory.shards.verify import verify
+
+HERE = Path(__file__).parent
+HEAD_ID = "f" * 51 + "00000"  # what Ray's local provider calls its head
+LISTS = (  # what Ray's checks want named, though nothing is installed on these nodes
+    *("setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"),
+    *("cluster_synced_files", "rsync_exclude", "rsync_filter"),
+)
+START = "from ray.scripts.scripts import main; main()"
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A head without CPUs that may start two nodes of one; yields its address and environment."""
+    folder = Path(tempfile.mkdtemp(prefix="auto-"))  # short: the paths of sockets are limited
+    installed = Path(ray.__file__).parent
+    shutil.copytree(
+        installed, folder / "site/ray", copy_function=os.symlink,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    config = {
+        "cluster_name": "local",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "gcs_address": address,
+        },
+        "auth": {},
+        **{name: [] for name in LISTS},
+        "file_mounts": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {
+                "resources": {"CPU": 1, "object_store_memory": 150 * 2**20},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
+        },
+    }
+    provider = folder / "site/ray/autoscaler/_private/fake_multi_node"
+    for path in (folder / "cluster.json", provider / "example.yaml"):
+        path.write_text(json.dumps(config))  # JSON is YAML
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": f"{folder}/site",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        "RAY_AUTH_MODE": "disabled",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "FACTORY_GROWS_TO": "2x1",
+    }
+    started = subprocess.Popen(
+        [
+            sys.executable, "-c", START, "start", "--head", "--block", "--disable-usage-stats",
+            "--port", str(port), "--num-cpus", "0", "--include-dashboard", "false",
+            "--min-worker-port", "0", "--max-worker-port", "0",
+            "--dashboard-agent-listen-port", "0", "--autoscaling-config",
+            str(folder / "cluster.json"), "--temp-dir", str(folder / "ray"),
+        ],
+        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not list(folder.glob("ray/session_latest/sockets/raylet*")):
+        assert started.poll() is None and time.time() < deadline, "the head does not start"
+        time.sleep(1)
+    yield address, env
+    ours = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+    started.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(ours, timeout=30)
+    for process in left:
+        process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_the_autoscaler_starts_nodes_and_takes_them_back(
+    head, plain, make_alone, tars, tmp_path: Path
+) -> None:
+    recipe = plain("pool.size=2", "identities.count=24", "identities.images_each=16")
+    make_alone(recipe, Store(tmp_path / "whole"))
+    store = Store(tmp_path / "scaled")
+    write_claim(store, recipe, content_digest(recipe, versions()), ())
+    address, env = head
+    ran = subprocess.run(
+        [sys.executable, str(HERE / "autoscaled.py"), str(tmp_path / "scaled"), address],
+        capture_output=True, text=True, timeout=500, env=env,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    said = [line for line in ran.stdout.splitlines() if " nodes " in line]
+    assert said == ["0 nodes before", "2 nodes at work", "0 nodes after"]
+    assert tars(store) == tars(Store(tmp_path / "whole"))
+    assert verify(store) == []
