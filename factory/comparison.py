@@ -12,9 +12,11 @@ from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 
 REAL = "real"
+# An early layer: in embeddings of identity, other people cover almost nothing.
+FEATURES = f"{JUDGE}#layer2"
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
 UNITS = {
-    "diversity": "diversity_unmatched of measure.py, beside the row `real`",
+    "diversity": "diversity_unmatched of measure.py, beside the row `real`, in `features`",
     "accuracy": "mean over benchmarks, percent, mean over seeds",
     "accuracy_sd": "sample standard deviation over seeds, points",
     "gap": "real - syn, points, where real is the row `real`",
@@ -54,11 +56,13 @@ class Comparison(Chain):
         recipe: the file of the recognizers' recipe, the same for all rows.
         sets: its overrides.
         judge: the recognizer that measures, by reference.
+        features: the network in whose features diversity is taken, as `measure.py` takes it.
     """
 
     recipe: str
     sets: Sequence[str]
     judge: str = JUDGE
+    features: str = FEATURES
 
     def compare(self, datasets: Mapping[str, str], trained: Recipe) -> dict[str, Any]:
         """Measure and train on every dataset; return what `report.py` shows and the rows.
@@ -69,8 +73,8 @@ class Comparison(Chain):
         """
         quality, benchmarks, rows = {}, {}, {}
         for name, url in datasets.items():
-            beside = ("--real", datasets[REAL]) if name != REAL else ()
-            judged = self.measure(name, url, "judge", self.judge, *beside)
+            beside = ("--real", datasets[REAL], "--features", self.features)
+            judged = self.measure(name, url, "judge", self.judge, *(() if name == REAL else beside))
             quality[name] = {"judge": judged}
             benchmarks[name] = self.train(name, url, self.recipe, self.sets)
             rows[name] = _row(url, judged, benchmarks[name], benchmarks[REAL])
@@ -78,6 +82,7 @@ class Comparison(Chain):
             "title": "Datasets compared",
             "datasets": dict(datasets),
             "recipe": trained.model_dump(mode="json"),
+            "features": self.features,
             "rows": rows,
             "units": UNITS,
             "benchmarks": benchmarks,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from factory import cli, tracking
 from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import Comparison, markdown, named_datasets
+from factory.comparison import FEATURES, Comparison, markdown, named_datasets
 from factory.recipe import InputError, load, local_path
 
 
@@ -34,7 +34,7 @@ def job(given: argparse.Namespace) -> None:
         connect(given.address)
         address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
         chain = Comparison(out, address, uri, seeds, local_path(BENCHMARKS), given.recipe,
-                           given.overrides, given.judge)  # fmt: skip
+                           given.overrides, given.judge, given.features)  # fmt: skip
         results = chain.compare(datasets, recipe)
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         for name, row in results["rows"].items():
@@ -56,4 +56,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", required=True, help="folder of the comparison")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--judge", default=JUDGE, help="recognizer that measures")
+    parser.add_argument("--features", default=FEATURES, help="network diversity is taken in")
     cli.run(parser, job)

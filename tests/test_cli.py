@@ -19,7 +19,7 @@ ENTRY_POINT_LINES = 80
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
-    "compare": {"--real", "--dataset", "--out", "--seeds", "--judge"},
+    "compare": {"--real", "--dataset", "--out", "--seeds", "--judge", "--features"},
     "compose": {"--out", "--materialise"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
     "evaluate": {
