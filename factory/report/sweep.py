@@ -17,7 +17,11 @@ from factory.report.page import duration, percent
 from factory.search.results import SWEEP
 from factory.shards.store import Store
 
-WORDS = {"images": "images", "generation_seconds": "seconds of generation"}
+WORDS = {
+    "images": "images",
+    "generation_seconds": "seconds of generation",
+    "leakage": "mean cosine to the nearest known face",
+}
 
 Result = Mapping[str, Any]
 

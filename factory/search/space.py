@@ -19,6 +19,7 @@ from factory.recipe import (
     FRRecipe,
     GenerateRecipe,
     InputError,
+    KnownFaces,
     apply,
     content_digest,
     load,
@@ -32,6 +33,7 @@ Point = dict[str, Any]  # the value of each axis, JSON values
 OBJECTIVES = {
     "accuracy": "max",  # mean over seeds of the benchmarks' average, in [0, 1]
     "images": "min",  # distinct images of the composition
+    "leakage": "min",  # mean over images of the highest cosine to a known face
     "generation_seconds": "min",  # of actors' work for these images, made now or before
 }
 DESK = "jobs/recipes/desk"
@@ -204,6 +206,8 @@ class Space:
         seeds: recognizers trained on each composition, one for each seed.
         reports: times a training reports its accuracy, the last one at its end.
         pairs: pairs of each benchmark that reports before the last one look at.
+        known: for the objective leakage: faces of real people, embedded by the recognizer that the
+            compositions name.
         asha: stops trials that look poor; None lets all finish.
     """
 
@@ -220,6 +224,7 @@ class Space:
     seeds: tuple[int, ...] = (1,)
     reports: int = 4
     pairs: int = 100
+    known: KnownFaces | None = None
     asha: Asha | None = None
     source: str = field(default="", compare=False)
 
@@ -234,6 +239,8 @@ class Space:
             raise InputError(
                 f"space {self.name}: search {self.search!r}; accepted: random, grid, tpe"
             )
+        if ("leakage" in self.objectives) != (self.known is not None):
+            raise InputError(f"space {self.name}: known goes with the objective leakage")
         if self.asha and "accuracy" not in self.objectives:
             raise InputError(f"space {self.name}: asha needs the objective accuracy")
         for path in self.sets:
@@ -294,6 +301,8 @@ class Space:
         compose = parse(fields)
         fr = load(self.fr, self._sets("fr"), kind="fr")
         assert isinstance(compose, ComposeRecipe) and isinstance(fr, FRRecipe)
+        if self.known is not None and compose.recognizer is None:
+            raise InputError(f"space {self.name}: recognizer of its compositions is missing")
         benchmarks = str(local_path(self.benchmarks))
         fr = fr.model_copy(update={"name": f"{self.name}-{number:04d}", "benchmarks": benchmarks})
         return Trial(number, point, made, compose, fr)
@@ -317,7 +326,8 @@ class Space:
         names = ("name", "question", "fr", "sets", "benchmarks", "objectives", "search", "seed",
                  "seeds", "reports", "pairs")  # fmt: skip
         asha = None if self.asha is None else {"grace": self.asha.grace, "factor": self.asha.factor}
-        return {**{n: getattr(self, n) for n in names}, "axes": axes, "asha": asha}
+        known = None if self.known is None else self.known.model_dump(mode="json")
+        return {**{n: getattr(self, n) for n in names}, "axes": axes, "known": known, "asha": asha}
 
 
 def load_space(path: str, overrides: Sequence[str] = ()) -> Space:

@@ -101,6 +101,7 @@ def sweep(
                 seeds=space.seeds,
                 watch=Judged(space.reports, space.pairs),
                 env=engine.runtime_env(ahead[0].fr.engine.threads),
+                known=space.known,
             )
             run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
         results = book.results()
@@ -445,8 +446,6 @@ class Following(tune.Callback):
             "point": begun["point"],
             "state": "finished" if last["complete"] else "stopped",
             ACCURACY: last[ACCURACY],
-            "images": last["images"],
-            "generation_seconds": last["generation_seconds"],
             "curve": self.curves[number],
             "wait": round(facts["started"] - begun["asked"], 2),
             "run_id": begun["run_id"],

@@ -7,7 +7,7 @@ from typing import Any
 from factory import tracking
 from factory.evaluation.gap import over_seeds
 from factory.search.results import BEST, SWEEP
-from factory.search.space import Space
+from factory.search.space import OBJECTIVES, Space
 from factory.shards.store import Store
 
 EXPERIMENT = "sweep"
@@ -73,7 +73,7 @@ class Tracked:
         number = result["number"]
         run, stack = self.trials.pop(number)
         run.metrics(
-            {name: result[name] for name in ("images", "identities", "generation_seconds")}
+            {name: result[name] for name in (*OBJECTIVES, "identities") if name in result}
             | {f"seconds/{name}": value for name, value in result["seconds"].items()}
         )
         if result["accuracies"]:

@@ -23,7 +23,8 @@ import numpy as np
 
 from factory.cli import FaultError
 from factory.compose import compose
-from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, content_digest
+from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, KnownFaces, content_digest
+from factory.search.leakage import leakage
 from factory.search.space import Trial
 from factory.seeding import generator, seed64
 from factory.shards.composition import Composition
@@ -170,6 +171,7 @@ class Objective:
         seeds: of the recognizers.
         watch: how they are verified.
         env: Ray's runtime environment of a training's worker.
+        known: where leakage is an objective, the faces it is measured against.
     """
 
     out: str
@@ -178,6 +180,7 @@ class Objective:
     seeds: tuple[int, ...]
     watch: Judged
     env: dict[str, Any]
+    known: KnownFaces | None = None
 
     def __call__(self, config: dict[str, Any]) -> None:
         """Run a trial and report each look at each recognizer; the last report has all results."""
@@ -216,6 +219,11 @@ class Objective:
                 raise RefusedError(str(error)) from None
         clock.lap("compose")
         facts = {**_composed(composition, made), "pools": made}
+        goals = {name: facts[name] for name in ("images", "generation_seconds")}
+        if self.known is not None:
+            assert trial.compose.recognizer is not None
+            goals["leakage"] = leakage(folder, composition, trial.compose.recognizer, self.known)
+            clock.lap("leakage")
         finals: list[Row] = []
         for number, seed in enumerate(self.seeds):
             recipe = trial.fr.model_copy(
@@ -238,10 +246,9 @@ class Objective:
                     "loss": row["loss"],
                     "last": last,
                     "complete": complete,
-                    "images": facts["images"],
-                    "generation_seconds": facts["generation_seconds"],
                     "facts": {
                         **facts,
+                        **goals,
                         "accuracies": [final[ACCURACY] for final in finals],
                         "benchmarks": _benchmarks(finals),
                         "seconds": {**clock.seconds, "all": round(time.time() - start, 2)},

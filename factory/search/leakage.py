@@ -1,0 +1,46 @@
+"""Leakage as an objective: how near the images of a composition come to faces of real people."""
+
+import numpy as np
+
+from factory.recipe import KnownFaces, Weights
+from factory.recognition.centres import Embeds, pool_embeddings
+from factory.shards.composition import Composition, read_rows
+from factory.shards.index import index
+from factory.shards.manifest import load_manifest
+from factory.shards.store import Store
+
+
+def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownFaces) -> float:
+    """Return the mean over a composition's images of the highest cosine to a known face.
+
+    Embeddings of pools are those that `centre_band` uses, kept beside the pools or in the cache.
+
+    Args:
+        folder: of the composition.
+        made: what it is.
+        recognizer: under which cosines are measured; stated by sha256, or read.
+        known: embeddings under the same recognizer, such as those of the generator's training faces
+            (`measure.py --embeddings`).
+
+    Raises:
+        InputError: the known faces are not there, or of another recognizer.
+    """
+    from factory.provenance import checked_sha256
+    from factory.recognition.faces import load_faces
+    from factory.recognition.recognizers import load_recognizer
+
+    def load() -> Embeds:
+        return load_recognizer(recognizer.location)
+
+    sha256 = recognizer.sha256 or checked_sha256("recognizer", recognizer)
+    faces = load_faces(known.location, known.sha256, sha256, "space known")
+    rows, nearest = read_rows(folder, made), []
+    for number, name in enumerate(rows.pools):
+        store = Store(made.pools[name].url)
+        shards = {entry.name: entry.sha256 for entry in load_manifest(store).shards}
+        found = index(store, shards)
+        taken = np.searchsorted(found.keys, rows.key[rows.pool == number])
+        embedded = pool_embeddings(store, shards, found, sha256, load)[taken].astype(np.float64)
+        unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+        nearest.append(faces.nearest(unit.astype(np.float32)).cosines[:, 0])
+    return float(np.concatenate(nearest).mean())
