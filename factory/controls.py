@@ -109,7 +109,7 @@ def draw(found: dict[str, Any], file: str | Path) -> None:
             axes.set_title(TITLES[name], fontsize=9)
             axes.set_ylim(-0.4, 1.05)
             axes.set_xlabel(name)
-        axes.legend(fontsize=7)
+            axes.legend(fontsize=6)
         figure.savefig(file, metadata={"Date": None})
 
 
