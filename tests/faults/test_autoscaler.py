@@ -6,8 +6,8 @@ Ray (links to its files) that has one. Nothing is installed, and .venv is left a
 
 import json
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
+from heads import end
 
 from factory.provenance import versions
 from factory.recipe import content_digest
@@ -95,17 +95,14 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         ],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    deadline = time.time() + 120
-    while not list(folder.glob("ray/session_latest/sockets/raylet*")):
-        assert started.poll() is None and time.time() < deadline, "the head does not start"
-        time.sleep(1)
-    yield address, env
-    ours = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
-    started.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(ours, timeout=30)
-    for process in left:
-        process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        deadline = time.time() + 120
+        while not list(folder.glob("ray/session_latest/sockets/raylet*")):
+            assert started.poll() is None and time.time() < deadline, "the head does not start"
+            time.sleep(1)
+        yield address, env
+    finally:
+        end(started, folder)
 
 
 @pytest.mark.ray
@@ -124,7 +121,7 @@ def test_the_autoscaler_starts_nodes_and_takes_them_back(
         capture_output=True, text=True, timeout=500, env=env,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    said = [line for line in ran.stdout.splitlines() if " nodes " in line]
-    assert said == ["0 nodes before", "2 nodes at work", "0 nodes after"]
+    before, at_work, after = (int(n) for n in re.findall(r"(\d) nodes", ran.stdout))
+    assert (before, after) == (0, 0) and at_work in (1, 2)  # the second may come when all is made
     assert tars(store) == tars(Store(tmp_path / "whole"))
     assert verify(store) == []

@@ -3,8 +3,6 @@
 import json
 import os
 import secrets
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from heads import end
 
 from factory import cli
 from factory.banks import contents_digest
@@ -86,6 +84,14 @@ class Head:
         request = urllib.request.Request(self.address + path, headers=said)
         return json.loads(urllib.request.urlopen(request, timeout=30).read())
 
+    def answers(self) -> bool:
+        """Whether it is up."""
+        try:
+            self.get("/api/jobs/")
+        except OSError:
+            return False
+        return True
+
     def submit(self, *entrypoint: str) -> tuple[int, list[str]]:
         """Run a job as the page tells a user to; returns the exit code and the lines of its log."""
         name = f"job-{secrets.token_hex(4)}"
@@ -126,21 +132,14 @@ def head() -> Iterator[Head]:
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     made = Head(f"http://127.0.0.1:{dashboard}", env, folder)
-    deadline = time.time() + 240
-    while True:
-        try:
-            made.get("/api/jobs/")
-            break
-        except OSError:
+    try:
+        deadline = time.time() + 240
+        while not made.answers():
             assert started.poll() is None and time.time() < deadline, "the head does not start"
             time.sleep(1)
-    yield made
-    ours = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
-    started.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(ours, timeout=30)
-    for process in left:
-        process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+        yield made
+    finally:
+        end(started, folder)
 
 
 @pytest.mark.ray
