@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.chain import JUDGE, Chain
+from factory.evaluation.dataset import samples
 from factory.evaluation.gap import gap, over_seeds
+from factory.export.sheet import ContactSheet
 from factory.recipe import InputError, Recipe
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
@@ -108,6 +110,14 @@ def _row(
         "gap_error": behind.absolute_error,
         "images_per_second": manifest.totals.kept / seconds if seconds else None,
     }
+
+
+def sheet(url: str) -> bytes:
+    """Return a JPEG of the first images of a dataset's first identities, a row each, unselected."""
+    made = ContactSheet()
+    for sample in samples(Store(url)):
+        made.see(sample.label, sample.encoded)
+    return made.jpeg()
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from factory import cli, tracking
 from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import FEATURES, Comparison, markdown, named_datasets
+from factory.comparison import FEATURES, Comparison, markdown, named_datasets, sheet
 from factory.recipe import InputError, load, local_path
 
 
@@ -27,7 +27,9 @@ def job(given: argparse.Namespace) -> None:
     from factory.engine import connect
 
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "sheets").mkdir(parents=True, exist_ok=True)
+    for name, url in datasets.items():
+        (out / "sheets" / f"{name}.jpg").write_bytes(sheet(url))
     uri = tracking.resolve(given.tracking_uri)
     what = {"datasets": datasets, "seeds": given.seeds, "judge": given.judge}
     with tracking.run(uri, "compare", out.name, what) as tracked:
@@ -42,8 +44,8 @@ def job(given: argparse.Namespace) -> None:
         table = markdown(results["rows"])
         (out / "table.md").write_text(table + "\n")
         chain.step("report", "report", out)
-        for name in ("results.json", "table.md", "report.html"):
-            tracked.artifact(out / name)
+        for name in ("results.json", "table.md", "report.html", "sheets"):
+            tracked.artifact(out / name, "sheets" if name == "sheets" else "")
     print(f"\n{table}\n\nreport: {(out / 'report.html').resolve()}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faces import make_pool
+from PIL import Image
 
 from factory.comparison import markdown, named_datasets
 from factory.recipe import InputError
@@ -66,6 +67,9 @@ def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
     assert row["gap"] == pytest.approx(behind)
     assert 0 <= row["diversity"] <= 1
     assert (out / "table.md").read_text().strip() in run.stdout
+    for name in ("real", "made"):
+        with Image.open(out / f"sheets/{name}.jpg") as sheet:
+            assert sheet.size == (4 * 66 - 2, 8 * 66 - 2)
     page = (out / "report.html").read_text()
     assert re.search(r"<td[^>]*>\s*made", page)
     again = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

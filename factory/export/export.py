@@ -108,9 +108,9 @@ def export(source_store: Store, target: Store, options: Options) -> About:
         kind, sheet = _Kind(options.size), ContactSheet()
         for item in source.read():
             kind.see(item.encoded, item.label)
-            number = spool.add(item.label, item.encoded, item.sidecar)
+            spool.add(item.label, item.encoded, item.sidecar)
             if options.c2pa is not None:
-                sheet.see(Placed(item.label, number, item.encoded, b""))
+                sheet.see(item.label, item.encoded)
         ranks = _ranks(spool)
         composed = source.recipe.get("kind") == "compose"
         held_out = HeldOut(spool.counts, options.pairs, options.seed, composed)

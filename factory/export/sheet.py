@@ -1,4 +1,4 @@
-"""A contact sheet signed by C2PA, which states the sha256 of the manifest it pictures."""
+"""A contact sheet, and its C2PA signature, which states the sha256 of the manifest it pictures."""
 
 import io
 import json
@@ -9,7 +9,6 @@ import simplejpeg
 
 import factory
 from factory.evaluation.images import decode, fitted
-from factory.export.spool import Placed
 from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import InputError
 
@@ -27,12 +26,12 @@ class ContactSheet:
         """Begin an empty sheet."""
         self._rows: dict[int, list[bytes]] = {}
 
-    def see(self, item: Placed) -> None:
-        """Keep an image when there is room for it."""
-        if item.label in self._rows or len(self._rows) < ROWS:
-            row = self._rows.setdefault(item.label, [])
+    def see(self, label: int, encoded: bytes) -> None:
+        """Keep an image (JPEG or PNG) of an identity when there is room for it."""
+        if label in self._rows or len(self._rows) < ROWS:
+            row = self._rows.setdefault(label, [])
             if len(row) < COLUMNS:
-                row.append(item.encoded)
+                row.append(encoded)
 
     def jpeg(self) -> bytes:
         """Return the sheet as a JPEG, one identity a row, all as large as the first."""

@@ -19,7 +19,6 @@ from PIL import Image
 
 from factory.export.about import About
 from factory.export.sheet import ContactSheet
-from factory.export.spool import Placed
 from factory.recipe import InputError
 
 Run = Callable[..., tuple[Path, About]]
@@ -125,7 +124,7 @@ def test_the_sheet_shows_one_identity_a_row() -> None:
             face = np.full((20, 20, 3), (label * 12, number * 12, 100), np.uint8)
             sink = io.BytesIO()
             Image.fromarray(face).save(sink, "PNG")
-            sheet.see(Placed(label, number, sink.getvalue(), b""))
+            sheet.see(label, sink.getvalue())
     shown = np.asarray(Image.open(io.BytesIO(sheet.jpeg()))).astype(int)
     assert shown.shape == (8 * 22 - 2, 8 * 22 - 2, 3)
     for row in range(8):
@@ -139,7 +138,7 @@ def test_images_of_other_sizes_are_made_as_large_as_the_first() -> None:
     for label, size in enumerate((20, 40, 10)):
         sink = io.BytesIO()
         Image.fromarray(np.full((size, size, 3), 50 + 40 * label, np.uint8)).save(sink, "PNG")
-        sheet.see(Placed(label, 0, sink.getvalue(), b""))
+        sheet.see(label, sink.getvalue())
     shown = np.asarray(Image.open(io.BytesIO(sheet.jpeg()))).astype(int)
     assert shown.shape == (3 * 22 - 2, 20, 3)
     for label in range(3):
