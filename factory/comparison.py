@@ -63,8 +63,8 @@ class Comparison(Chain):
 
     recipe: str
     sets: Sequence[str]
-    judge: str = JUDGE
-    features: str = FEATURES
+    judge: str
+    features: str
 
     def compare(self, datasets: Mapping[str, str], trained: Recipe) -> dict[str, Any]:
         """Measure and train on every dataset; return what `report.py` shows and the rows.

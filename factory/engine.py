@@ -24,11 +24,13 @@ from factory import identities, metrics
 from factory.cli import FaultError
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
-from factory.provenance import versions
+from factory.provenance import models, versions
 from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
-from factory.shards.manifest import DatasetManifest, committed, merge
+from factory.shards.claim import check_claim, write_claim
+from factory.shards.manifest import DatasetManifest, Inherited, committed, inherited, merge
 from factory.shards.store import Store, public
 from factory.stages.line import Assignment, Line
+from factory.stages.screen import known_faces
 from factory.stages.work import ShardWork
 from factory.systems import create
 
@@ -384,6 +386,50 @@ class Generated:
     manifest: DatasetManifest
     progress: Progress
     found: int
+
+
+def check_sources(recipe: GenerateRecipe) -> Inherited | None:
+    """Open what a generation reads, before any folder is touched.
+
+    Returns:
+        Models and licences of the datasets it is drawn from; None where there are none.
+
+    Raises:
+        InputError: weights, datasets or known faces that the recipe names are not what it says.
+    """
+    system = create(recipe)
+    system.open()
+    handed_down = inherited(system.origins())
+    models(recipe.weights)
+    known_faces(recipe)
+    return handed_down
+
+
+def fill(
+    recipe: GenerateRecipe,
+    store: Store,
+    handed_down: Inherited | None,
+    say: Callable[[str], None],
+    extend: bool = False,
+) -> Generated:
+    """Claim a store for a recipe and make what it lacks.
+
+    Args:
+        recipe: what to make.
+        store: the dataset's folder, locked by the caller.
+        handed_down: as `check_sources` returns it.
+        say: receives one line of progress at a time.
+        extend: whether a smaller dataset of the same recipe may grow.
+
+    Raises:
+        InputError: the store holds another recipe's dataset; or as `generate`.
+        FaultError: as `generate`.
+    """
+    digest = content_digest(recipe, versions())
+    grown = check_claim(store, recipe, digest, extend)
+    write_claim(store, recipe, digest, grown, handed_down)
+    store.sweep()
+    return generate(recipe, store, grown, say)
 
 
 def generate(

@@ -15,7 +15,7 @@ import numpy as np
 
 from factory.banks import ImageBank, contents_digest
 from factory.cli import FaultError
-from factory.engine import each, generate
+from factory.engine import check_sources, each, fill
 from factory.evaluation.images import fitted
 from factory.plan import ListedShard, sample_key
 from factory.provenance import (
@@ -26,13 +26,13 @@ from factory.provenance import (
     strictest,
     versions,
 )
-from factory.recipe import BankRecipe, InputError, NamedDataset, content_digest, digest
+from factory.recipe import BankRecipe, InputError, NamedDataset, digest
 from factory.recognition.attributes import load_predictor
 from factory.recognition.faces import load_faces
 from factory.recognition.neighbours import packed
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
-from factory.shards.claim import CLAIM, check_claim, read_claim, write_claim
+from factory.shards.claim import CLAIM, read_claim
 from factory.shards.embeddings import write_embeddings
 from factory.shards.manifest import (
     DatasetManifest,
@@ -243,13 +243,9 @@ def decisive(recipe: BankRecipe, candidates: NamedDataset) -> str:
 def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> NamedDataset:
     """Make the candidates, or find them made."""
     assert recipe.generate is not None
-    store, wanted = Store(out.rstrip("/") + CANDIDATES), recipe.generate
-    made = content_digest(wanted, versions())
+    store, handed_down = Store(out.rstrip("/") + CANDIDATES), check_sources(recipe.generate)
     with store.lock("make_bank"):
-        grown = check_claim(store, wanted, made, extend=store.exists(CLAIM))
-        write_claim(store, wanted, made, grown)
-        store.sweep()
-        generate(wanted, store, grown, say)
+        fill(recipe.generate, store, handed_down, say, extend=store.exists(CLAIM))
     return NamedDataset(url=store.url, digest=contents_digest(store))
 
 

@@ -10,8 +10,7 @@ import argparse
 from factory import cli, tracking
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
-from factory.shards.claim import check_claim, write_claim
-from factory.shards.manifest import inherited
+from factory.shards.claim import check_claim
 from factory.shards.store import Store
 
 
@@ -22,16 +21,10 @@ def job(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         cli.show(describe(recipe))
         return
-    from factory.engine import connect, generate, preflight
-    from factory.provenance import models, versions
-    from factory.stages.screen import known_faces
-    from factory.systems import create
+    from factory.engine import check_sources, connect, fill, preflight
+    from factory.provenance import versions
 
-    system = create(recipe)
-    system.open()
-    handed_down = inherited(system.origins())
-    models(recipe.weights)
-    known_faces(recipe)
+    handed_down = check_sources(recipe)
     store, digest = Store(arguments.out), content_digest(recipe, versions())
     check_claim(store, recipe, digest, arguments.extend)
     connect(arguments.address)
@@ -40,10 +33,7 @@ def job(arguments: argparse.Namespace) -> None:
         store.lock("generate"),
         tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
     ):
-        grown = check_claim(store, recipe, digest, arguments.extend)
-        write_claim(store, recipe, digest, grown, handed_down)
-        store.sweep()
-        made = generate(recipe, store, grown, cli.ProgressLine())
+        made = fill(recipe, store, handed_down, cli.ProgressLine(), arguments.extend)
         manifest = made.manifest
         tracked.dataset(recipe.name, store.url, digest)
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})

@@ -70,7 +70,7 @@ def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
         with Image.open(out / f"sheets/{name}.jpg") as sheet:
             assert sheet.size == (4 * 66 - 2, 8 * 66 - 2)
     page = (out / "report.html").read_text()
-    assert '<th scope="row">Made<' in page
+    assert '<th scope="row">made<' in page
     again = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]

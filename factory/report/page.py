@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ ORDER = tuple(NAMES)
 
 
 def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what is known of a run's folder or of a dataset, as `write_report` takes it.
+    """Return what is known of a run's folder or of a dataset, as `page` takes it.
 
     A run's folder holds `results.json`, which may name its datasets by URL or by a path inside the
     folder; without such names, its `synthetic` and `real` are taken where they exist. A dataset's
@@ -75,11 +75,6 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
         f"{store.url}: neither {RESULTS} nor {MANIFEST} there; accepted is the folder of a run or "
         "of a finished dataset"
     )
-
-
-def write_report(path: str | Path, results: Mapping[str, Any]) -> Path:
-    """Write the page to a local file and return its path; see `page` for the results."""
-    return write_page(path, page(results))
 
 
 def write_page(path: str | Path, text: str) -> Path:
@@ -122,17 +117,10 @@ def page(results: Mapping[str, Any]) -> str:
     rows = _benchmark_rows(results.get("benchmarks", {}))
     columns = _columns(rows)
     quality = results.get("quality", {})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("factory", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(
-        human=human, percent=percent, figure=figure, duration=duration, name=named
-    )
-    return environment.get_template("page.html").render(
+    filters = {
+        "human": human, "percent": percent, "figure": figure, "duration": duration, "name": named,
+    }  # fmt: skip
+    return template("page.html", filters).render(
         title=results.get("title", "Face data factory"),
         facts=_facts(results, manifests),
         gap=results.get("gap"),
@@ -174,9 +162,22 @@ def page(results: Mapping[str, Any]) -> str:
     )
 
 
+def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> jinja2.Template:
+    """Return one of the package's pages; a name it does not know is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("factory", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)
+
+
 def named(key: str) -> str:
-    """Return the words the page uses for a row or dataset."""
-    return NAMES.get(key, key.replace("_", " ").capitalize())
+    """Return the words the page uses for a row or dataset; others keep the name they were given."""
+    return NAMES.get(key, key)
 
 
 def figure(value: float | None, digits: int = 3, absent: str = "-") -> str:

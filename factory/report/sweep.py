@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
@@ -13,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
-from factory.report.page import duration, percent
+from factory.report.page import duration, percent, template
 from factory.search.results import SWEEP
 from factory.shards.store import Store
 
@@ -37,15 +36,8 @@ def sweep_page(store: Store) -> str:
     rest = [result for result in results if result["state"] != "finished"]
     axes = {name: Axis(name, axis) for name, axis in space["axes"].items()}
     others = [name for name in space["objectives"] if name != "accuracy"]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("factory", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(percent=percent, duration=duration, shown=shown)
-    return environment.get_template("sweep.html").render(
+    filters = {"percent": percent, "duration": duration, "shown": shown}
+    return template("sweep.html", filters).render(
         title=f"Sweep {space['name']}",
         space=space,
         facts=_facts(sweep, ranked, results),

@@ -23,7 +23,7 @@ import numpy as np
 
 from factory.cli import FaultError
 from factory.compose import compose
-from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, KnownFaces, content_digest
+from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, KnownFaces
 from factory.search.leakage import leakage
 from factory.search.space import Trial
 from factory.seeding import generator, seed64
@@ -65,10 +65,14 @@ class Pools:
             made: whether it was made, or finished, now; seconds: of wall time that took;
             actor_seconds: of its actors' work, whenever that was; images: in the pool.
         """
+        from factory.engine import check_sources, fill
+
         store, start = Store(url), time.monotonic()
         missing = not store.exists(MANIFEST)
         if missing:
-            _generate(recipe, store)
+            handed_down = check_sources(recipe)
+            with held(store):
+                fill(recipe, store, handed_down, lambda line: None)
         totals = load_manifest(store).totals
         return {
             "made": missing,
@@ -76,28 +80,6 @@ class Pools:
             "actor_seconds": round(sum(totals.seconds.values()), 2),
             "images": totals.kept,
         }
-
-
-def _generate(recipe: GenerateRecipe, store: Store) -> None:
-    from factory.engine import generate, preflight
-    from factory.provenance import models, versions
-    from factory.shards.claim import check_claim, write_claim
-    from factory.shards.manifest import inherited
-    from factory.stages.screen import known_faces
-    from factory.systems import create
-
-    system = create(recipe)
-    system.open()
-    handed_down = inherited(system.origins())
-    models(recipe.weights)
-    known_faces(recipe)
-    preflight(recipe)
-    digest = content_digest(recipe, versions())
-    with held(store):
-        grown = check_claim(store, recipe, digest, extend=False)
-        write_claim(store, recipe, digest, grown, handed_down)
-        store.sweep()
-        generate(recipe, store, grown, lambda line: None)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from factory.evaluation.gap import gap
 from factory.evaluation.quality import Radius, measure
 from factory.plan import shards
 from factory.recipe import InputError, parse
-from factory.report import collect, page, write_report
+from factory.report import collect, page, write_page
 from factory.report.page import duration
 from factory.shards.claim import write_claim
 from factory.shards.manifest import merge
@@ -103,7 +103,7 @@ def test_a_run_is_one_file_with_every_section(tmp_path):
     for world, name in enumerate(("synthetic", "real")):
         dataset(tmp_path / name, world)
     (tmp_path / "results.json").write_text(json.dumps(results()))
-    path = write_report(tmp_path / "out" / "report.html", collect(str(tmp_path)))
+    path = write_page(tmp_path / "out" / "report.html", page(collect(str(tmp_path))))
     reader, text = read(path.read_text())
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     assert len(reader.images) == 20
