@@ -7,13 +7,12 @@ from typing import Any
 
 from factory.chain import JUDGE, Chain
 from factory.evaluation.dataset import samples
-from factory.evaluation.gap import gap, over_seeds
+from factory.evaluation.gap import REAL, gap, over_seeds
 from factory.export.sheet import ContactSheet
 from factory.recipe import InputError, Recipe
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 
-REAL = "real"
 # An early layer: in embeddings of identity, other people cover almost nothing.
 FEATURES = f"{JUDGE}#layer2"
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset

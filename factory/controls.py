@@ -18,6 +18,7 @@ import numpy as np
 
 from factory import tracking
 from factory.chain import BENCHMARKS, JUDGE, RECIPES, Chain
+from factory.comparison import FEATURES
 from factory.evaluation.dataset import samples
 from factory.recipe import local_path
 from factory.shards.store import Store
@@ -25,6 +26,8 @@ from factory.shards.store import Store
 PEOPLE, IMAGES_EACH = 40, 8
 MEASURED = ("spread", "genuine_mean", "eer", "fdr", "uniqueness", "consistency")
 TITLES = {
+    "cpd_rate": "IDiff-Face: contextual partial dropout",
+    "style_grid": "DCFace: patches a side of the style grid",
     "m": "CemiFace: similarity m asked for",
     "v": "ID3: middle of the bounds of v",
 }
@@ -45,7 +48,21 @@ class Setting:
     sets: tuple[str, ...] = ()
 
 
+def _weights(name: str) -> tuple[str, ...]:
+    """Return the overrides that put a shipped denoiser in the place of a recipe's own."""
+    location = f"package:weights/{name}.safetensors"
+    return (f"weights.denoiser.location={location}", "weights.denoiser.sha256=''")
+
+
 CONTROLS = {
+    "cpd_rate": tuple(
+        Setting(rate, "idiff_face", _weights(f"idiff_face/{name}"))
+        for rate, name in ((0.0, "cpd0"), (0.25, "denoiser"), (0.5, "cpd50"))
+    ),
+    "style_grid": tuple(
+        Setting(grid, "dcface", _weights(f"dcface/{name}"))
+        for grid, name in ((1, "grid1"), (3, "denoiser"), (5, "grid5"))
+    ),
     "m": tuple(Setting(m, "cemiface", (f"options.m={m}",)) for m in (-0.4, -0.1, 0.2, 0.5, 0.8)),
     "v": tuple(
         Setting((low + high) / 2, "id3", (f"options.bounds=[{low}, {high}]",))
@@ -63,23 +80,28 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
         people: identities of each dataset, of eight images.
 
     Returns:
-        by control, the settings with what the judge measured, and `cosine`: the mean cosine under
+        by control, the settings with what the judge measured, `diversity` beside as many people of
+        the studio (unmatched, in the judge's early features), and `cosine`: the mean cosine under
         the teacher between an image and what its identity is conditioned on (context, inquiry,
         identity image, anchor).
     """
+    size = (f"identities.count={people}", f"identities.images_each={IMAGES_EACH}")
+    real = chain.run / "real"
+    chain.step("real", "generate", RECIPES / "generate/studio.yaml", "--out", real, sets=size)
+    beside = ("--real", str(real), "--features", FEATURES)
     found: dict[str, Any] = {}
     for name in names:
         found[name] = []
         for setting in CONTROLS[name]:
             row = f"{name}_{setting.value:g}"
             out = chain.run / row
-            size = (f"identities.count={people}", f"identities.images_each={IMAGES_EACH}")
             # Every image stays, or the screen would decide the measure.
             sets = (*setting.sets, *size, "screens.identity_drift=null")
             recipe = RECIPES / "generate" / f"{setting.recipe}.yaml"
             chain.step(row, "generate", recipe, "--out", out, sets=sets)
-            judged = chain.measure(row, out, "judge", JUDGE)
+            judged = chain.measure(row, out, "judge", JUDGE, *beside)
             measured = {key: judged[key] for key in MEASURED}
+            measured["diversity"] = judged["variety"]["diversity_unmatched"]
             found[name].append({**asdict(setting), **measured, "cosine": mean_cosine(out)})
     return found
 
@@ -103,7 +125,7 @@ def draw(found: dict[str, Any], file: str | Path) -> None:
             for key, label in (
                 ("cosine", "cosine to what conditions it (teacher)"),
                 ("spread", "spread within a person (judge)"),
-                ("uniqueness", "uniqueness (judge)"),
+                ("diversity", "diversity (judge's early features)"),
             ):
                 axes.plot(values, [setting[key] for setting in settings], marker="o", label=label)
             axes.set_title(TITLES[name], fontsize=9)
@@ -140,7 +162,9 @@ def main() -> None:
         draw(found, given.plot)
     for name, settings in found.items():
         for setting in settings:
-            shown = ", ".join(f"{key} {setting[key]:.4f}" for key in ("cosine", *MEASURED))
+            shown = ", ".join(
+                f"{key} {setting[key]:.4f}" for key in ("cosine", "diversity", *MEASURED)
+            )
             print(f"{name} {setting['value']:g}: {shown}")
 
 

@@ -285,6 +285,15 @@ class Checkpoints(Part):
     keep: Positive = 2
 
 
+class Precompute(Part):
+    """A pool of actors that runs the frozen networks on all images before the training."""
+
+    sidecar: str = Field(description="Folder or URL of what they make, reachable by all workers.")
+    actors: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class TrainRecipe(Part):
     """A training of an autoencoder or of a system's diffusion model."""
 
@@ -305,6 +314,9 @@ class TrainRecipe(Part):
     )
     ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
     options: dict[str, Any] = Field(default={}, description="The system's own fields: losses etc.")
+    precompute: Precompute | None = Field(
+        default=None, description="Latents and embeddings made by a pool; null: by each worker."
+    )
 
 
 class Backbone(Part):

@@ -16,6 +16,7 @@ def job(arguments: argparse.Namespace) -> None:
     """Check the recipe and the output folder, then train."""
     recipe = load(arguments.recipe, arguments.overrides, kind="train")
     assert isinstance(recipe, TrainRecipe)
+    from factory.diffusion.sidecar import precompute
     from factory.engine import connect, require
     from factory.training import output
     from factory.training.diffusion import train, trainable_class
@@ -35,6 +36,7 @@ def job(arguments: argparse.Namespace) -> None:
         tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
     ):
         output.claim(store, recipe)
+        precompute(recipe, cli.ProgressLine())
         summary = train(recipe, arguments.out, tracked, arguments.max_steps)
         tracked.tag("out", store.url)
         if summary["steps"] == summary["total"]:

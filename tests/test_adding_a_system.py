@@ -58,8 +58,8 @@ def test_the_example_is_a_system_trains_and_generates(posed: None, tmp_path: Pat
     compose(view, mixed)
     with pytest.raises(InputError, match=r"data\.train: .*mixed is a composition"):
         of_mixed = training("posed", files, mixed.url, MODEL)
-        systems.training_class("posed")(of_mixed, Place(0, 1, tmp_path))
-    trained = systems.training_class("posed")(recipe, Place(0, 1, tmp_path))
+        systems.training_class("posed")(of_mixed, Place(0, 1, tmp_path)).load()
+    trained = systems.training_class("posed")(recipe, Place(0, 1, tmp_path)).load()
     optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
     errors = []
     for batch in [next(iter(trained.batches(0, 1)))] * 8:

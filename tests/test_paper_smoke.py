@@ -56,7 +56,7 @@ def test_a_paper_trains_and_samples_a_step(system: str, tmp_path: Path) -> None:
     assert isinstance(loaded, TrainRecipe)
 
     torch.manual_seed(seed64(loaded.seed, "weights") % 2**63)
-    trained = systems.training_class(system)(loaded, Place(0, 1, tmp_path))
+    trained = systems.training_class(system)(loaded, Place(0, 1, tmp_path)).load()
     for name, wanted in COUNTS[system].items():
         assert count(trained.module.get_submodule(name)) == wanted, name
     shapes = []

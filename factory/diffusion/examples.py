@@ -29,7 +29,9 @@ from factory.shards.store import Store
 from factory.shards.tar import members
 
 BATCH = 64
-KINDS = ("images", "latents", "embeddings", "norms", "maps", "truth")
+NETWORKS = ("latents", "embeddings", "norms", "maps")  # kinds that frozen networks make
+KINDS = ("images", *NETWORKS, "truth")
+CHUNK = 16 * BATCH  # images of one file of a sidecar
 MAP_LAYER = "layer4.0"  # DCFace's spatial identity features: the first unit of stage 4
 
 
@@ -46,6 +48,43 @@ class Frozen:
     autoencoder: Bottleneck | VQ | None
     teacher: nn.Module
     teacher_size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What examples are computed from.
+
+    Attributes:
+        feed: the dataset, with a batch size of 1; its first epoch's order is the order kept.
+        urls: the datasets of the feed.
+        kinds: which of `KINDS` are wanted.
+        frozen: the networks.
+        digests: of `data`, `teacher` and, where there is one, `autoencoder`.
+        low_precision: compute in bfloat16.
+        attributes: columns of `truth`.
+    """
+
+    feed: Feed
+    urls: tuple[str, ...]
+    kinds: tuple[str, ...]
+    frozen: Frozen
+    digests: dict[str, str]
+    low_precision: bool
+    attributes: tuple[str, ...] = ()
+
+    def named(self) -> dict[str, str]:
+        """Return the name of each array wanted, of labels and keys too: its kind and a digest."""
+        about = {"data": self.digests["data"], "images": len(self.feed)}
+        seen = {**about, "low_precision": self.low_precision}
+        teacher = self.digests["teacher"]
+        of = {
+            **{kind: about for kind in ("labels", "keys", "images")},
+            "latents": {**seen, "autoencoder": self.digests.get("autoencoder")},
+            **{kind: {**seen, "teacher": teacher} for kind in ("embeddings", "norms")},
+            "maps": {**seen, "teacher": teacher, "layer": MAP_LAYER},
+            "truth": {**about, "attributes": list(self.attributes)},
+        }
+        return {kind: f"{kind}-{digest(of[kind])}" for kind in ("labels", "keys", *self.kinds)}
 
 
 @dataclass(frozen=True)
@@ -148,106 +187,112 @@ def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
     return hashed.hexdigest()[:16]
 
 
-def load_examples(
-    feed: Feed,
-    urls: Sequence[str],
-    kinds: Sequence[str],
-    frozen: Frozen,
-    sources: dict[str, str],
-    cache: Path,
-    low_precision: bool,
-    attributes: Sequence[str] = (),
-) -> Examples:
+def load_examples(source: Source, cache: Path, sidecar: Store | None = None) -> Examples:
     """Return a dataset's arrays, from the cache where it has them.
 
     Args:
-        feed: the dataset, with a batch size of 1; its first epoch's order is the order kept.
-        urls: the datasets of the feed.
-        kinds: which of `KINDS` are wanted.
-        frozen: the networks.
-        sources: what names each array: digests of `data`, `autoencoder` and `teacher`.
+        source: what they are computed from.
         cache: folder of the cache.
-        low_precision: compute in bfloat16.
-        attributes: columns of `truth`.
+        sidecar: where a pool of actors left what the networks make; None computes it here.
 
     Raises:
-        InputError: a sample lacks an attribute, or attributes are wanted of a composition.
+        InputError: a sample lacks an attribute, attributes are wanted of a composition, or the
+            sidecar lacks images.
     """
-    about = {"data": sources["data"], "images": len(feed)}
-    seen = {**about, "low_precision": low_precision}
-    named = {
-        **{kind: about for kind in ("labels", "keys", "images")},
-        "latents": {**seen, "autoencoder": sources.get("autoencoder")},
-        **{kind: {**seen, "teacher": sources["teacher"]} for kind in ("embeddings", "norms")},
-        "maps": {**seen, "teacher": sources["teacher"], "layer": MAP_LAYER},
-        "truth": {**about, "attributes": list(attributes)},
-    }
-    wanted = ("labels", "keys", *kinds)
-    paths = {kind: cache / f"{kind}-{digest(named[kind])}.npy" for kind in wanted}
-    missing = [kind for kind in wanted if not paths[kind].is_file()]
+    named = source.named()
+    paths = {kind: cache / f"{name}.npy" for kind, name in named.items()}
+    missing = [kind for kind in named if not paths[kind].is_file()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".examples-", dir=cache) as aside:
             made = {kind: Path(aside) / f"{kind}.npy" for kind in missing}
-            _compute(made, feed, urls, frozen, low_precision, attributes)
+            found = {kind: made[kind] for kind in missing if sidecar and kind in NETWORKS}
+            if sidecar:
+                for kind, path in found.items():
+                    _gather(sidecar, named[kind], len(source.feed), path)
+            here = {kind: path for kind, path in made.items() if kind not in found}
+            if here:
+                compute(source, here, range(len(source.feed)))
             for kind, path in made.items():  # another worker's move of the same bytes is harmless
                 os.replace(path, paths[kind])
-    arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in kinds}
+    arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in source.kinds}
     labels = np.load(paths["labels"])
     peers = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[peers], np.arange(labels.max() + 2))
-    return Examples(labels, np.load(paths["keys"]), peers, first, arrays, tuple(attributes))
+    return Examples(labels, np.load(paths["keys"]), peers, first, arrays, source.attributes)
+
+
+def chunk_file(name: str, first: int) -> str:
+    """Return where a sidecar has the `CHUNK` images from `first` on of an array."""
+    return f"{name}/{first:09d}.npy"
+
+
+def _gather(sidecar: Store, name: str, count: int, path: Path) -> None:
+    """Join an array's chunks to one file."""
+    array: np.memmap | None = None
+    for first in range(0, count, CHUNK):
+        file = chunk_file(name, first)
+        if not sidecar.exists(file):
+            raise InputError(f"recipe field precompute.sidecar: {sidecar.url} lacks {file}")
+        with sidecar.local(file) as held:
+            part = np.load(held, mmap_mode="r")
+            if array is None:
+                shape = (part.shape[0], count, *part.shape[2:])
+                array = np.lib.format.open_memmap(path, "w+", part.dtype, shape)
+            array[:, first : first + CHUNK] = part
+    assert array is not None
+    array.flush()
 
 
 @torch.inference_mode()
-def _compute(
-    made: dict[str, Path],
-    feed: Feed,
-    urls: Sequence[str],
-    frozen: Frozen,
-    low_precision: bool,
-    attributes: Sequence[str],
-) -> None:
-    """Write the arrays asked for in one pass over the dataset."""
-    count = len(feed)
+def compute(source: Source, made: dict[str, Path], rows: range) -> None:
+    """Write arrays of some images in one pass over them.
+
+    Args:
+        source: what they are computed from.
+        made: the file of each kind wanted, as Numpy writes it.
+        rows: the images, in the order kept; of all kinds but labels, keys and images the second
+            half is of the mirrored images.
+    """
+    feed, frozen, attributes = source.feed, source.frozen, source.attributes
     device = next(frozen.teacher.parameters()).device
-    known = _truth(urls, attributes) if "truth" in made else {}
+    known = _truth(source.urls, attributes) if "truth" in made else {}
     arrays: dict[str, np.ndarray] = {}
     names: list[str] = []
 
-    def keep(kind: str, rows: slice, values: np.ndarray, side: int | None = None) -> None:
+    def keep(kind: str, part: slice, values: np.ndarray, side: int | None = None) -> None:
         if kind not in made:
             return
         if kind not in arrays:
             sides = () if side is None else (2,)
-            shape = (*sides, count, *values.shape[1:])
+            shape = (*sides, len(rows), *values.shape[1:])
             arrays[kind] = np.lib.format.open_memmap(made[kind], "w+", values.dtype, shape)
-        arrays[kind][rows if side is None else (side, rows)] = values
+        arrays[kind][part if side is None else (side, part)] = values
 
-    for start, images, labels, keys in _batches(feed):
-        rows = slice(start, start + len(images))
-        keep("labels", rows, labels)
-        keep("images", rows, images)
+    for start, images, labels, keys in _batches(feed, rows):
+        part = slice(start - rows.start, start - rows.start + len(images))
+        keep("labels", part, labels)
+        keep("images", part, images)
         names += keys
         if "truth" in made:
-            keep("truth", rows, np.array([_row(known, key, attributes) for key in keys]))
+            keep("truth", part, np.array([_row(known, key, attributes) for key in keys]))
         straight = to_pixels(torch.from_numpy(images)).to(device)
         for side, pixels in enumerate((straight, straight.flip(3))):
-            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+            with torch.autocast(device.type, torch.bfloat16, enabled=source.low_precision):
                 if "latents" in made:
                     assert frozen.autoencoder is not None
                     latents = frozen.autoencoder.encode(pixels)
-                    keep("latents", rows, latents.half().cpu().numpy(), side)
+                    keep("latents", part, latents.half().cpu().numpy(), side)
                 if "maps" in made:
                     raw, maps = features(frozen.teacher, frozen.teacher_size, pixels)
-                    keep("maps", rows, maps.half().cpu().numpy(), side)
+                    keep("maps", part, maps.half().cpu().numpy(), side)
                 elif "embeddings" in made or "norms" in made:
                     raw = frozen.teacher(resized(pixels, frozen.teacher_size)).float()
                 else:
                     continue
             norms = raw.norm(dim=1)
-            keep("norms", rows, norms.half().cpu().numpy(), side)
-            keep("embeddings", rows, (raw / norms[:, None]).half().cpu().numpy(), side)
+            keep("norms", part, norms.half().cpu().numpy(), side)
+            keep("embeddings", part, (raw / norms[:, None]).half().cpu().numpy(), side)
     if "keys" in made:
         np.save(made["keys"], np.char.encode(names, "ascii"))
     for array in arrays.values():
@@ -255,17 +300,16 @@ def _compute(
         array.flush()
 
 
-def _batches(feed: Feed) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[str]]]:
-    """Yield (first row, images, labels, keys) of the feed's first epoch."""
-    count = len(feed)
+def _batches(feed: Feed, rows: range) -> Iterator[tuple[int, np.ndarray, np.ndarray, list[str]]]:
+    """Yield (first row, images, labels, keys) of rows of the feed's first epoch."""
     images: list[np.ndarray] = []
     labels: list[int] = []
     keys: list[str] = []
-    for number, batch in enumerate(feed.batches(0, count), start=1):
+    for number, batch in enumerate(feed.batches(rows.start, rows.stop), start=rows.start + 1):
         images.append(batch.images[0])
         labels.append(int(batch.labels[0]))
         keys.append(batch.keys[0])
-        if len(images) == BATCH or number == count:
+        if len(images) == BATCH or number == rows.stop:
             yield number - len(images), np.stack(images), np.array(labels), keys
             images, labels, keys = [], [], []
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,9 +39,13 @@ class Trainable(ABC):
     random_init: tuple[str, ...] = ()
 
     def __init__(self, recipe: TrainRecipe, place: Place) -> None:
-        """Keep the recipe; subclasses check its fields and build data and networks."""
+        """Keep the recipe; subclasses check its fields."""
         self.recipe = recipe
         self.place = place
+
+    def load(self) -> Self:
+        """Make the network and open the data, before the first batch; returns itself."""
+        return self
 
     @property
     def total_steps(self) -> int:

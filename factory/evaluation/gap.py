@@ -13,6 +13,7 @@ import numpy as np
 ABSOLUTE = "abs = real - syn, in points of accuracy (CemiFace)"
 RELATIVE = "rel = (real - syn) / syn, in percent (DCFace)"
 UNRESOLVED = "a difference under its standard error is not resolved; one seed has none"
+REAL = "real"  # the row that others stand behind
 
 
 @dataclass(frozen=True)

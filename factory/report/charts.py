@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, LINE = "#010203", "#010204", "#010205"
 FIRST, SECOND = "#010206", "#010207"
-SERIES = (*(f"#0102{n:02x}" for n in range(0x10, 0x15)),)
+SERIES = (*(f"#0102{n:02x}" for n in range(0x10, 0x18)),)
 VARIABLES = {
     **{INK: "ink", MUTED: "muted", LINE: "line", FIRST: "genuine", SECOND: "impostor"},
     **{colour: f"series-{n}" for n, colour in enumerate(SERIES)},

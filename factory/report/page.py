@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from factory.evaluation.gap import over_seeds
+from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError
-from factory.report.charts import accuracies, histograms
+from factory.report.charts import SERIES, accuracies, histograms
 from factory.report.contact import Strip, contact_sheet
 from factory.report.measures import (
     coverage_charts,
@@ -31,7 +31,7 @@ RESULTS = "results.json"
 REPORT = "report.html"
 SHEET_IDENTITIES, SHEET_IMAGES = 12, 8
 NAMES = {
-    "real": "Real faces",
+    REAL: "Real faces",
     "synthetic": "Synthetic faces",
     "synthetic_shuffled_labels": "Synthetic, labels shuffled",
 }
@@ -124,6 +124,8 @@ def page(results: Mapping[str, Any]) -> str:
         title=results.get("title", "Face data factory"),
         facts=_facts(results, manifests),
         gap=results.get("gap"),
+        behind=_behind(rows),
+        series=len(SERIES),
         columns=columns,
         rows={row: _cells(values, columns) for row, values in rows.items()},
         seeds={row: len(values["average"]) for row, values in rows.items()},
@@ -232,6 +234,17 @@ def _benchmark_rows(benchmarks: Mapping[str, Any]) -> dict[str, dict[str, list[f
     return found
 
 
+def _behind(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Gap]:
+    """Return each row's gap to the row `real`; none where there is no such row."""
+    if REAL not in rows:
+        return {}
+    return {
+        row: gap(rows[REAL]["average"], values["average"])
+        for row, values in rows.items()
+        if row != REAL
+    }
+
+
 def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     seen = dict.fromkeys(column for values in rows.values() for column in values)
     return [*(column for column in seen if column != "average"), *(["average"] if seen else [])]
@@ -253,10 +266,10 @@ def _facts(results: Mapping[str, Any], manifests: Mapping[str, DatasetManifest])
         identities = manifest.recipe.get("identities", {})
         counts = f"{identities.get('count', '?')} x {identities.get('images_each', '?')}"
         facts.append((named(name), counts, "identities x images planned"))
-    gap = results.get("gap")
-    if gap:
-        facts.append(("Gap, absolute", f"{gap['absolute']:.2f}", "points"))
-        facts.append(("Gap, relative", f"{gap['relative']:.2f} %", "of synthetic"))
+    behind = results.get("gap")
+    if behind:
+        facts.append(("Gap, absolute", f"{behind['absolute']:.2f}", "points"))
+        facts.append(("Gap, relative", f"{behind['relative']:.2f} %", "of synthetic"))
     quality = results.get("quality", {})
     judged = quality.get("synthetic", {}).get("judge")
     if judged:

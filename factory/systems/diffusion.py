@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from factory.diffusion.conditioning import draw_masks
 from factory.diffusion.examples import (
     Examples,
     Frozen,
+    Source,
     embed,
     encoder_digest,
     load_examples,
@@ -449,7 +450,7 @@ class DenoiserTraining(Trainable):
     cpd_rate: float = 0.0
 
     def __init__(self, recipe: TrainRecipe, place: Place) -> None:
-        """Check the recipe, compute or find the examples, make the network."""
+        """Check the recipe and load the frozen networks."""
         super().__init__(recipe, place)
         self.config: Any = checked(self.Model, recipe.model, "recipe field model.")
         self.options: Any = checked(self.Options, recipe.options, "recipe field options.")
@@ -457,12 +458,17 @@ class DenoiserTraining(Trainable):
         self.device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
         self.noising = Noising(self.options.process)
         self._load_frozen()
+
+    def load(self) -> Self:
+        """Make the network, compute or find the examples."""
+        recipe = self.recipe
         self.module = self.build()
         if "start" in recipe.weights and recipe.weights["start"].location != RANDOM_INIT:
             read_metadata(recipe.weights["start"], "start", "denoiser")
             load_state(recipe.weights["start"], self.module, "start", self.fresh)
         self._load_examples()
         self.fits()
+        return self
 
     def check(self) -> None:
         """Raise InputError where the recipe contradicts itself; nothing is loaded yet."""
@@ -538,29 +544,34 @@ class DenoiserTraining(Trainable):
         """Return the dimensions of the embeddings the network takes."""
         return self.config.context_size
 
-    def _load_examples(self) -> None:
+    def source(self) -> Source:
+        """Open the data that examples are computed from; whoever asks closes its feed."""
         recipe, data = self.recipe, self.recipe.data
-        urls = data.urls()
+        urls = tuple(data.urls())
         feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, data.identities, data.images_each)
         held = {url: source_digest(Store(url)) for url in urls}
-        sources = {
+        digests = {
             "data": digest([held, data.identities, data.images_each]),
             "teacher": named(recipe, "teacher"),
         }
         space = "images"
         if self.autoencoder is not None:
-            sources["autoencoder"], space = encoder_digest(self.autoencoder), "latents"
-        self.data: Examples = load_examples(
+            digests["autoencoder"], space = encoder_digest(self.autoencoder), "latents"
+        return Source(
             feed,
             urls,
             tuple(dict.fromkeys((space, *self.kinds))),
             Frozen(self.autoencoder, self.teacher, self.teacher_size),
-            sources,
-            self.place.cache,
+            digests,
             recipe.engine.precision == "bfloat16",
             self.attributes,
         )
-        feed.close()
+
+    def _load_examples(self) -> None:
+        recipe, source = self.recipe, self.source()
+        sidecar = Store(recipe.precompute.sidecar) if recipe.precompute else None
+        self.data: Examples = load_examples(source, self.place.cache, sidecar)
+        source.feed.close()
         first = np.zeros(1, np.int64)
         shape = self.data.clean(first, first).shape[1:]
         if shape != self.shape:

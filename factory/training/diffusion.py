@@ -95,7 +95,7 @@ def run(
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache)
-        trainable = trainable_class(recipe.system)(recipe, place)
+        trainable = trainable_class(recipe.system)(recipe, place).load()
         step = checkpoint.latest(store) or 0
         held = checkpoint.load(store, step)[STATE] if step else None
         engine = make_engine(recipe, trainable.module, worker.device, held)

@@ -18,7 +18,7 @@ RECIPE = "recipe.json"
 RECORD = "training.json"
 DONE = "done.json"  # written last: nothing is left for the same command to do
 # What only decides where and how safely it runs; a resumed training may differ in it.
-FREE = ("engine.", "checkpoint.", "benchmarks")
+FREE = ("engine.", "checkpoint.", "precompute", "benchmarks")
 BOUND = "engine.precision"
 
 

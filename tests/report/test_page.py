@@ -114,6 +114,7 @@ def test_a_run_is_one_file_with_every_section(tmp_path):
     assert "A <script> run" in text
     assert "81.00 ± 1.00" in text  # 80, 81, 82: the sample standard deviation is 1
     assert "10.00 points, error 0.41" in text  # sd 0.5 on both averages: 0.5 * sqrt(2 / 3)
+    assert "10.00 ± 0.41" in text and "gap, points" in text  # the row's own column
     assert "it is resolved" in text
     assert "abs = real - syn" in text
     assert "rel = (real - syn) / syn" in text
@@ -137,8 +138,11 @@ def test_one_seed_and_no_gap_and_shuffled_rows(tmp_path):
     rows = {"synthetic": {"seeds": [1], "frontal": [0.5]}, "real": {"frontal": [0.9]}}
     found = gap([0.9], [0.5]).as_dict()
     _, text = read(page({"benchmarks": rows, "gap": found}))
+    assert "40.00" in text
     assert "One seed: the spread over trainings is unknown" in text
     assert "90.00" in text
+    _, text = read(page({"benchmarks": {"synthetic": rows["synthetic"]}}))
+    assert "gap, points" not in text
 
 
 def test_nothing_to_report_on_is_said(tmp_path):

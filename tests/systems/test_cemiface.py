@@ -173,7 +173,7 @@ def test_mistakes_are_named(files: dict[str, Path], changes: dict[str, Any], nam
 def test_an_image_is_its_own_inquiry(files: dict[str, Path], dataset: str, tmp_path: Path) -> None:
     model = MODEL | {"context": "raw"}
     recipe = training("cemiface", files, dataset, model, options=OPTIONS)
-    held = CemiFaceTraining(recipe, Place(0, 1, tmp_path))
+    held = CemiFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     batch = next(iter(held.batches(0, 1)))
     inquiry, m = batch.given
     sides = held.data.latents[:, batch.rows].astype(np.float32)
@@ -203,7 +203,7 @@ def test_it_learns_from_an_unconditional_model_and_generates(
     save_weights(start, "denoiser", stage1, {"system": "dcface"}, {})
     weights = located(files | {"start": start}, "autoencoder", "teacher", "start")
     recipe = training("cemiface", files, dataset, MODEL, options=OPTIONS, weights=weights)
-    held = CemiFaceTraining(recipe, Place(0, 1, tmp_path))
+    held = CemiFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     for name, value in stage1.state_dict().items():
         assert torch.equal(held.module.state_dict()[name], value.half().float()), name
     optimizer = torch.optim.AdamW(held.module.parameters(), 3e-3)

@@ -277,7 +277,7 @@ def test_training_learns_and_batches_are_functions_of_the_step(
 ):
     torch.manual_seed(0)
     recipe = training(files, dataset)
-    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path))
+    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
     batch = next(iter(trained.batches(29, 30)))
     errors = []
@@ -288,14 +288,14 @@ def test_training_learns_and_batches_are_functions_of_the_step(
         optimizer.zero_grad()
         errors.append(numbers["error"])
     assert errors[-1] < 0.8 * errors[0]
-    again = DCFaceTraining(recipe, Place(0, 1, tmp_path))
+    again = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     same = next(iter(again.batches(29, 30)))
     kept = trained.taken(batch), again.taken(same)
     assert kept[0] is not None and kept[1] is not None
     for one, other in zip(kept[0], kept[1], strict=True):
         assert torch.equal(one, other)
     halves = [
-        next(iter(DCFaceTraining(recipe, Place(rank, 2, tmp_path)).batches(29, 30)))
+        next(iter(DCFaceTraining(recipe, Place(rank, 2, tmp_path)).load().batches(29, 30)))
         for rank in (0, 1)
     ]
     for name in ("context", "style", "seeds"):
@@ -308,7 +308,9 @@ def test_the_identity_loss_is_the_papers(files: dict[str, Path], dataset: str, t
     losses = {}
     for variant in ("interpolated", "identity", "style"):
         options = {"identity_loss": variant}
-        trained = DCFaceTraining(training(files, dataset, options=options), Place(0, 1, tmp_path))
+        trained = DCFaceTraining(
+            training(files, dataset, options=options), Place(0, 1, tmp_path)
+        ).load()
         batch = next(iter(trained.batches(0, 1)))
         seen = F.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), dim=1)
         losses[variant] = trained.identity_loss(seen[:5], batch, torch.arange(5))
@@ -329,7 +331,7 @@ def test_the_identity_loss_is_the_papers(files: dict[str, Path], dataset: str, t
 def test_the_identity_image_is_one_of_the_nearest_and_not_the_target(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ):
-    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path))
+    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path)).load()
     data = trained.data
     unit = data.embeddings[0].astype(np.float64)
     for label in range(8):
@@ -342,7 +344,7 @@ def test_the_identity_image_is_one_of_the_nearest_and_not_the_target(
             drawn = trained.identity_rows(np.full(40, target), shares)
             assert set(drawn) == set(order[:4]) - {target}
     only = training(files, dataset, options={"near": 1})
-    single = DCFaceTraining(only, Place(0, 1, tmp_path))
+    single = DCFaceTraining(only, Place(0, 1, tmp_path)).load()
     nearest = single.nearest[:, 0]
     np.testing.assert_array_equal(single.identity_rows(nearest, np.zeros(8)), nearest)
 
@@ -350,7 +352,7 @@ def test_the_identity_image_is_one_of_the_nearest_and_not_the_target(
 def test_outliers_give_way_to_inliers_of_the_person(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ):
-    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path))
+    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path)).load()
     data, cosines = trained.data, trained._centredness()
     replaced = np.flatnonzero(trained.target != np.arange(48))
     assert set(replaced) == set(np.flatnonzero(cosines < np.quantile(cosines, 0.1)))
@@ -359,13 +361,13 @@ def test_outliers_give_way_to_inliers_of_the_person(
     batch = next(iter(trained.batches(0, 1)))
     assert not set(batch.rows) & set(replaced)
     kept = training(files, dataset, options={"trim_outliers": False})
-    assert (DCFaceTraining(kept, Place(0, 1, tmp_path)).target == np.arange(48)).all()
+    assert (DCFaceTraining(kept, Place(0, 1, tmp_path)).load().target == np.arange(48)).all()
 
 
 def test_conditions_are_those_of_the_two_images(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ):
-    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path))
+    trained = DCFaceTraining(training(files, dataset), Place(0, 1, tmp_path)).load()
     batch = next(iter(trained.batches(0, 1)))
     given = trained.taken(batch)
     assert isinstance(given, tuple)
@@ -393,7 +395,7 @@ def test_stage_one_needs_no_conditions_and_stage_two_starts_from_it(
 ):
     options = {"process": {"prediction": "v_prediction"}, "identity": {"weight": 0.0}}
     recipe = training(files, dataset, model={"unet": UNET}, options=options)
-    first = DCFaceTraining(recipe, Place(0, 1, tmp_path))
+    first = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     batch = next(iter(first.batches(0, 1)))
     assert first.taken(batch) is None
     first.loss(first.module, batch)[0].backward()
@@ -402,7 +404,7 @@ def test_stage_one_needs_no_conditions_and_stage_two_starts_from_it(
     first.save(first.module, tmp_path / "first.safetensors", {})
     weights = located(files, "autoencoder", "teacher")
     weights["start"] = {"location": str(tmp_path / "first.safetensors")}
-    second = DCFaceTraining(training(files, dataset, weights=weights), Place(0, 1, tmp_path))
+    second = DCFaceTraining(training(files, dataset, weights=weights), Place(0, 1, tmp_path)).load()
     state = second.module.state_dict()
     for name, value in first.module.state_dict().items():
         torch.testing.assert_close(state[name], value, atol=1e-3, rtol=1e-3)
@@ -423,10 +425,12 @@ def test_an_identity_encoder_is_trained_on_pixels(
     options = {"identity": {"weight": 0.05, "max_t": 1.0, "glances": False}}
     changes = {"model": model, "options": options}
     with pytest.raises(InputError, match=r"weights\.identity_encoder: missing"):
-        DCFaceTraining(training(files, dataset, weights=weights, **changes), Place(0, 1, tmp_path))
+        DCFaceTraining(
+            training(files, dataset, weights=weights, **changes), Place(0, 1, tmp_path)
+        ).load()
     weights["identity_encoder"] = {"location": str(tmp_path / "e.safetensors")}
     recipe = training(files, dataset, weights=weights, **changes)
-    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path))
+    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     network = trained.module
     assert isinstance(network, DCFaceNet) and isinstance(network.encoder, torch.nn.Module)
     torch.testing.assert_close(network.encoder.state_dict(), start.state_dict())
@@ -455,21 +459,23 @@ def test_a_training_names_what_does_not_fit(
     files: dict[str, Path], dataset: str, tmp_path: Path, changes: dict[str, Any], named: str
 ):
     with pytest.raises(InputError, match=named):
-        DCFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path))
+        DCFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path)).load()
 
 
 def test_an_identity_of_one_image_is_refused(files: dict[str, Path], dataset: str, tmp_path: Path):
     recipe = training(files, dataset)
     one = recipe.data.model_copy(update={"images_each": 1})
     with pytest.raises(InputError, match="identity 0 has 1 image"):
-        DCFaceTraining(recipe.model_copy(update={"data": one}), Place(0, 1, tmp_path))
+        DCFaceTraining(recipe.model_copy(update={"data": one}), Place(0, 1, tmp_path)).load()
 
 
 def test_samples_without_identity_or_style_get_its_empty_tokens(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ):
     options = {"identity_empty_prob": 1.0, "style_empty_prob": 0.0}
-    trained = DCFaceTraining(training(files, dataset, options=options), Place(0, 1, tmp_path))
+    trained = DCFaceTraining(
+        training(files, dataset, options=options), Place(0, 1, tmp_path)
+    ).load()
     network = trained.module.eval()
     assert isinstance(network, DCFaceNet)
     for parameter in network.parameters():

@@ -280,7 +280,7 @@ def test_a_batch_has_the_embedding_and_the_attributes_of_its_image(
 ) -> None:
     held = ID3Training(
         training("id3", files, dataset, MODEL, options=OPTIONS), Place(0, 1, tmp_path)
-    )
+    ).load()
     batch = next(iter(held.batches(0, 1)))
     given = batch.given[0].numpy()
     assert given.shape == (8, DIMENSION + 2)
@@ -315,7 +315,7 @@ def test_the_reconstruction_term_is_the_error_of_the_first_step(
     options = OPTIONS | {"process": {"prediction": prediction}}
     held = ID3Training(
         training("id3", files, dataset, MODEL, options=options), Place(0, 1, tmp_path)
-    )
+    ).load()
     t = torch.tensor([0, 1, 400])
     clean, noise = torch.randn(2, 3, 4, 4, 4)
     noisy = held.noising.noised(clean, noise, t)
@@ -339,7 +339,7 @@ def test_it_learns_from_idiff_faces_denoiser_and_from_a_predictor(
     names = ("autoencoder", "teacher", "start", "attributes")
     weights = located(files | {"start": start, "attributes": reader}, *names)
     recipe = training("id3", files, dataset, MODEL, options=OPTIONS, weights=weights)
-    held = ID3Training(recipe, Place(0, 1, tmp_path))
+    held = ID3Training(recipe, Place(0, 1, tmp_path)).load()
     state = held.module.state_dict()
     for name, value in earlier.state_dict().items():
         if not name.startswith("context.linear"):
@@ -374,4 +374,4 @@ def test_a_training_names_what_does_not_fit(
     model = changes.pop("model", MODEL)
     recipe = training("id3", files, dataset, model, **({"options": OPTIONS} | changes))
     with pytest.raises(InputError, match=named):
-        ID3Training(recipe, Place(0, 1, tmp_path))
+        ID3Training(recipe, Place(0, 1, tmp_path)).load()

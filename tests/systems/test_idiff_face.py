@@ -297,14 +297,14 @@ def test_training_learns_and_batches_are_functions_of_the_step(
 ) -> None:
     torch.manual_seed(0)
     recipe = training(files, dataset)
-    trained = IDiffFaceTraining(recipe, Place(0, 1, tmp_path))
+    trained = IDiffFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     optimizer = torch.optim.AdamW(trained.module.parameters(), 3e-3)
     before, after = (next(iter(trained.batches(step, step + 1))) for step in (29, 30))
     assert before.looks is None and after.looks is not None
     assert len(after.looks) == 4
     identity = recipe.options["identity"] | {"glances": False}
     plain = training(files, dataset, options=recipe.options | {"identity": identity})
-    bare = next(iter(IDiffFaceTraining(plain, Place(0, 1, tmp_path)).batches(30, 31)))
+    bare = next(iter(IDiffFaceTraining(plain, Place(0, 1, tmp_path)).load().batches(30, 31)))
     assert bare.looks == () and torch.equal(bare.noise, after.noise)
     errors = []
     for batch in [after] + [before] * 30 + [after]:
@@ -315,7 +315,7 @@ def test_training_learns_and_batches_are_functions_of_the_step(
         errors.append(numbers["error"])
         assert ("cosine" in numbers) == (batch is after)
     assert errors[-2] < 0.8 * errors[1]
-    again = IDiffFaceTraining(recipe, Place(0, 1, tmp_path))
+    again = IDiffFaceTraining(recipe, Place(0, 1, tmp_path)).load()
     first = next(iter(trained.batches(41, 42)))
     second = next(iter(again.batches(41, 42)))
     for name in ("clean", "noise", "t", "keep", "empty"):
@@ -323,7 +323,7 @@ def test_training_learns_and_batches_are_functions_of_the_step(
     assert torch.equal(first.given[0], second.given[0])
     assert len({int(v) * 8 // 1000 for v in first.t}) == 8  # one of each eighth of the process
     halves = [
-        next(iter(IDiffFaceTraining(recipe, Place(rank, 2, tmp_path)).batches(41, 42)))
+        next(iter(IDiffFaceTraining(recipe, Place(rank, 2, tmp_path)).load().batches(41, 42)))
         for rank in (0, 1)
     ]
     assert torch.equal(torch.cat([half.noise for half in halves]), first.noise)
@@ -335,7 +335,9 @@ def test_contexts_come_from_the_same_person(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ) -> None:
     options = {"other_image_prob": 1.0}
-    held = IDiffFaceTraining(training(files, dataset, options=options), Place(0, 1, tmp_path))
+    held = IDiffFaceTraining(
+        training(files, dataset, options=options), Place(0, 1, tmp_path)
+    ).load()
     labels, table = held.data.labels, held.data.embeddings.astype(np.float32)
     for label in range(8):
         rows = held.data.peers[held.data.first[label] : held.data.first[label + 1]]
@@ -364,4 +366,4 @@ def test_a_training_names_what_does_not_fit(
     files: dict[str, Path], dataset: str, tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=named):
-        IDiffFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path))
+        IDiffFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path)).load()

@@ -1,0 +1,105 @@
+"""A sidecar: what frozen networks make of a dataset's images, made once by a pool of actors.
+
+A training whose recipe has `precompute` reads it instead of running those networks on every node. A
+file holds one kind of 1,024 images and is moved into place whole, so that the same command goes on
+after an interruption, and trainings with the same networks and data share what they can.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
+from factory.diffusion.trainable import Place
+from factory.recipe import InputError, TrainRecipe, parse
+from factory.shards.store import Store, public
+from factory.systems import training_class
+
+
+def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
+    """Make what the sidecar lacks on the connected Ray cluster; nothing without `precompute`.
+
+    Args:
+        recipe: of the training.
+        say: receives one line of progress at a time.
+
+    Raises:
+        InputError: nothing is computed ahead for this training, or the cluster is too small.
+        FaultError: a disk or store failed.
+    """
+    wanted = recipe.precompute
+    if wanted is None:
+        return
+    if recipe.system == "autoencoder":
+        raise InputError(
+            "recipe field precompute: an autoencoder is trained on the images themselves; "
+            "accepted is none"
+        )
+    from factory.engine import each
+
+    source = source_of(recipe, 0.0)  # a user's mistake is an error here, before any actor
+    rows = [{"first": first} for first in range(0, len(source.feed), CHUNK)]
+    source.feed.close()
+    pool = each(
+        rows,
+        Precomputer,
+        recipe.model_dump(mode="json"),
+        min(wanted.actors, len(rows)),
+        "precompute.",
+        wanted.num_cpus,
+        wanted.num_gpus,
+    )
+    for number, _ in enumerate(pool, 1):
+        say(f"{wanted.sidecar}: {number} of {len(rows)} files of each kind")
+
+
+def source_of(recipe: TrainRecipe, num_gpus: float) -> Source:
+    """Load what a training's examples are computed from, on a GPU where there is a share of one."""
+    engine = recipe.engine.model_copy(update={"num_gpus": num_gpus})
+    placed = recipe.model_copy(update={"engine": engine})
+    return training_class(recipe.system)(placed, Place(0, 1, Path(tempfile.gettempdir()))).source()
+
+
+class Precomputer:
+    """Runs the frozen networks of a training, as an actor."""
+
+    def __init__(self, dumped: dict[str, Any]) -> None:
+        """Load the networks and open the data, once."""
+        recipe = parse(dumped)
+        assert isinstance(recipe, TrainRecipe) and recipe.precompute
+        wanted = recipe.precompute
+        torch.set_num_threads(max(int(wanted.num_cpus), 1))
+        self.source = source_of(recipe, wanted.num_gpus)
+        self.store = Store(wanted.sidecar)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Make what is missing of the images from `first` on.
+
+        A disk or store that fails leaves its error as the row.
+        """
+        first = int(batch["first"][0])
+        try:
+            self.make(range(first, min(first + CHUNK, len(self.source.feed))))
+        except (OSError, InputError) as error:
+            return {"failed": np.array([f"images from {first} on: {public(str(error))}"])}
+        return batch
+
+    def make(self, rows: range) -> None:
+        """Compute the kinds that the sidecar lacks of these images, and store them."""
+        files = {
+            kind: chunk_file(name, rows.start)
+            for kind, name in self.source.named().items()
+            if kind in NETWORKS
+        }
+        missing = {kind: file for kind, file in files.items() if not self.store.exists(file)}
+        if not missing:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            made = {kind: Path(scratch) / f"{kind}.npy" for kind in missing}
+            compute(self.source, made, rows)
+            for kind, path in made.items():
+                self.store.put(path, missing[kind])
