@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
 from factory.report.page import duration, percent, template
-from factory.search.results import SWEEP
+from factory.search.results import SWEEP, chance
 from factory.shards.store import Store
 
 WORDS = {
@@ -103,6 +103,9 @@ def _facts(sweep: Mapping[str, Any], ranked: Sequence[Result], results: Sequence
         facts.append(("Best", f"{100 * spread.mean:.2f}{sd}", f"% in trial {ranked[0]['number']}"))
         low = ranked[-1]["accuracy"]
         facts.append(("Lowest", f"{100 * low:.2f}", f"% in trial {ranked[-1]['number']}"))
+        p = chance([result["accuracies"] for result in ranked])
+        if p is not None:
+            facts.append(("Chance", f"p = {p:.2g}", "that no trial differs, by its seeds"))
     if sweep.get("overhead"):
         facts.append(("Overhead", f"{sweep['overhead']:.2f}", "wall time over the trials' own"))
     return facts

@@ -45,6 +45,24 @@ def best(results: Sequence[Result], objectives: Sequence[str]) -> int | None:
     return min(results, key=lambda r: (losses(r, objectives), r["number"]))["number"]
 
 
+def chance(accuracies: Sequence[Sequence[float]]) -> float | None:
+    """Return how likely means lie so far apart when the points are all alike.
+
+    Args:
+        accuracies: of each trial, one a seed.
+
+    Returns:
+        The p-value of a one-way analysis of variance over seeds; None with fewer than two trials
+        of two seeds, or without any spread.
+    """
+    from scipy.stats import f_oneway
+
+    groups = [values for values in accuracies if len(values) > 1]
+    if len(groups) < 2 or all(len(set(values)) == 1 for values in groups):
+        return None
+    return float(f_oneway(*groups).pvalue)
+
+
 def overhead(runs: Sequence[Mapping[str, float]]) -> float | None:
     """Return wall time of the sweep over what its trials took, as if one after the other.
 

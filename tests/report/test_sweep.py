@@ -1,48 +1,16 @@
 """The page of a made-up sweep: every trial in its table, charts where there is a thing to show."""
 
-import json
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweeps import AXES, write_sweep
+
 from factory.report.sweep import sweep_page
-from factory.search import Choice, Real, Space
-from factory.search.results import SWEEP, best, front
 from factory.shards.store import Store
-
-AXES = {"rate": Real(0.01, 1.0, log=True), "size": Choice([4, 2], [8, 1]), "kind": Choice("a", "b")}
-OBJECTIVES = ("accuracy", "generation_seconds")
-
-
-def write(store, count):
-    space = Space("rates", "Which rate?", AXES, dict, objectives=OBJECTIVES, seeds=(1, 2))
-    results = []
-    for number in range(count):
-        accuracies = [0.7 + 0.01 * number, 0.72 + 0.01 * number]
-        result = {
-            "number": number,
-            "point": json.loads(json.dumps(space.draw(number))),
-            "state": "finished",
-            "accuracy": sum(accuracies) / 2,
-            "accuracies": accuracies,
-            "images": 10,
-            "identities": 5,
-            "generation_seconds": 10.0 * (number + 1),
-            "curve": [{"iteration": n, "accuracy": 0.5 + 0.1 * n} for n in (1, 2)],
-            "seconds": {"train": 2.0, "all": 3.0},
-            "wait": 0.5,
-            "taken": {"pool": {"mean_cosine": 0.875}},
-        }
-        if number == 3:
-            result |= {"state": "stopped", "accuracies": []}
-        if number == 4:
-            result = {name: result[name] for name in ("number", "point", "curve")}
-            result |= {"state": "refused", "why": "7 <qualify>", "curve": []}
-        results.append(result)
-        store.write(f"trials/{number:04d}/result.json", json.dumps(result).encode())
-    finished = [result for result in results if result["state"] == "finished"]
-    ended = {"best": best(finished, OBJECTIVES), "front": front(finished, OBJECTIVES)}
-    store.write(SWEEP, json.dumps({"space": space.described(), **ended, "overhead": 1.04}).encode())
 
 
 class Reader(HTMLParser):
@@ -74,7 +42,7 @@ def read(store):
 @pytest.mark.parametrize("count", [0, 1, 6])
 def test_a_page_shows_what_there_is(tmp_path, count):
     store = Store(tmp_path)
-    write(store, count)
+    write_sweep(store, count)
     charts, text = read(store)
     assert "Which rate?" in text and "Overhead 1.04" in text
     if not count:
@@ -86,4 +54,5 @@ def test_a_page_shows_what_there_is(tmp_path, count):
     if count == 6:
         assert "stopped at 74.00" in text and "refused: 7 <qualify>" in text
         assert "1 stopped, 1 refused" in text and "+- 1.41" in text
+        assert "p = 0.085" in text  # means 71, 72, 73, 76, two seeds each: F(3, 4) = 4.67
         assert "0 front" in text and "3 front" not in text

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.search.results import best, front, generation, overhead, startup
+from factory.search.results import best, chance, front, generation, overhead, startup
 
 TRIALS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12
@@ -48,3 +48,11 @@ def test_what_pools_that_were_there_saved():
     trials = [trial(True, 10.0, 9.0), trial(False, 10.0, 1.0), trial(False, 2.5, 0.5)]
     assert generation(trials) == {"made_seconds": 10.0, "saved_seconds": 12.5}
     assert startup(trials) == 2.0 and startup([]) is None
+
+
+def test_chance_is_that_of_the_variance_ratio():
+    # Means 2, 3 and 6: F(2, 6) = 13 / 1, whose tail is (1 + 2 F / 6) ** -3 in closed form.
+    assert chance([[1, 2, 3], [2, 3, 4], [5, 6, 7]]) == pytest.approx((1 + 26 / 6) ** -3)
+    assert chance([[1, 2, 3]]) is None
+    assert chance([[1], [2], [3]]) is None
+    assert chance([[1, 1], [2, 2]]) is None

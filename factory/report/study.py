@@ -1,0 +1,161 @@
+"""A study: what finished sweeps found, small enough to be kept beside the documentation.
+
+    python -m factory.report.study runs/study/similarity_bands runs/study/cpd_rate --out docs/study
+
+Of each sweep it writes a JSON file and a chart, and prints a table with the words that the figures
+support: a difference over seeds is resolved, or it is not.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.evaluation.gap import over_seeds
+from factory.recipe import InputError
+from factory.report.sweep import Axis, shown
+from factory.search.results import SWEEP, chance, is_sweep
+from factory.shards.store import Store
+
+RESOLVED = 0.05
+
+
+def gathered(store: Store) -> dict[str, Any]:
+    """Return what a sweep found: its space, and a row for each finished trial, best first.
+
+    Raises:
+        InputError: the folder holds no sweep, or one without a finished trial.
+    """
+    if not is_sweep(store):
+        raise InputError(f"{store.url}: no sweep there ({SWEEP} is missing)")
+    sweep = json.loads(store.read(SWEEP))
+    names = (name for name in store.list("trials") if name.endswith("/result.json"))
+    results = [json.loads(store.read(name)) for name in names]
+    finished = [result for result in results if result["state"] == "finished"]
+    if not finished:
+        raise InputError(f"{store.url}: no trial is finished")
+    rows = [_row(result, sweep["space"]["objectives"]) for result in finished]
+    p = chance([result["accuracies"] for result in finished])
+    states = [result["state"] for result in results]
+    return {
+        **{key: sweep["space"][key] for key in ("name", "question", "fr", "sets", "search")},
+        **{key: sweep["space"][key] for key in ("seeds", "objectives", "axes")},
+        "rows": sorted(rows, key=lambda row: -row["accuracy"]),
+        "not_finished": {s: states.count(s) for s in sorted(set(states)) if s != "finished"},
+        "chance": None if p is None else round(p, 5),
+        "resolved": None if p is None else p < RESOLVED,
+        **{key: sweep.get(key) for key in ("front", "overhead", "startup_seconds", "runs")},
+    }
+
+
+def _row(result: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, Any]:
+    found = over_seeds([100 * value for value in result["accuracies"]])
+    benchmarks = {
+        name: round(100 * float(np.mean(values)), 3)
+        for name, values in result["benchmarks"].items()
+    }
+    others = {name: result[name] for name in objectives if name != "accuracy"}
+    return {
+        "trial": result["number"],
+        "point": result["point"],
+        "accuracy": round(found.mean, 3),
+        "sd": None if found.sd is None else round(found.sd, 3),
+        "accuracies": [round(100 * value, 3) for value in result["accuracies"]],
+        "benchmarks": benchmarks,
+        "images": result["images"],
+        "identities": result["identities"],
+        "composition": result["content_digest"],
+        **others,
+    }
+
+
+def table(study: Mapping[str, Any]) -> str:
+    """Return the rows as a table of Markdown, in the order of the axes, with a last line."""
+    axes = {name: Axis(name, axis) for name, axis in study["axes"].items()}
+    others = [name for name in study["objectives"] if name != "accuracy"]
+    head = [*(name.replace("_", " ") for name in axes), "images", "accuracy, %", *others]
+    lines = [head, ["---"] * len(head)]
+
+    def place(row: Mapping[str, Any]) -> list[float]:
+        return [axis.place(row["point"][name]) for name, axis in axes.items()]
+
+    rows = study["rows"] if len(axes) > 1 else sorted(study["rows"], key=place)
+    for row in rows:
+        sd = "" if row["sd"] is None else f" +- {row['sd']:.2f}"
+        point = [shown(row["point"][name]) for name in axes]
+        more = [f"{row[name]:g}" for name in others]
+        lines.append([*point, f"{row['images']:,}", f"{row['accuracy']:.2f}{sd}", *more])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n{verdict(study)}"
+
+
+def verdict(study: Mapping[str, Any]) -> str:
+    """Say in one sentence whether the points differ."""
+    if study["chance"] is None:
+        return "One seed a point: differences are not resolved."
+    rows = study["rows"]
+    span = rows[0]["accuracy"] - rows[-1]["accuracy"]
+    word = "resolved" if study["resolved"] else "not resolved"
+    return (
+        f"Best and worst point lie {span:.2f} points apart over {len(study['seeds'])} seeds; that "
+        f"any differ is {word} (one-way analysis of variance, p = {study['chance']:.2g})."
+    )
+
+
+def draw(study: Mapping[str, Any], path: Path) -> None:
+    """Write a chart of accuracy over each axis (SVG): a dot a training, mean and deviation."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    axes = {name: Axis(name, axis) for name, axis in study["axes"].items()}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": study["name"]}):
+        columns = min(len(axes), 3)
+        lines = -(-len(axes) // columns)
+        figure = Figure(figsize=(5.2 * columns, 3.2 * lines), layout="constrained")
+        plots = np.atleast_1d(figure.subplots(lines, columns, sharey=True)).ravel()
+        for plot, (name, axis) in zip(plots, axes.items(), strict=False):
+            found: dict[float, list[float]] = {}
+            for row in study["rows"]:
+                found.setdefault(axis.place(row["point"][name]), []).extend(row["accuracies"])
+            for place, values in found.items():
+                plot.plot([place] * len(values), values, "o", color="#0b7a75", alpha=0.4, ms=3.5)
+            places = sorted(found)
+            means = [over_seeds(found[place]) for place in places]
+            plot.errorbar(
+                places, [m.mean for m in means], [m.sd or 0.0 for m in means],
+                color="#0b7a75", capsize=3, linestyle="-" if axis.values else "none",
+            )  # fmt: skip
+            if axis.ticks:
+                plot.set_xticks(list(axis.ticks), list(axis.ticks.values()), fontsize=8)
+                if max(map(len, axis.ticks.values())) > 8:
+                    plot.tick_params(axis="x", rotation=25)
+            plot.set_xlabel(name.replace("_", " "))
+        for plot in plots[len(axes) :]:
+            plot.set_visible(False)
+        plots[0].set_ylabel("accuracy, %")
+        figure.suptitle(study["question"], fontsize=10)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Gather, write, draw and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweeps", nargs="+", help="folders of sweeps")
+    parser.add_argument("--out", type=Path, required=True, help="folder of JSON files and charts")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for url in given.sweeps:
+        study = gathered(Store(url))
+        name = study["name"]
+        (given.out / f"{name}.json").write_text(json.dumps(study, indent=1) + "\n")
+        draw(study, given.out / f"{name}.svg")
+        print(f"\n### {study['question']}\n\n{table(study)}")
+
+
+if __name__ == "__main__":
+    main()

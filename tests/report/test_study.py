@@ -1,0 +1,48 @@
+"""What is kept of a sweep: its rows, a chart, and no more said than the seeds support."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweeps import write_sweep
+
+from factory.recipe import InputError
+from factory.report.study import gathered, table
+from factory.shards.store import Store
+
+
+def test_a_study_keeps_finished_trials_best_first_and_counts_the_others(tmp_path):
+    write_sweep(Store(tmp_path), 6)
+    study = gathered(Store(tmp_path))
+    assert [row["trial"] for row in study["rows"]] == [5, 2, 1, 0]
+    assert study["not_finished"] == {"refused": 1, "stopped": 1}
+    best = study["rows"][0]
+    assert best["accuracy"] == pytest.approx(76.0) and best["sd"] == pytest.approx(1.414)
+    assert best["generation_seconds"] == 60.0 and best["benchmarks"] == {"frontal": 76.0}
+    text = table(study)
+    assert "76.00 +- 1.41" in text and "5.00 points apart over 2 seeds" in text
+    # Means 71, 72, 73, 76 of two seeds, 2 points apart: F(3, 4) = 28 / 3 / 2 = 4.67, p = 0.0855.
+    assert study["chance"] == pytest.approx(0.0855, abs=1e-3)
+    assert study["resolved"] is False and "any differ is not resolved" in text
+
+
+def test_the_command_writes_json_and_a_chart(tmp_path):
+    write_sweep(Store(tmp_path / "sweep"), 6)
+    words = ["-m", "factory.report.study", str(tmp_path / "sweep"), "--out", str(tmp_path / "s")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    assert "### Which rate?" in done.stdout
+    assert json.loads((tmp_path / "s/rates.json").read_text())["name"] == "rates"
+    chart = (tmp_path / "s/rates.svg").read_text()
+    assert "Which rate?" in chart and "accuracy, %" in chart
+
+
+def test_folders_without_figures_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no sweep there \(sweep.json is missing\)"):
+        gathered(Store(tmp_path))
+    write_sweep(Store(tmp_path), 0)
+    with pytest.raises(InputError, match="no trial is finished"):
+        gathered(Store(tmp_path))
