@@ -11,13 +11,14 @@ from factory import cli
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.provenance import versions
 from factory.recipe import InputError
-from factory.studio.benchmarks import BENCHMARKS, MOST_PAIRS, make_benchmark
+from factory.studio.benchmarks import BENCHMARKS, MOST_PAIRS, groups, make_benchmark
 
 MANIFEST = "benchmarks.json"
+GROUPS = "groups.json"  # for `evaluate.py --groups`
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Write each benchmark, then the manifest that states their sha256."""
+    """Write each benchmark and the groups of its pairs, then the manifest with their sha256."""
     if not 0 < arguments.pairs <= MOST_PAIRS or arguments.pairs % (2 * FOLDS):
         raise InputError(
             f"--pairs {arguments.pairs}; accepted is a multiple of {2 * FOLDS} up to {MOST_PAIRS}"
@@ -39,6 +40,8 @@ def job(arguments: argparse.Namespace) -> None:
         images, same = make_benchmark(name, **made, folds=FOLDS)
         files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
         print(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}", flush=True)
+    known = {name: {"pairs": groups(name, arguments.pairs, arguments.seed)} for name in BENCHMARKS}
+    (folder / GROUPS).write_text(json.dumps(known) + "\n")
     content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
     manifest.write_text(json.dumps({**content, "versions": versions()}, indent=1) + "\n")
 

@@ -8,7 +8,7 @@ from factory.evaluation.images import Embeds
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.evaluation.tinyface import evaluate_tinyface
 from factory.evaluation.verification import Verification, average, bin_files, measured, read_bin
-from factory.recipe import InputError
+from factory.recipe import InputError, local_path
 
 PROTOCOLS = ("verification", "ijb", "tinyface")
 SWITCHES = "N1D1F1"
@@ -54,7 +54,7 @@ def evaluate(
 
 def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, groups: str) -> Outcome:
     benchmarks = bin_files(folder)
-    known = read_groups(groups) if groups else {}
+    known = read_groups(local_path(groups)) if groups else {}
     strangers = sorted(set(known) - set(benchmarks))
     if strangers:
         raise InputError(

@@ -5,6 +5,8 @@ matched: the other person is of the same gender and near in age, skin and hair, 
 face tells them apart.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import simplejpeg
 
@@ -74,8 +76,6 @@ def make_benchmark(
             f"from {2 * folds} to {MOST_PAIRS}"
         )
     first_kind, second_kind = VIEW_KINDS[name]
-    half = pairs // folds // 2  # genuine pairs of one fold, and its people
-    first_person = BENCHMARKS.index(name) * RANGE
     images: list[bytes] = []
     same: list[bool] = []
 
@@ -84,17 +84,38 @@ def make_benchmark(
         pixels = np.ascontiguousarray(render(who, view, size))
         return simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
 
+    for pair, (who, other) in enumerate(_pairs(name, pairs, seed, folds)):
+        images.append(picture(who, first_kind, pair, 0))
+        images.append(picture(other, second_kind, pair, 1))
+        same.append(who is other)
+    return images, same
+
+
+def groups(name: str, pairs: int, seed: int, folds: int = 10) -> list[str]:
+    """Return gender and age of the first person of each pair of a benchmark, in words.
+
+    Args:
+        name, pairs, seed, folds: as for `make_benchmark`.
+
+    Returns:
+        of each pair one of four groups: women or men, under 40 or 40 and over. The other person of
+        an impostor pair is of the same gender and near in age.
+    """
+    return [
+        f"{'men' if who.gender > 0.5 else 'women'} {'under 40' if who.age < 40 else '40 and over'}"
+        for who, _ in _pairs(name, pairs, seed, folds)
+    ]
+
+
+def _pairs(name: str, pairs: int, seed: int, folds: int) -> Iterator[tuple[Person, Person]]:
+    """Yield the two people of each pair; of a genuine one both are the same object."""
+    half = pairs // folds // 2  # genuine pairs of one fold, and its people
+    first_person = BENCHMARKS.index(name) * RANGE
     for fold in range(folds):
         start = first_person + fold * CANDIDATES * half
         people = [person("test", start + i) for i in range(CANDIDATES * half)]
         partner = _matched_partners(people, half)
         order = generator(seed64(seed, f"benchmark-order-{name}", fold)).permutation(2 * half)
         for entry in order.tolist():
-            genuine = entry < half
             who = people[entry % half]
-            other = who if genuine else people[partner[entry % half]]
-            pair = len(same)
-            images.append(picture(who, first_kind, pair, 0))
-            images.append(picture(other, second_kind, pair, 1))
-            same.append(genuine)
-    return images, same
+            yield who, who if entry < half else people[partner[entry % half]]

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from factory.evaluation.fairness import read_groups
+from factory.recipe import local_path
 from factory.studio import benchmarks
-from factory.studio.benchmarks import BENCHMARKS, make_benchmark
+from factory.studio.benchmarks import BENCHMARKS, groups, make_benchmark
 
 
 def shown(monkeypatch, name: str, **arguments):
@@ -43,6 +45,19 @@ def test_folds_are_half_genuine_and_share_nobody(monkeypatch):
             people = {who.index for pair in pairs[part] for who in pair}
             assert not people & seen
             seen |= people
+
+
+def test_groups_are_those_of_the_people_shown(monkeypatch):
+    pairs, _ = shown(monkeypatch, "age_gap", pairs=200)
+    named = groups("age_gap", 200, seed=3)
+    for group, (who, other) in zip(named, pairs, strict=True):
+        gender, _, age = group.partition(" ")
+        assert (gender == "men") == (who.gender > 0.5) == (other.gender > 0.5)
+        assert (age == "under 40") == (who.age < 40)
+    assert len(set(named)) == 4
+    shipped = read_groups(local_path("package:studio/bins/groups.json"))
+    assert set(shipped) == set(BENCHMARKS)
+    assert shipped["age_gap"] == groups("age_gap", 1000, seed=1)
 
 
 def test_impostors_are_matched(monkeypatch):
