@@ -41,7 +41,12 @@ GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
 
 
 def connect(address: str) -> None:
-    """Join the Ray cluster at `address`, or start a local one where it is empty."""
+    """Join the Ray cluster at `address`, or start a local one where it is empty.
+
+    Raises:
+        InputError: no cluster answers at the address.
+        FaultError: a local one did not start in time.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -60,6 +65,12 @@ def connect(address: str) -> None:
     except ConnectionError as error:
         raise InputError(
             f"--address {address!r}: no Ray cluster answers there ({error})"
+        ) from error
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise FaultError(
+            "Ray did not start within its 30 s; is the machine busy? the same command tries again"
         ) from error
 
 

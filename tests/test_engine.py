@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
-from factory.engine import Crew, generate, require, wiring
+from factory.cli import FaultError
+from factory.engine import Crew, connect, generate, require, wiring
 from factory.plan import shards
 from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
@@ -107,6 +109,16 @@ def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
     with pytest.raises(InputError, match=r"pool\.size 3 x 0\.5: 1\.5 GPU together"):
         require([("pool.", 3, 0.5, 0.5)])
     require([("pool.", 2, 0.25, 0.5)])
+
+
+def test_a_machine_too_busy_for_ray_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**given: object) -> None:  # what Ray raises after 30 s
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(FaultError, match="Ray did not start within its 30 s"):
+        connect("")
 
 
 def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
