@@ -117,10 +117,11 @@ def draw(found: dict[str, Any], file: str | Path) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "controls"}):
-        figure = Figure(figsize=(4.2 * len(found), 3.2), layout="constrained")
-        for axes, (name, settings) in zip(
-            np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True
-        ):
+        columns = min(len(found), 2)
+        lines = -(-len(found) // columns)
+        figure = Figure(figsize=(4.2 * columns, 2.8 * lines + 0.4), layout="constrained")
+        plots = np.atleast_1d(figure.subplots(lines, columns, sharey=True)).ravel()
+        for axes, (name, settings) in zip(plots, found.items(), strict=False):
             values = [setting["value"] for setting in settings]
             for key, label in (
                 ("cosine", "cosine to what conditions it (teacher)"),
@@ -129,9 +130,12 @@ def draw(found: dict[str, Any], file: str | Path) -> None:
             ):
                 axes.plot(values, [setting[key] for setting in settings], marker="o", label=label)
             axes.set_title(TITLES[name], fontsize=9)
-            axes.set_ylim(-0.4, 1.05)
-            axes.set_xlabel(name)
-            axes.legend(fontsize=6)
+            axes.set_ylim(0.0, 1.0)
+            axes.set_xticks(values)
+        for axes in plots[len(found) :]:
+            axes.set_visible(False)
+        handles, labels = plots[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
         figure.savefig(file, metadata={"Date": None})
 
 

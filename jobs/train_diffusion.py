@@ -16,10 +16,10 @@ def job(arguments: argparse.Namespace) -> None:
     """Check the recipe and the output folder, then train."""
     recipe = load(arguments.recipe, arguments.overrides, kind="train")
     assert isinstance(recipe, TrainRecipe)
-    from factory.diffusion.sidecar import precompute
     from factory.engine import connect, require
     from factory.training import output
     from factory.training.diffusion import train, trainable_class
+    from factory.training.sidecar import precompute
 
     trainable_class(recipe.system)
     store = Store(arguments.out)

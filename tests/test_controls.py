@@ -42,6 +42,12 @@ def column(settings: list[dict[str, float]], name: str) -> list[float]:
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 def test_controls_move_what_the_papers_say(measured: dict[str, list[dict[str, float]]]) -> None:
+    dropped = measured["cpd_rate"]
+    assert column(dropped, "spread") == sorted(column(dropped, "spread"))
+    assert dropped[-1]["fdr"] < dropped[0]["fdr"]
+    grids = measured["style_grid"]
+    assert grids[-1]["diversity"] > grids[0]["diversity"]
+    assert grids[-1]["genuine_mean"] < grids[0]["genuine_mean"]
     asked = measured["m"]
     assert spearmanr(column(asked, "value"), column(asked, "cosine"))[0] >= 0.8
     bounds = column(measured["v"], "cosine")

@@ -33,7 +33,7 @@ NET = "package:weights/judge/recognizer.safetensors"
 
 def test_the_jobs_and_the_package_are_uploaded_and_nothing_heavy(tmp_path: Path) -> None:
     from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env.packaging import create_package
+    from ray._private.runtime_env.packaging import PACKAGE_SIZE_WARNING, create_package
 
     package = tmp_path / "tree.zip"
     excludes = get_runtime_env_default_excludes()
@@ -48,7 +48,7 @@ def test_the_jobs_and_the_package_are_uploaded_and_nothing_heavy(tmp_path: Path)
     assert needed <= names
     heads = {name.partition("/")[0] for name in names}
     assert not heads & {".git", ".venv", "runs", "mlruns", "mlflow.db", "tests", "docs"}
-    assert package.stat().st_size < 100e6
+    assert package.stat().st_size < PACKAGE_SIZE_WARNING
 
 
 @pytest.mark.parametrize(

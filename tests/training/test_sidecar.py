@@ -10,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_pool
 
 from factory.diffusion.examples import CHUNK, NETWORKS, load_examples
-from factory.diffusion.sidecar import precompute
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, load
 from factory.shards.store import Store
 from factory.systems.dcface import DCFaceTraining
+from factory.training.sidecar import precompute
 
 RECIPES = Path(__file__).parents[2] / "jobs/recipes/desk/train"
 PEOPLE, EACH = 260, 4  # two files of each kind, the second one not full
