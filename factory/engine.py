@@ -5,6 +5,7 @@ is keyed by position, and a shard is one row. Fused or split, one actor or many,
 the same stage objects run in the same order and write the same bytes.
 """
 
+import gc
 import logging
 import math
 import os
@@ -293,6 +294,7 @@ def _windows(
             if "failed" in row:
                 raise FaultError(f"{what}{row['failed']}; the same command goes on from here")
             yield row
+        gc.collect()  # Ray's notes on a finished dataset refer to each other
 
 
 class BankActor:

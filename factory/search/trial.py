@@ -362,7 +362,6 @@ def _work(recipe: FRRecipe, store: Store, watch: Judged, folder: str) -> Iterato
     from factory.training.workers import Worker
 
     _enter(folder)
-    torch.set_num_threads(recipe.engine.threads)
     device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
 
     def train(tell: Callable[[Row], None]) -> None:

@@ -92,6 +92,7 @@ def run(
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check_engine(recipe)
+    torch.set_num_threads(recipe.engine.threads)
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache)

@@ -144,6 +144,7 @@ def run(
     check(recipe)
     feed = _feed(recipe, worker)
     total, per_epoch = total_steps(recipe.schedule, feed.steps_per_epoch), feed.steps_per_epoch
+    torch.set_num_threads(recipe.engine.threads)
     torch.manual_seed(seed64(recipe.seed, "weights"))
     backbone = make_backbone(recipe.backbone, recipe.image.size)
     centres = Centres(recipe, feed.classes, worker.device, worker.rank, worker.world)

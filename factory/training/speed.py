@@ -54,7 +54,6 @@ def by_recipe(recipe: FRRecipe, steps: int) -> float:
     """
     rare = recipe.checkpoint.model_copy(update={"every_steps": NEVER})
     schedule = recipe.schedule.model_copy(update={"steps": WARM + steps, "epochs": None})
-    torch.set_num_threads(recipe.engine.threads)
     with tempfile.TemporaryDirectory() as folder:
         asked = recipe.model_copy(update={"checkpoint": rare, "schedule": schedule})
         curve = run(asked, Store(folder))["curve"]

@@ -228,7 +228,6 @@ def _work(config: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         device = get_device()
-    torch.set_num_threads(recipe.engine.threads)
     worker = Worker(
         context.get_world_rank(),
         context.get_world_size(),
