@@ -103,6 +103,11 @@ def steps(
     return losses, average, norms
 
 
+def precision_of(settings: dict[str, Any]) -> str:
+    """Return the precision of an engine's settings."""
+    return settings.get("precision", "float32")
+
+
 def run_engines(
     rank: int, world: int, cases: dict[str, tuple[str, dict[str, Any]]], start: Path, at: int
 ) -> dict[str, Any]:
@@ -117,7 +122,9 @@ def run_engines(
         whole = engine.whole(average.state)
         with engine.lend(whole) as lent:
             shown = lent(examples(0)[0]).detach()
-        resumed = make_engine(recipe, network(), CPU, _cloned(held[optimizer]))
+        resumed = make_engine(
+            recipe, network(), CPU, _cloned(held[optimizer, precision_of(settings)])
+        )
         later, *_ = steps(resumed, at, 2 * at, rank, world)
         found[name] = {
             "losses": losses,

@@ -11,6 +11,7 @@ from together import (
     engine_recipe,
     meet_nan,
     network,
+    precision_of,
     run_engines,
     steps,
     together,
@@ -52,9 +53,10 @@ SLOW = {
 }
 
 
-def alone(optimizer: str) -> tuple[list[float], Any, dict[str, Any], list[float]]:
+def alone(optimizer: str, precision: str) -> tuple[list[float], Any, dict[str, Any], list[float]]:
     """Return losses of 2 x STEPS, the average and state after STEPS, and norms: plain torch."""
-    engine = make_engine(engine_recipe(optimizer, name="torch"), network(), CPU)
+    recipe = engine_recipe(optimizer, name="torch", precision=precision)
+    engine = make_engine(recipe, network(), CPU)
     losses, average, norms = steps(engine, 0, STEPS)
     state = {
         "module": {name: value.clone() for name, value in engine.state()["module"].items()},
@@ -75,13 +77,15 @@ def _saved(state: Any) -> Any:
 
 
 def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
-    known = {optimizer: alone(optimizer) for optimizer in ("sgd", "adamw")}
+    kinds = {(optimizer, precision_of(settings)) for optimizer, settings in cases.values()}
+    known = {kind: alone(*kind) for kind in sorted(kinds)}
     start = folder / "start"
-    torch.save({optimizer: state for optimizer, (_, _, state, _) in known.items()}, start)
+    torch.save({kind: state for kind, (_, _, state, _) in known.items()}, start)
     results = together(2, run_engines, folder, cases, start, STEPS)
     for name, (optimizer, settings) in cases.items():
-        losses, average, state, norms = known[optimizer]
-        near = 0.03 if settings.get("precision") == "bfloat16" else 1e-4
+        precision = precision_of(settings)
+        losses, average, state, norms = known[optimizer, precision]
+        near = 0.03 if precision == "bfloat16" else 1e-4
         for found in (result[name] for result in results):
             assert found["losses"] == pytest.approx(losses[:STEPS], rel=near), name
             assert found["later"] == pytest.approx(losses[STEPS:], rel=near), name
@@ -96,9 +100,8 @@ def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
             assert kept.keys() == theirs.keys(), name
             for key in kept:
                 assert torch.allclose(kept[key], theirs[key].to(kept[key]), atol=near), name
-        resumed = make_engine(
-            engine_recipe(optimizer, name="torch"), network(), CPU, results[0][name]["state"]
-        )
+        recipe = engine_recipe(optimizer, name="torch", precision=precision)
+        resumed = make_engine(recipe, network(), CPU, results[0][name]["state"])
         later, *_ = steps(resumed, STEPS, 2 * STEPS)
         assert later == pytest.approx(losses[STEPS:], rel=near), name
 
@@ -128,7 +131,7 @@ def test_a_worker_holds_and_sends_what_docs_scaling_says(tmp_path: Path, stage: 
 
 
 def test_torch_accumulates_and_recomputes_too() -> None:
-    whole, *_ = alone("adamw")
+    whole, *_ = alone("adamw", "float32")
     settings = zero(1, accumulation_steps=4, activation_checkpointing=True)
     engine = make_engine(engine_recipe("adamw", name="torch", **settings), network(), CPU)
     losses, *_ = steps(engine, 0, 2 * STEPS)

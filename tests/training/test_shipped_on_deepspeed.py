@@ -25,6 +25,7 @@ ENGINE = (
     f"schedule.steps={STEPS}",
     "checkpoint.every_steps=25",
 )
+PLAIN = ("engine.precision=float32",)
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +125,23 @@ def test_idiff_faces_recipe_learns(people: str, tmp_path: Path, ray_cluster: Non
 def test_two_workers_reach_the_loss_of_one(
     people: str, tmp_path: Path, ray_cluster: None, stage: int
 ) -> None:
-    """Of the same global batch: denoiser within 2 %, recognizer (batch norms apart) within 10 %."""
+    """Of the same global batch: denoiser within 1 %, recognizer within 10 %, in float32.
+
+    Batch norms see a worker's part of a batch, so that one worker takes a batch of the recognizer's
+    in two parts.
+    """
     zero = f"engine.deepspeed.zero_stage={stage}"
     found: dict[str, list[float]] = {"fr": [], "train": []}
-    for number, more in enumerate(((zero,), ("engine.name=torch", "engine.workers=1"))):
+    for number, how in enumerate(((zero,), ("engine.name=torch", "engine.workers=1"))):
         tracked: Any = Rows()
+        more = (*how, *PLAIN)
         diffusion.train(train(people, *more), str(tmp_path / f"train{number}"), tracked)
-        found["train"].append(halves(tracked.rows, "error")[1])
+        found["train"].append(halves(tracked.rows)[1])
         rows: list[dict[str, float]] = []
-        recognition.train(fr(people, *more), str(tmp_path / f"fr{number}"), rows.append)
+        parts = f"engine.deepspeed.accumulation_steps={number + 1}"
+        recognition.train(fr(people, *more, parts), str(tmp_path / f"fr{number}"), rows.append)
         found["fr"].append(halves(rows)[1])
-    assert found["train"][0] == pytest.approx(found["train"][1], rel=0.02)
+    assert found["train"][0] == pytest.approx(found["train"][1], rel=0.01)
     assert found["fr"][0] == pytest.approx(found["fr"][1], rel=0.10)
 
 
@@ -148,12 +155,15 @@ def test_one_worker_goes_on_where_two_stopped(
 
     tracked: Any = Rows()
     store, half = Store(tmp_path / "out"), STEPS // 2
-    claim(store, train(people))
-    diffusion.train(train(people), str(tmp_path / "out"), tracked, half)
-    alone = train(people, "engine.workers=1", "engine.name=torch")
+    claim(store, train(people, *PLAIN))
+    diffusion.train(train(people, *PLAIN), str(tmp_path / "out"), tracked, half)
+    assert [row["step"] for row in tracked.rows] == list(range(1, half + 1))
+    alone = train(people, *PLAIN, "engine.name=torch", "engine.workers=1")
     claim(store, alone)
-    diffusion.train(alone, str(tmp_path / "out"), tracked)
+    resumed: Any = Rows()  # it tells of the whole curve, since this driver may be another
+    diffusion.train(alone, str(tmp_path / "out"), resumed)
+    assert resumed.rows[:half] == tracked.rows
     whole: Any = Rows()
-    diffusion.train(train(people), str(tmp_path / "whole"), whole)
-    ours, theirs = halves(tracked.rows, "error"), halves(whole.rows, "error")
-    assert ours == pytest.approx(theirs, rel=0.02)
+    diffusion.train(train(people, *PLAIN), str(tmp_path / "whole"), whole)
+    ours, theirs = halves(resumed.rows), halves(whole.rows)
+    assert ours == pytest.approx(theirs, rel=0.01)
