@@ -51,19 +51,13 @@ def tars(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("pool.size=2",),
-        ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5"),
-        ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25"),
-    ],
-    ids=["two actors", "two actors on fractions of a declared GPU", "render and screen apart"],
-)
-def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path, overrides) -> None:
+def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path) -> None:
     alone = make(studio("pool.size=1"), tmp_path / "alone")
     assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
-    assert make(studio(*overrides), tmp_path / "other") == alone
+    shared = ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5")  # of a declared GPU
+    assert make(studio(*shared), tmp_path / "shared") == alone
+    apart = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
+    assert make(studio(*apart), tmp_path / "apart") == alone
 
 
 def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
@@ -83,8 +77,7 @@ def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
         return recipe
 
     alone = make(idiff("pool.size=1"), tmp_path / "alone")
-    assert make(idiff("pool.size=2"), tmp_path / "two") == alone
-    split = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
+    split = ("pool.size=2", "pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
     assert make(idiff(*split), tmp_path / "split") == alone
 
 
@@ -135,12 +128,9 @@ def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
-    overrides = [
-        part
-        for override in (*SMALL, "identities.count=40", "identities.images_each=12")
-        for part in ("--set", override)
-    ]
+def test_a_killed_run_is_completed_by_the_same_command(ray_cluster, tmp_path: Path) -> None:
+    sets = ("identities.count=40", "identities.images_each=12")
+    overrides = [part for override in (*SMALL, *sets) for part in ("--set", override)]
 
     def command(out: Path) -> list[str]:
         uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -149,7 +139,7 @@ def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
             "--tracking-uri", uri,
         ]  # fmt: skip
 
-    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, timeout=180)
+    whole = make(studio(*sets), tmp_path / "whole")
     killed = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, start_new_session=True)
     deadline = time.time() + 120
     while len(tars(tmp_path / "killed")) < 2 and time.time() < deadline:
@@ -162,7 +152,7 @@ def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
         command(tmp_path / "killed"), cwd=ROOT, check=True, timeout=180, capture_output=True
     )
     assert b"resuming: " in again.stdout
-    assert tars(tmp_path / "killed") == tars(tmp_path / "whole")
+    assert tars(tmp_path / "killed") == whole
     assert verify(Store(str(tmp_path / "killed"))) == []
     os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
 
