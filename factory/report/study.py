@@ -17,7 +17,7 @@ import numpy as np
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.report.sweep import Axis, shown
-from factory.search.results import SWEEP, chance, is_sweep
+from factory.search.results import SWEEP, chance, is_sweep, load
 from factory.shards.store import Store
 
 RESOLVED = 0.05
@@ -31,9 +31,7 @@ def gathered(store: Store) -> dict[str, Any]:
     """
     if not is_sweep(store):
         raise InputError(f"{store.url}: no sweep there ({SWEEP} is missing)")
-    sweep = json.loads(store.read(SWEEP))
-    names = (name for name in store.list("trials") if name.endswith("/result.json"))
-    results = [json.loads(store.read(name)) for name in names]
+    sweep, results = load(store)
     finished = [result for result in results if result["state"] == "finished"]
     if not finished:
         raise InputError(f"{store.url}: no trial is finished")
@@ -95,7 +93,7 @@ def table(study: Mapping[str, Any]) -> str:
 def verdict(study: Mapping[str, Any]) -> str:
     """Say in one sentence whether the points differ."""
     if study["chance"] is None:
-        return "One seed a point: differences are not resolved."
+        return "Differences are not resolved: that takes two points, each with two seeds or more."
     rows = study["rows"]
     span = rows[0]["accuracy"] - rows[-1]["accuracy"]
     word = "resolved" if study["resolved"] else "not resolved"
@@ -148,9 +146,12 @@ def main() -> None:
     parser.add_argument("sweeps", nargs="+", help="folders of sweeps")
     parser.add_argument("--out", type=Path, required=True, help="folder of JSON files and charts")
     given = parser.parse_args()
+    try:
+        studies = [gathered(Store(url)) for url in given.sweeps]
+    except InputError as error:
+        parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
-    for url in given.sweeps:
-        study = gathered(Store(url))
+    for study in studies:
         name = study["name"]
         (given.out / f"{name}.json").write_text(json.dumps(study, indent=1) + "\n")
         draw(study, given.out / f"{name}.svg")

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
 from factory.report.page import duration, percent, template
-from factory.search.results import SWEEP, chance
+from factory.search.results import chance, load
 from factory.shards.store import Store
 
 WORDS = {
@@ -27,9 +27,7 @@ Result = Mapping[str, Any]
 
 def sweep_page(store: Store) -> str:
     """Return the page of a sweep, running or done, as one self-contained HTML text."""
-    sweep = json.loads(store.read(SWEEP))
-    names = (name for name in store.list("trials") if name.endswith("/result.json"))
-    results = sorted((json.loads(store.read(n)) for n in names), key=lambda r: r["number"])
+    sweep, results = load(store)
     space = sweep["space"]
     finished = [result for result in results if result["state"] == "finished"]
     ranked = sorted(finished, key=lambda result: -result["accuracy"])
@@ -105,7 +103,7 @@ def _facts(sweep: Mapping[str, Any], ranked: Sequence[Result], results: Sequence
         facts.append(("Lowest", f"{100 * low:.2f}", f"% in trial {ranked[-1]['number']}"))
         p = chance([result["accuracies"] for result in ranked])
         if p is not None:
-            facts.append(("Chance", f"p = {p:.2g}", "that no trial differs, by its seeds"))
+            facts.append(("Chance", f"p = {p:.2g}", "of such differences if all trials were alike"))
     if sweep.get("overhead"):
         facts.append(("Overhead", f"{sweep['overhead']:.2f}", "wall time over the trials' own"))
     return facts

@@ -1,5 +1,6 @@
 """What results of trials say together: the best one, the front, the overhead."""
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -15,6 +16,13 @@ Result = Mapping[str, Any]
 def is_sweep(store: Store) -> bool:
     """Tell whether a folder holds a sweep."""
     return store.exists(SWEEP)
+
+
+def load(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what a sweep's folder says of it, and its trials' results in their order."""
+    names = (name for name in store.list("trials") if name.endswith("/result.json"))
+    results = sorted((json.loads(store.read(n)) for n in names), key=lambda r: r["number"])
+    return json.loads(store.read(SWEEP)), results
 
 
 def losses(result: Result, objectives: Sequence[str]) -> tuple[float, ...]:

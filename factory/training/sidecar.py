@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
+from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, parse
 from factory.shards.store import Store, public
@@ -41,8 +42,15 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
         )
     from factory.engine import each
 
+    random = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
+    if random:
+        raise InputError(
+            f"recipe field weights.{random[0]}.location: {RANDOM_INIT!r}, which differs from actor "
+            "to actor; with precompute accepted are files"
+        )
     source = source_of(recipe, 0.0)  # a user's mistake is an error here, before any actor
-    rows = [{"first": first} for first in range(0, len(source.feed), CHUNK)]
+    store, firsts = Store(wanted.sidecar), range(0, len(source.feed), CHUNK)
+    rows = [{"first": first} for first in firsts if lacking(source, store, first)]
     source.feed.close()
     pool = each(
         rows,
@@ -62,6 +70,14 @@ def source_of(recipe: TrainRecipe, num_gpus: float) -> Source:
     engine = recipe.engine.model_copy(update={"num_gpus": num_gpus})
     placed = recipe.model_copy(update={"engine": engine})
     return training_class(recipe.system)(placed, Place(0, 1, Path(tempfile.gettempdir()))).source()
+
+
+def lacking(source: Source, store: Store, first: int) -> dict[str, str]:
+    """Return the files, by kind, that a sidecar lacks of the images from `first` on."""
+    files = {
+        kind: chunk_file(name, first) for kind, name in source.named().items() if kind in NETWORKS
+    }
+    return {kind: file for kind, file in files.items() if not store.exists(file)}
 
 
 class Precomputer:
@@ -90,12 +106,7 @@ class Precomputer:
 
     def make(self, rows: range) -> None:
         """Compute the kinds that the sidecar lacks of these images, and store them."""
-        files = {
-            kind: chunk_file(name, rows.start)
-            for kind, name in self.source.named().items()
-            if kind in NETWORKS
-        }
-        missing = {kind: file for kind, file in files.items() if not self.store.exists(file)}
+        missing = lacking(self.source, self.store, rows.start)
         if not missing:
             return
         with tempfile.TemporaryDirectory() as scratch:

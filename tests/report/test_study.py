@@ -38,6 +38,9 @@ def test_the_command_writes_json_and_a_chart(tmp_path):
     assert json.loads((tmp_path / "s/rates.json").read_text())["name"] == "rates"
     chart = (tmp_path / "s/rates.svg").read_text()
     assert "Which rate?" in chart and "accuracy, %" in chart
+    words[2] = str(tmp_path)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "no sweep there (sweep.json is missing)" in done.stderr
 
 
 def test_folders_without_figures_are_refused(tmp_path):

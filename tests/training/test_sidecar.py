@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_pool
 
 from factory.diffusion.examples import CHUNK, NETWORKS, load_examples
+from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
-from factory.recipe import InputError, TrainRecipe, load
+from factory.recipe import InputError, TrainRecipe, Weights, load
 from factory.shards.store import Store
 from factory.systems.dcface import DCFaceTraining
 from factory.training.sidecar import Precomputer, precompute
@@ -61,6 +62,7 @@ def test_a_pool_makes_what_a_training_makes_and_goes_on_where_it_stopped(
     assert (here.keys == there.keys).all() and (here.labels == there.labels).all()
 
     written = {name: (store.root / name).stat().st_mtime_ns for name in made} if store.root else {}
+    assert lines(recipe) == []  # nothing is left to do, and no pool starts for it
     store.delete(made[1])
     with pytest.raises(InputError, match=f"precompute.sidecar: .* lacks {made[1]}"):
         load_examples(source, tmp_path / "lacking", store)
@@ -75,5 +77,8 @@ def test_a_pool_makes_what_a_training_makes_and_goes_on_where_it_stopped(
 
 def test_nothing_is_made_ahead_where_nothing_can_be(recipe: TrainRecipe) -> None:
     assert lines(recipe.model_copy(update={"precompute": None})) == []
+    random = recipe.weights | {"teacher": Weights(location=RANDOM_INIT, licence="CC0-1.0")}
+    with pytest.raises(InputError, match=r"weights.teacher.location: .* accepted are files"):
+        lines(recipe.model_copy(update={"weights": random}))
     with pytest.raises(InputError, match=r"precompute: an autoencoder .* accepted is none"):
         lines(recipe.model_copy(update={"system": "autoencoder"}))
