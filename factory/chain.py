@@ -29,6 +29,8 @@ class Chain:
         tracking_uri: where MLflow keeps the runs.
         seeds: recognizer trainings of each row.
         benchmarks: folder of the verification benchmarks.
+        part: which part of a dataset a recognizer is trained on, as overrides of its recipe.
+        resize: whether images are resized to what a network takes instead of refused.
         timings: seconds by step.
     """
 
@@ -37,6 +39,8 @@ class Chain:
     tracking_uri: str
     seeds: Sequence[int]
     benchmarks: Path
+    part: Sequence[str] = field(default=WHOLE, kw_only=True)
+    resize: bool = field(default=False, kw_only=True)
     timings: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
@@ -57,6 +61,7 @@ class Chain:
     ) -> dict[str, Any]:
         """Return the quality of a dataset under a recognizer."""
         file = self.run / f"quality_{name}_{who}.json"
+        flags = (*flags, "--resize") if self.resize else flags
         self.step(f"measure {name} under the {who}", "measure", dataset,
                   "--recognizer", recognizer, *flags, "--json", file)  # fmt: skip
         return json.loads(file.read_text())
@@ -64,7 +69,7 @@ class Chain:
     def train(
         self, row: str, dataset: str | Path, recipe: str | Path = FR, sets: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Train and evaluate a recognizer for every seed on all of a dataset.
+        """Train and evaluate a recognizer for every seed on a dataset, or its stated part.
 
         Returns:
             the seeds, and accuracies in [0, 1] by benchmark and on average, one a seed.
@@ -72,13 +77,15 @@ class Chain:
         found: dict[str, Any] = {"seeds": list(self.seeds), "average": []}
         for seed in self.seeds:
             out = self.run / "fr" / row / f"seed{seed}"
-            own = (f"data.train={dataset}", f"seed={seed}", *WHOLE, *sets)
+            own = (f"data.train={dataset}", f"seed={seed}", *self.part, *sets)
+            own = (*own, "data.resize=true") if self.resize else own
             self.step(
                 f"train on {row}, seed {seed}", "train_recognizer", recipe, "--out", out, sets=own
             )
             file = out / "benchmarks.json"
             self.step(f"evaluate {row}, seed {seed}", "evaluate", "--recognizer", out,
-                      "--benchmarks", self.benchmarks, "--json", file)  # fmt: skip
+                      "--benchmarks", self.benchmarks, "--json", file,
+                      *(("--resize",) if self.resize else ()))  # fmt: skip
             result = json.loads(file.read_text())
             found["average"].append(result["average"])
             for name, benchmark in result["benchmarks"].items():

@@ -11,6 +11,7 @@ from typing import NoReturn
 from factory.recipe import InputError
 
 DONE, FAULTY, WRONG_INPUT = 0, 1, 2
+OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 
 
@@ -77,13 +78,27 @@ def _kept(arguments: argparse.Namespace) -> None:
     """Refuse outputs below the copy of the working tree a submitted job runs in: Ray deletes it."""
     if COPIES not in Path.cwd().parts:
         return
-    for flag in ("out", "to", "pools"):
+    for flag in OUTPUTS:
         given = getattr(arguments, flag, "")
         if given and "://" not in given and not Path(given).is_absolute():
             raise InputError(
                 f"--{flag} {given}: a submitted job runs in a copy of the working tree, which is "
                 "deleted after it; accepted is a URL or an absolute path"
             )
+
+
+def positive(text: str) -> int:
+    """Take a count; an argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
+    return int(text)
+
+
+def local(text: str) -> str:
+    """Take an output that is written to this machine's disk; an argparse type, no URL."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: accepted is a path; this output takes no URL")
+    return text
 
 
 def show(rows: dict[str, str]) -> None:

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.chain import JUDGE, Chain
+from factory.chain import WHOLE, Chain
 from factory.evaluation.dataset import samples
 from factory.evaluation.gap import REAL, gap, over_seeds
+from factory.evaluation.images import Embeds, decode, fitted
+from factory.evaluation.verification import bin_files, read_bin
 from factory.export.sheet import ContactSheet
-from factory.recipe import InputError, Recipe
+from factory.recipe import FRRecipe, InputError
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 
-# An early layer: in embeddings of identity, other people cover almost nothing.
-FEATURES = f"{JUDGE}#layer2"
+LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
 UNITS = {
     "diversity": "diversity_unmatched of measure.py, beside the row `real`, in `features`",
@@ -26,11 +27,38 @@ UNITS = {
 }
 
 
-def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Part:
+    """What is compared of each dataset: the first so many identities and images; None is all."""
+
+    identities: int | None = None
+    images_each: int | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Return it as `measure.py` takes it."""
+        return tuple(f"--{key.replace('_', '-')}={value}" for key, value in self._stated.items())
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Return it as overrides of a recognizer's recipe."""
+        return (*WHOLE, *(f"data.{key}={value}" for key, value in self._stated.items()))
+
+    @property
+    def _stated(self) -> dict[str, int]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def named_datasets(real: str, urls: Sequence[str], part: Part) -> dict[str, str]:
     """Return the datasets by their rows' names: `real`, then the last part of each URL.
 
+    Args:
+        real, urls: the datasets.
+        part: what is compared of each.
+
     Raises:
-        InputError: one is no finished dataset, two have one name, or their sizes differ.
+        InputError: one is no finished dataset, two have one name, their sizes differ, or the part
+            is larger than one of them.
     """
     found = {REAL: real}
     for url in urls:
@@ -43,10 +71,31 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
         manifest = load_manifest(Store(url))
         people = manifest.recipe["identities"]["count"]
         sizes[name] = f"{manifest.totals.planned} images of {people}"
-    if len(set(sizes.values())) > 1:
+        if part.identities is not None and people < part.identities:
+            raise InputError(f"--identities {part.identities}: {name} has {people}")
+    if None in (part.identities, part.images_each) and len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"datasets: {listed}; accepted is one size for all")
+        raise InputError(
+            f"datasets: {listed}; accepted is one size for all, or --identities N --images-each M"
+        )
     return found
+
+
+def check_sizes(
+    datasets: Mapping[str, str], recipe: FRRecipe, judge: Embeds, benchmarks: str | Path
+) -> None:
+    """Refuse images that the judge or the recognizer would refuse, before hours are spent on them.
+
+    Raises:
+        InputError: images of a dataset or of a benchmark have another size.
+    """
+    for name, url in datasets.items():
+        image = decode(next(samples(Store(url))).encoded, name)
+        fitted(image, judge.size, f"{name}, under the judge {judge.name}", resize=False)
+        fitted(image, recipe.image.size, f"{name}, in recipe {recipe.name}", resize=False)
+    for name, file in bin_files(benchmarks).items():
+        image = decode(read_bin(file).images[0], name)
+        fitted(image, recipe.image.size, f"benchmark {name}, in recipe {recipe.name}", resize=False)
 
 
 @dataclass
@@ -58,14 +107,16 @@ class Comparison(Chain):
         sets: its overrides.
         judge: the recognizer that measures, by reference.
         features: the network in whose features diversity is taken, as `measure.py` takes it.
+        measured: more flags of `measure.py`, for every row.
     """
 
     recipe: str
     sets: Sequence[str]
     judge: str
     features: str
+    measured: Sequence[str] = ()
 
-    def compare(self, datasets: Mapping[str, str], trained: Recipe) -> dict[str, Any]:
+    def compare(self, datasets: Mapping[str, str], trained: FRRecipe) -> dict[str, Any]:
         """Measure and train on every dataset; return what `report.py` shows and the rows.
 
         Args:
@@ -75,14 +126,16 @@ class Comparison(Chain):
         quality, benchmarks, rows = {}, {}, {}
         for name, url in datasets.items():
             beside = ("--real", datasets[REAL], "--features", self.features)
-            judged = self.measure(name, url, "judge", self.judge, *(() if name == REAL else beside))
+            flags = (*self.measured, *(() if name == REAL else beside))
+            judged = self.measure(name, url, "judge", self.judge, *flags)
             quality[name] = {"judge": judged}
             benchmarks[name] = self.train(name, url, self.recipe, self.sets)
             rows[name] = _row(url, judged, benchmarks[name], benchmarks[REAL])
         return {
             "title": "Datasets compared",
             "datasets": dict(datasets),
-            "recipe": trained.model_dump(mode="json"),
+            "recipe": trained.model_dump(mode="json", exclude={"data", "seed"}),
+            "part": list(self.part),
             "features": self.features,
             "rows": rows,
             "units": UNITS,
@@ -101,6 +154,7 @@ def _row(
     behind = gap(real["average"], trained["average"])
     return {
         "content_digest": manifest.content_digest,
+        "images": judged["images"],
         **{name: judged[name] for name in SHOWN},
         "diversity": judged.get("variety", {}).get("diversity_unmatched"),
         "accuracy": accuracy.mean,
@@ -119,7 +173,7 @@ def sheet(url: str) -> bytes:
     return made.jpeg()
 
 
-def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the rows as a table of Markdown; a figure that does not exist is a dash."""
     head = ["dataset", "uniqueness", "consistency", "diversity", "EER %", "spread"]
     head += ["accuracy", "gap, points", "images/s"]

@@ -43,6 +43,10 @@ from factory.shards.store import Store, public
 Say = Callable[[str], None]
 
 
+class TooFewError(InputError):
+    """Pools are what the recipe says, but hold less than it asks of them: another try is vain."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """A finished dataset that a composition draws from."""
@@ -101,8 +105,9 @@ def compose(
         say: receives a line of progress now and then.
 
     Raises:
-        InputError: a pool is not a finished dataset, is another one than the recipe says or too
-            small for what is asked of it, or `out` holds another composition.
+        TooFewError: a pool is too small for what is asked of it.
+        InputError: a pool is not a finished dataset or another one than the recipe says, or `out`
+            holds another composition.
     """
     _refuse_other(out, recipe)
     shares = budget(recipe)
@@ -120,7 +125,7 @@ def compose(
         if base:
             other = next((other for other in pools if other.name == base), None)
             if other is None:
-                raise InputError(
+                raise TooFewError(
                     f"recipe field pools.{pool.name}.identities_of: {base} has no share of "
                     f"{recipe.images} images; raise images or its weight"
                 )
@@ -182,7 +187,7 @@ def select(
         cosines: of each image to its centre, float64 [N], where there is a band.
 
     Raises:
-        InputError: fewer identities or images qualify than are asked for.
+        TooFewError: fewer identities or images qualify than are asked for.
     """
     offered = np.arange(len(index))
     if among is not None:
@@ -195,7 +200,7 @@ def select(
     people = np.unique(index.labels[rows])
     if view.identities is not None:
         if len(people) < view.identities:
-            raise InputError(
+            raise TooFewError(
                 f"recipe field pools.{name}.identities: {view.identities}; {len(people)} qualify"
                 f"{_criteria(view)}"
             )
@@ -212,11 +217,11 @@ def select(
     if share is not None:
         wanted = share // view.repeat
         if not wanted:
-            raise InputError(
+            raise TooFewError(
                 f"recipe field pools.{name}.repeat: {view.repeat}; its share is {share} images"
             )
         if len(order) < wanted:
-            raise InputError(
+            raise TooFewError(
                 f"recipe field images: pool {name} has a share of {share} of them, but "
                 f"{len(order)} images of {len(people)} identities qualify{_criteria(view)}, each "
                 f"{view.repeat} times; lower images or the pool's weight, or raise repeat"
@@ -226,13 +231,13 @@ def select(
         order = order[np.lexsort(by)[:wanted]]
         met = len(np.unique(index.labels[order]))
         if view.identities is not None and met < view.identities:
-            raise InputError(
+            raise TooFewError(
                 f"recipe field pools.{name}.identities: {view.identities}; its share of {share} "
                 f"images ends after {met} of them; accepted are up to {met}, or a larger share"
             )
     rows = np.sort(order)
     if not len(rows):
-        raise InputError(f"recipe field pools.{name}: no image qualifies{_criteria(view)}")
+        raise TooFewError(f"recipe field pools.{name}: no image qualifies{_criteria(view)}")
     cosine = np.full(len(rows), np.nan) if cosines is None else cosines[rows]
     return Selection(rows, cosine.astype(np.float32), share, removed)
 

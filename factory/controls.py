@@ -18,7 +18,7 @@ import numpy as np
 
 from factory import tracking
 from factory.chain import BENCHMARKS, JUDGE, RECIPES, Chain
-from factory.comparison import FEATURES
+from factory.comparison import LAYER
 from factory.evaluation.dataset import samples
 from factory.recipe import local_path
 from factory.shards.store import Store
@@ -88,7 +88,7 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
     size = (f"identities.count={people}", f"identities.images_each={IMAGES_EACH}")
     real = chain.run / "real"
     chain.step("real", "generate", RECIPES / "generate/studio.yaml", "--out", real, sets=size)
-    beside = ("--real", str(real), "--features", FEATURES)
+    beside = ("--real", str(real), "--features", f"{JUDGE}#{LAYER}")
     found: dict[str, Any] = {}
     for name in names:
         found[name] = []

@@ -248,6 +248,11 @@ def cpus() -> int:
     return max(int(sum(n * resources.get("CPU", 0.0) for resources, n in _nodes())), 1)
 
 
+def gpus() -> float:
+    """Return the GPUs of the connected cluster, those that autoscaling may add included."""
+    return sum(n * resources.get("GPU", 0.0) for resources, n in _nodes())
+
+
 def each(
     rows: list[dict[str, Any]],
     actor: type,

@@ -6,7 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 import factory
-from factory.recipe import InputError, Part, Weights
+from factory.recipe import FOREIGN, InputError, Part, Weights
+from factory.shards.located import local_file
+from factory.shards.store import public
 
 DIGITAL_SOURCE_TYPE = "trainedAlgorithmicMedia"  # IPTC's term for an image made by a trained model
 
@@ -31,6 +33,7 @@ LICENCES = (  # from the most permissive to the strictest
     "proprietary",
     "unknown",
 )
+ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' for p in FOREIGN)}"
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
 
 
@@ -51,7 +54,7 @@ class Inherited(Part):
 
 
 def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
-    """Return the models a recipe names, with the sha256 of the files as they lie on disk.
+    """Return the models a recipe names, with the sha256 of the files as they lie there.
 
     Raises:
         InputError: a file is missing, or is not the one whose sha256 the recipe states.
@@ -59,7 +62,7 @@ def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
     return tuple(
         Model(
             name=name,
-            location=part.location,
+            location=public(part.location),
             sha256=checked_sha256(name, part),
             licence=part.licence,
         )
@@ -70,18 +73,17 @@ def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
 def checked_sha256(name: str, weights: Weights) -> str:
     """Return the sha256 of a file of weights, 64 hex digits, having compared it with the recipe's.
 
+    A file behind a URL is fetched to this node's cache first. Where the recipe states no sha256,
+    whatever lies there is taken, from disk or from a URL.
+
     Raises:
         InputError: the file is missing, or its sha256 is not the one the recipe states.
     """
-    path = weights.path()
-    if not path.is_file():
-        raise InputError(
-            f"recipe field weights.{name}.location: no file {path}; accepted is a file of weights"
-        )
-    found = sha256_file(path)
+    field = f"recipe field weights.{name}"
+    found = sha256_file(local_file(weights.location, f"{field}.location", ACCEPTED))
     if weights.sha256 and weights.sha256 != found:
         raise InputError(
-            f"recipe field weights.{name}.sha256: {weights.sha256}, but {path} has {found}; "
+            f"{field}.sha256: {weights.sha256}, but {public(weights.location)} has {found}; "
             "accepted is the file the recipe was written for, or the new sha256"
         )
     return found

@@ -11,6 +11,7 @@ import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,33 +34,52 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 
-FOREIGN = ("onnx", "arcface_torch", "adaface")  # prefixes of recognizers that others made
+FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of weights others made
+OPTIONS = (  # of such weights and of other references: FILE?option=value
+    *("channels", "download", "licence", "name", "names", "pixels"),
+    *("argument", "range", "size"),
+)
 
 
 class Weights(Part):
     """A file of weights, named by where it lies and what it holds."""
 
-    location: str = Field(description="Path, URL or package:PATH inside the factory package.")
+    location: str = Field(
+        description="Path, package:PATH inside the factory package, or URL without credentials; "
+        "or one of them behind a prefix, as adaface:FILE?channels=bgr."
+    )
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     licence: str = "unknown"
 
-    def path(self) -> Path:
-        """Return the local path; `package:` names a file shipped inside the package."""
-        return local_path(self.location)
-
 
 def local_path(location: str) -> Path:
-    """Resolve a location on local disk.
+    """Resolve a location on local disk; `factory.shards.located` finds what lies behind URLs too.
 
-    `package:` is relative to the installed factory package; of a recognizer of others, as
+    `package:` is relative to the installed factory package; of weights of others, as
     `adaface:FILE?channels=bgr`, it is the file that counts.
     """
+    file = file_of(location)
+    if file.startswith("package:"):
+        return Path(str(resources.files("factory"))) / file.removeprefix("package:")
+    return Path(file.removeprefix("file://"))
+
+
+def file_of(location: str) -> str:
+    """Return the file of a location: its own address, without the prefix and options of others'."""
     prefix, colon, rest = location.partition(":")
-    if colon and prefix == "package":
-        return Path(str(resources.files("factory"))) / rest
-    if colon and prefix in FOREIGN:
-        return Path(rest.partition("?")[0])
-    return Path(location)
+    return with_options(rest)[0] if colon and prefix in FOREIGN else location
+
+
+def with_options(text: str) -> tuple[str, dict[str, str]]:
+    """Split FILE?option=value&option=value into the file and its options.
+
+    What the query of a URL says beyond `OPTIONS` stays with it, such as endpoint_override.
+    """
+    file, _, query = text.partition("?")
+    given = query.split("&") if query else []
+    own = [part for part in given if "://" in file and part.partition("=")[0] not in OPTIONS]
+    options = parse_qsl("&".join(part for part in given if part not in own), keep_blank_values=True)
+    return "?".join([file, "&".join(own)] if own else [file]), dict(options)
 
 
 class Image(Part):
@@ -116,7 +136,9 @@ class NearDuplicate(Part):
 class KnownFaces(Part):
     """Embeddings of real faces under the teacher, named by where they lie and what they are."""
 
-    location: str = Field(description="A .safetensors, .npy or .parquet file, or a folder of such.")
+    location: str = Field(
+        description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of such."
+    )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -198,6 +220,9 @@ class Data(Part):
     identities: Positive | None = Field(default=None, description="Use the first N identities.")
     images_each: Positive | None = Field(default=None, description="Use the first N images each.")
     shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
+    resize: bool = Field(
+        default=False, description="Resize images of another size, bilinearly, to image.size."
+    )
 
     def urls(self) -> tuple[str, ...]:
         """Return the datasets as a tuple, in the order their labels are counted."""

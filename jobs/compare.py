@@ -3,7 +3,8 @@
     python jobs/compare.py jobs/recipes/desk/fr/desk.yaml --real runs/studio_faces \
         --dataset runs/idiff_face --dataset runs/dcface --seeds 3 --out runs/compared
 
-To resume, run the same command again: finished trainings are kept.
+Your own faces want your own --judge and --benchmarks, and --r where the judge knows photographs. To
+resume, run the same command again: finished trainings are kept.
 """
 
 import argparse
@@ -12,16 +13,26 @@ from pathlib import Path
 
 from factory import cli, tracking
 from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import FEATURES, Comparison, markdown, named_datasets, sheet
-from factory.recipe import InputError, load, local_path
+from factory.comparison import LAYER, Comparison, Part, check_sizes, named_datasets, sheet, table
+from factory.recipe import FRRecipe, load, local_path
 
 
 def job(given: argparse.Namespace) -> None:
     """Check the datasets, fill the rows and write the table and its report."""
-    recipe = load(given.recipe, given.overrides, kind="fr")
-    if given.seeds < 1:
-        raise InputError(f"--seeds {given.seeds}; accepted is 1 or more")
-    datasets = named_datasets(given.real, given.dataset)
+    recipe, part = (
+        load(given.recipe, given.overrides, kind="fr"),
+        Part(given.identities, given.images_each),
+    )
+    assert isinstance(recipe, FRRecipe)
+    datasets = named_datasets(given.real, given.dataset, part)
+    benchmarks = local_path(given.benchmarks)
+    from factory.recognition.recognizers import load_recognizer
+
+    judge = load_recognizer(given.judge)
+    if not given.resize:
+        check_sizes(datasets, recipe, judge, benchmarks)
+    measured = (*part.flags, *(() if given.r is None else (f"--r={given.r}",)))
+    features = given.features or f"{given.judge}#{LAYER}"
     import ray
 
     from factory.engine import connect
@@ -35,28 +46,33 @@ def job(given: argparse.Namespace) -> None:
     with tracking.run(uri, "compare", out.name, what) as tracked:
         connect(given.address)
         address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
-        chain = Comparison(out, address, uri, seeds, local_path(BENCHMARKS), given.recipe,
-                           given.overrides, given.judge, given.features)  # fmt: skip
+        chain = Comparison(out, address, uri, seeds, benchmarks, given.recipe, given.overrides,
+                           given.judge, features, measured,
+                           part=part.sets, resize=given.resize)  # fmt: skip
         results = chain.compare(datasets, recipe)
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         for name, row in results["rows"].items():
             tracked.metrics({f"{name}.{key}": row[key] for key in ("accuracy", "gap", "eer")})
-        table = markdown(results["rows"])
-        (out / "table.md").write_text(table + "\n")
+        text = table(results["rows"])
+        (out / "table.md").write_text(text + "\n")
         chain.step("report", "report", out)
         for name in ("results.json", "table.md", "report.html", "sheets"):
             tracked.artifact(out / name, "sheets" if name == "sheets" else "")
-    print(f"\n{table}\n\nreport: {(out / 'report.html').resolve()}")
+    print(f"\n{text}\n\nreport: {(out / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML); its data is each dataset in turn")
-    parser.add_argument("--real", required=True, help="dataset the gap is taken to")
-    parser.add_argument(
-        "--dataset", action="append", required=True, help="a dataset (repeatable), of that size"
-    )
-    parser.add_argument("--out", required=True, help="folder of the comparison")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
-    parser.add_argument("--judge", default=JUDGE, help="recognizer that measures")
-    parser.add_argument("--features", default=FEATURES, help="network diversity is taken in")
+    add = parser.add_argument
+    add("--real", required=True, help="dataset the gap is taken to")
+    add("--dataset", action="append", required=True, help="a dataset (repeatable), of that size")
+    add("--out", type=cli.local, required=True, help="folder of the comparison")
+    add("--seeds", type=cli.positive, default=1, help="trainings of each row (default 1)")
+    add("--judge", default=JUDGE, help="recognizer that measures")
+    add("--r", type=float, help="the judge's radius, a cosine (default: taken on studio people)")
+    add("--features", default="", help=f"network diversity is taken in (default: JUDGE#{LAYER})")
+    add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
+    add("--identities", type=cli.positive, help="compare the first N identities of each")
+    add("--images-each", type=cli.positive, help="compare the first N images of each")
+    add("--resize", action="store_true", help="resize images of another size")
     cli.run(parser, job)

@@ -66,7 +66,7 @@ def show(results: dict) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
-    parser.add_argument("--out", default="runs/demo", help="folder of the run")
+    parser.add_argument("--out", type=cli.local, default="runs/demo", help="folder of the run")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--smallest", action="store_true", help="minutes; figures mean nothing")
     parser.add_argument("--from-scratch", action="store_true", help="train every network first")

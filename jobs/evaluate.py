@@ -53,6 +53,8 @@ if __name__ == "__main__":
         default="",
         help=f"of ijb: norm, detector, flip; several with commas (default: {SWITCHES})",
     )
-    parser.add_argument("--json", default="", help="also write the result to this file")
+    parser.add_argument(
+        "--json", type=cli.local, default="", help="also write the result to this file"
+    )
     parser.add_argument("--resize", action="store_true", help="resize images of another size")
     cli.run(parser, job)

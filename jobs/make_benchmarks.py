@@ -48,7 +48,7 @@ def job(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
-    parser.add_argument("--out", required=True, help="folder of the .bin files")
+    parser.add_argument("--out", type=cli.local, required=True, help="folder of the .bin files")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of each benchmark")
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
     parser.add_argument("--seed", type=int, default=1, help="root seed of the pictures")

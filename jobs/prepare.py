@@ -66,6 +66,7 @@ if __name__ == "__main__":
     add("--detector", default="", help="SCRFD detector for --align, FILE.onnx[?licence=NAME]")
     add("--recognizer", default="", help="also keep this recognizer's embeddings")
     add("--synthetic", action="store_true", help="a model made the images: say so in each sidecar")
+    add("--unlabelled", action="store_true", help="every image is a person of its own, as in FFHQ")
     add("--shard-images", type=int, default=2000, help="most images of one shard (2000)")
     add("--actors", type=int, default=0, help="workers at once (default: one a CPU)")
     cli.run(parser, job)

@@ -36,7 +36,9 @@ def job(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, url="folder or URL of a run, a dataset or a sweep")
-    parser.add_argument("--to", default="", help=f"file to write (default: URL/{REPORT})")
+    parser.add_argument(
+        "--to", type=cli.local, default="", help=f"file to write (default: URL/{REPORT})"
+    )
     parser.add_argument(
         "--measures",
         action="append",

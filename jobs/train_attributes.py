@@ -40,7 +40,7 @@ def job(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, url="folder or URL of a dataset of the studio")
-    parser.add_argument("--out", required=True, help="folder of the predictor")
+    parser.add_argument("--out", type=cli.local, required=True, help="folder of the predictor")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the dataset")
     parser.add_argument("--seed", type=int, default=31, help="root seed")
     parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights made")

@@ -67,5 +67,7 @@ def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of the recognizer")
-    parser.add_argument("--onnx", default="", help="also write the finished network to this file")
+    parser.add_argument(
+        "--onnx", type=cli.local, default="", help="also write the finished network to this file"
+    )
     cli.run(parser, job)

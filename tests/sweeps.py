@@ -9,8 +9,8 @@ AXES = {"rate": Real(0.01, 1.0, log=True), "size": Choice([4, 2], [8, 1]), "kind
 OBJECTIVES = ("accuracy", "generation_seconds")
 
 
-def write_sweep(store, count):
-    """Write the folder of a sweep with the first `count` of six trials."""
+def write_sweep(store, count, **more):
+    """Write the folder of a sweep with the first `count` of six trials, and more of its file."""
     space = Space("rates", "Which rate?", AXES, dict, objectives=OBJECTIVES, seeds=(1, 2))
     results = []
     for number in range(count):
@@ -40,4 +40,5 @@ def write_sweep(store, count):
         store.write(f"trials/{number:04d}/result.json", json.dumps(result).encode())
     finished = [result for result in results if result["state"] == "finished"]
     ended = {"best": best(finished, OBJECTIVES), "front": front(finished, OBJECTIVES)}
-    store.write(SWEEP, json.dumps({"space": space.described(), **ended, "overhead": 1.04}).encode())
+    held = {"space": space.described(), **ended, "overhead": 1.04, **more}
+    store.write(SWEEP, json.dumps(held).encode())

@@ -2,15 +2,17 @@
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from factory import cli
-from factory.recipe import InputError
+from factory.recipe import InputError, load
 
 ROOT = Path(__file__).parent.parent
 EVERY_JOB = {"--help", "--set", "--address", "--tracking-uri"}
@@ -19,7 +21,10 @@ ENTRY_POINT_LINES = 80
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
-    "compare": {"--real", "--dataset", "--out", "--seeds", "--judge", "--features"},
+    "compare": {
+        *("--real", "--dataset", "--out", "--seeds", "--judge", "--features"),
+        *("--benchmarks", "--r", "--identities", "--images-each", "--resize"),
+    },
     "compose": {"--out", "--materialise"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
     "evaluate": {
@@ -41,7 +46,8 @@ FLAGS: dict[str, set[str]] = {
     "plan": set(),
     "prepare": {
         *("--out", "--licence", "--name", "--size", "--format", "--resize", "--align"),
-        *("--detector", "--recognizer", "--synthetic", "--shard-images", "--actors"),
+        *("--detector", "--recognizer", "--synthetic", "--unlabelled"),
+        *("--shard-images", "--actors"),
     },
     "report": {"--to", "--measures"},
     "sweep": {"--out", "--samples", "--seeds", "--concurrent", "--pools"},
@@ -115,6 +121,31 @@ def test_positional_arguments_are_frozen(helps: dict[str, str]) -> None:
         return [word for word in outside.split()[2:] if word.isupper()]
 
     assert {job: positional(text) for job, text in helps.items()} == POSITIONAL
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """Return the commands in the pages' code blocks: page, job, and the words after it."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+        for block in page.read_text().split("```")[1::2]:
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.partition("# ")[0]
+                if told := re.search(r"python jobs/(\w+)\.py(.*)", line):
+                    found.append((page.name, told[1], shlex.split(told[2])))
+    return found
+
+
+def test_commands_in_the_pages_have_flags_and_recipes_that_exist() -> None:
+    assert len(commands()) > 30
+    for page, job, words in commands():
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= FLAGS[job] | EVERY_JOB, (page, job, words)
+        for recipe in (word for word in words if word.startswith("jobs/recipes/")):
+            if "BAND" in recipe:
+                continue
+            sets = [after for word, after in pairwise(words) if word == "--set"]
+            stated = [s for s in sets if not s.partition("=")[2].isupper()]
+            assert load(ROOT / recipe, stated), (page, recipe)
 
 
 def usage(text: str) -> str:

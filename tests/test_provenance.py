@@ -6,6 +6,7 @@ import pytest
 
 from factory import provenance
 from factory.recipe import InputError, Weights
+from factory.shards.store import Store
 
 
 def test_sha256_file(tmp_path):
@@ -41,6 +42,27 @@ def test_models_are_hashed_and_compared(tmp_path):
         provenance.models({"teacher": Weights(location=str(file), sha256="0" * 64)})
     with pytest.raises(InputError, match=r"weights\.teacher\.location: no file"):
         provenance.models({"teacher": Weights(location=str(tmp_path / "none"))})
+
+
+def test_a_file_behind_a_url_is_compared_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store(f"memory://{tmp_path.name}")
+    store.write("teacher.safetensors", b"weights")
+    location, sha256 = f"{store.url}/teacher.safetensors", hashlib.sha256(b"weights").hexdigest()
+    for stated in (sha256, ""):
+        (model,) = provenance.models({"teacher": Weights(location=location, sha256=stated)})
+        assert (model.location, model.sha256) == (location, sha256)
+    with pytest.raises(InputError, match=rf"weights\.teacher\.sha256: 0+, but {location} has"):
+        provenance.models({"teacher": Weights(location=location, sha256="0" * 64)})
+    with pytest.raises(InputError, match=rf"weights\.teacher\.location: no file {store.url}/none"):
+        provenance.models({"teacher": Weights(location=f"onnx:{store.url}/none")})
+
+
+def test_keys_in_a_location_stand_in_no_manifest(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Store(s3 % "teachers").write("a.bin", b"weights")
+    keyed = Weights(location=s3.replace("%s", "teachers/a.bin"))
+    assert "a-secret" not in str(provenance.models({"teacher": keyed}))
 
 
 def test_versions_match_the_libraries_and_import_none_of_them():

@@ -13,9 +13,11 @@ from factory.recipe import (
     bank_digest,
     canonical,
     content_digest,
+    file_of,
     load,
     local_path,
     parse,
+    with_options,
 )
 
 GENERATE: dict[str, Any] = {
@@ -255,4 +257,19 @@ def test_locations() -> None:
 
     inside = local_path("package:recipe.py")
     assert inside.samefile(Path(factory.__file__).parent / "recipe.py")
-    assert local_path("a/b") == Path("a/b")
+    for location in ("a/b", "adaface:a/b?channels=bgr", "diffusers:a/b"):
+        assert local_path(location) == Path("a/b")
+    assert local_path("file:///a/b") == Path("/a/b")
+    assert local_path("onnx:package:recipe.py") == inside
+
+
+def test_options_are_ours_and_the_rest_of_a_query_is_the_urls() -> None:
+    assert with_options("a?channels=bgr&licence=my+own") == (
+        "a",
+        {"channels": "bgr", "licence": "my own"},
+    )
+    assert with_options("a?colour=bgr") == ("a", {"colour": "bgr"})  # to be refused
+    url = "s3://b/a?endpoint_override=h:1&scheme=http"
+    assert with_options(f"{url}&channels=bgr") == (url, {"channels": "bgr"})
+    assert with_options("s3://b/a?channels=bgr") == ("s3://b/a", {"channels": "bgr"})
+    assert file_of(f"adaface:{url}&channels=bgr") == url == file_of(url)

@@ -63,5 +63,5 @@ def test_a_compose_recipe_names_its_recognizer_by_the_shipped_sha256(path: Path)
     assert isinstance(loaded, ComposeRecipe)
     assert loaded.name == path.stem
     if loaded.recognizer is not None:
-        data = loaded.recognizer.path().read_bytes()
+        data = recipe.local_path(loaded.recognizer.location).read_bytes()
         assert hashlib.sha256(data).hexdigest() == loaded.recognizer.sha256

@@ -1,13 +1,20 @@
 """Choosing identities: each step against brute force."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from faces import face, make_pool
+from irnet import IRNet
 
+from factory.banks import contents_digest
 from factory.cli import FaultError
+from factory.provenance import models
 from factory.recipe import BankRecipe, InputError, parse
-from factory.selection import Seen, select
+from factory.selection import Beholder, Seen, select
+from factory.shards.store import Store
 
 COUNT, SIZE = 300, 6
 
@@ -120,3 +127,22 @@ def test_too_few_and_unknown_attributes_are_named(seen: Seen):
 def test_a_bank_recipe_that_contradicts_itself_is_refused(changes: dict[str, Any], named: str):
     with pytest.raises(InputError, match=named):
         recipe(**changes)
+
+
+def test_candidates_are_seen_by_a_checkpoint_of_adaface(tmp_path: Path):
+    torch.manual_seed(1)
+    network, path = IRNet((2, 2, 2, 2), 32).eval(), tmp_path / "adaface_ir18_casia.ckpt"
+    torch.save(network.state_dict(), path)
+    url = make_pool(tmp_path / "faces", 3, 1, size=32)
+    named = {"url": url, "digest": contents_digest(Store(url))}
+    weights = {"recognizer": {"location": f"adaface:{path}?channels=bgr", "licence": "MIT"}}
+    made = recipe(candidates=named, weights=weights)
+    assert models(made.weights)[0].licence == "MIT"
+    beholder = Beholder((made.model_dump(mode="json"), named, 32))
+    found = beholder({"start": np.array([0])})["embeddings"][0]
+    images = beholder.bank.images(range(3))
+    assert np.abs(images[1].astype(int) - face(1, 0)).mean() < 8  # JPEG
+    with torch.no_grad():
+        bgr = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
+        unit, length = network(bgr)
+    np.testing.assert_allclose(found, (unit * length).numpy(), rtol=1e-3, atol=1e-3)

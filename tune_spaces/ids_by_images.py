@@ -25,4 +25,5 @@ SPACE = Space(
     axes={"people_by_images": Choice([100, 16], [160, 10], [200, 8], [320, 5], [400, 4])},
     composition=composition,
     search="grid",
+    reports=1,
 )

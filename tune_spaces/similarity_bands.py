@@ -45,4 +45,5 @@ SPACE = Space(
     },
     composition=composition,
     search="grid",
+    reports=1,
 )

@@ -1,4 +1,7 @@
-"""Weights on disk: safetensors that say what they are and how to build the network they fit."""
+"""Weights on disk: safetensors that say what they are and how to build the network they fit.
+
+A VQModel that diffusers saved stands in for an autoencoder's file (`factory.diffusion.foreign`).
+"""
 
 import json
 from collections.abc import Callable
@@ -7,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from factory.diffusion.autoencoder import (
@@ -17,8 +20,10 @@ from factory.diffusion.autoencoder import (
     VQConfig,
     make_autoencoder,
 )
-from factory.provenance import checked_sha256
+from factory.diffusion.foreign import is_vqmodel, vq_config, vq_state
+from factory.provenance import ACCEPTED, checked_sha256
 from factory.recipe import InputError, Weights, checked
+from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/"
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
@@ -58,10 +63,11 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
     Raises:
         InputError: the file is missing, altered, or something else.
     """
-    path = weights.path()
     checked_sha256(name, weights)
+    if kind == "autoencoder" and is_vqmodel(weights):
+        return {"config": vq_config(weights, name).model_dump_json()}
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(_path(weights, name), "pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
@@ -94,8 +100,7 @@ def load_state(
     Raises:
         InputError: the file does not fit.
     """
-    with safe_open(weights.path(), "pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state = vq_state(weights, name) if is_vqmodel(weights) else load_file(_path(weights, name))
     left: tuple[str, ...] = ()
     if fresh:
         own = module.state_dict()
@@ -132,12 +137,33 @@ def load_denoiser(
     return channels_last(network.eval().requires_grad_(False)), config
 
 
-def load_autoencoder(weights: Weights, name: str = "autoencoder") -> Bottleneck | VQ:
-    """Build the autoencoder a file describes, frozen and in evaluation mode."""
+def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> Bottleneck | VQ:
+    """Build the autoencoder a file describes, frozen and in evaluation mode.
+
+    Args:
+        weights: where it lies.
+        size: height and width of the recipe's images, which a VQModel of diffusers takes; a file
+            of our own says what it takes.
+        name: its name among the recipe's `weights`, for messages.
+
+    Raises:
+        InputError: the file is missing, altered, or something else, or images of this size are not
+            halved evenly by the VQModel.
+    """
     config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
+    if is_vqmodel(weights):
+        config["size"], least = size, 2 ** (len(config["widths"]) - 1)
+        if size % least:
+            raise InputError(
+                f"recipe field image.size: {size}; {weights.location} accepts multiples of {least}"
+            )
     network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
     load_state(weights, network, name)
     return channels_last(network.eval().requires_grad_(False))
+
+
+def _path(weights: Weights, name: str) -> Path:
+    return local_file(weights.location, f"recipe field weights.{name}.location", ACCEPTED)
 
 
 def channels_last(module: M) -> M:

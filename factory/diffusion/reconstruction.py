@@ -14,6 +14,7 @@ from factory.diffusion.autoencoder import Bottleneck, VQConfig, edge_loss, to_im
 from factory.diffusion.files import autoencoder_config, load_state, read_metadata, save_weights
 from factory.diffusion.losses import identity_cosine, perceptual_loss
 from factory.diffusion.trainable import Place, Trainable
+from factory.provenance import checked_sha256
 from factory.recipe import InputError, Part, TrainRecipe, checked
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
@@ -78,6 +79,7 @@ class AutoencoderTraining(Trainable):
                     "recipe field weights.teacher: missing; options.perceptual and "
                     "options.identity need one"
                 )
+            checked_sha256("teacher", recipe.weights["teacher"])
             teacher = recipe.weights["teacher"].location
             self.teacher = load_recognizer(teacher, device=self.device).module
         self.feed = Feed(
@@ -89,6 +91,7 @@ class AutoencoderTraining(Trainable):
             recipe.data.images_each,
             rank=place.rank,
             world=place.world,
+            resize=recipe.data.resize,
         )
         self.steps_per_epoch = self.feed.steps_per_epoch
 

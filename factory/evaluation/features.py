@@ -10,14 +10,14 @@ interpreter, without Python code and without pickle.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from factory.evaluation.dataset import samples
 from factory.evaluation.images import batches, decode, fitted, normalized
 from factory.provenance import sha256_file
-from factory.recipe import InputError, local_path
+from factory.recipe import InputError, with_options
+from factory.shards.located import local_file
 from factory.shards.store import Store
 
 if TYPE_CHECKING:
@@ -163,14 +163,11 @@ def _layer(recognizer: "Recognizer", layer: str, reference: str) -> FeatureNetwo
 def _scripted(rest: str, reference: str) -> FeatureNetwork:
     import torch
 
-    file, _, query = rest.partition("?")
-    options = dict(parse_qsl(query))
+    file, options = with_options(rest)
     size, scale, argument = options.get("size", ""), options.get("range"), options.get("argument")
     if set(options) - {"size", "range", "argument"} or scale not in RANGES or not size.isdecimal():
         raise InputError(f"--features {reference!r}; accepted: {ACCEPTED}")
-    path = local_path(file)
-    if not path.is_file():
-        raise InputError(f"--features {reference!r}: no file {path}; accepted: {ACCEPTED}")
+    path = local_file(file, f"--features {reference!r}", f"accepted: {ACCEPTED}")
     try:
         module = torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from factory.recipe import InputError
 from factory.recognition import centres
+from factory.shards.feed import resized
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -55,7 +56,7 @@ def fitted(image: np.ndarray, size: int, what: str, resize: bool) -> np.ndarray:
             f"{what}: {image.shape[1]} x {image.shape[0]} pixels, the recognizer takes {size} x "
             f"{size}; accepted are images of its size, or --resize to resize them bilinearly"
         )
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return resized(image, size)
 
 
 def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:

@@ -53,7 +53,7 @@ def evaluate(
 
 
 def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, groups: str) -> Outcome:
-    benchmarks = bin_files(folder)
+    benchmarks = bin_files(local_path(folder))
     known = read_groups(local_path(groups)) if groups else {}
     strangers = sorted(set(known) - set(benchmarks))
     if strangers:

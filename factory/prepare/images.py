@@ -12,6 +12,7 @@ from factory.evaluation.images import PNG_MAGIC
 from factory.prepare.detector import Detector
 from factory.prepare.recipe import PrepareRecipe
 from factory.recognition.alignment import aligned
+from factory.shards.feed import resized
 from factory.stages.encode import encode_image
 
 UNREADABLE, WRONG_SIZE, NO_FACE = "unreadable", "wrong_size", "no_face"
@@ -61,8 +62,7 @@ def make_image(data: bytes, recipe: PrepareRecipe, detector: Detector | None) ->
         return Made(encode_image(image, recipe.image), {"reencoded": True})
     if not recipe.resize or image.shape[0] != image.shape[1]:
         return Made(reason=WRONG_SIZE, score=float(max(image.shape[:2])))
-    scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-    return Made(encode_image(np.asarray(scaled), recipe.image), {"resized_from": image.shape[0]})
+    return Made(encode_image(resized(image, size), recipe.image), {"resized_from": image.shape[0]})
 
 
 def dimensions(data: bytes) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from factory.prepare.recipe import (
 )
 from factory.prepare.sources import Entry, Listing, Reader, list_source
 from factory.prepare.work import Assignment, Task, Worker
-from factory.recipe import Image, InputError, Weights, checked
+from factory.recipe import Image, InputError, Weights, checked, local_path
 from factory.recognition import catalog
 from factory.shards.claim import CLAIM, differences, read_claim
 from factory.shards.embeddings import embeddings_file
@@ -50,6 +50,7 @@ class Wishes:
     detector: str = ""
     recognizer: str = ""
     synthetic: bool = False
+    unlabelled: bool = False
     shard_images: int = 2000
 
 
@@ -91,7 +92,7 @@ def plan(wishes: Wishes) -> Preparation:
         )
     if wishes.shard_images < 1:
         raise InputError(f"--shard-images {wishes.shard_images}; accepted is 1 or more")
-    source, listing = list_source(wishes.source)
+    source, listing = list_source(wishes.source, wishes.unlabelled)
     counts = counted(listing)
     weights: dict[str, Weights] = {}
     if wishes.align:
@@ -163,6 +164,7 @@ def prepare(
     if len(todo) < len(given.shards):
         done = len(given.shards) - len(todo)
         say(f"resuming: {done} of {len(given.shards)} shards are committed")
+    detector = given.recipe.weights["detector"].location if given.recipe.align else ""
     assignment = Assignment(
         given.source,
         store,
@@ -170,7 +172,7 @@ def prepare(
         given.content_digest,
         given.claim["digitalSourceType"],
         _versions(given.recipe.align),
-        str(given.recipe.weights["detector"].path().absolute()) if given.recipe.align else "",
+        str(local_path(detector).absolute()) if detector else "",
         given.recognizer[0],
     )
     rows = [{"task": _task(given.listing, shard)} for shard in todo]

@@ -24,7 +24,7 @@ FOLDER, RECORDIO, WEBDATASET = "folder", "recordio", "webdataset"
 OPEN_FILES = 64
 ACCEPTED = (
     "SOURCE/IDENTITY/IMAGE.jpg, X.rec with X.idx beside it, or WebDataset tars with jpg or png and "
-    "cls"
+    "cls; or images in any folders with --unlabelled"
 )
 
 
@@ -65,11 +65,12 @@ class Listing:
         return sum(map(len, self.images))
 
 
-def list_source(source: str) -> tuple[Store, Listing]:
+def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     """Find out what a source is and list it.
 
     Args:
         source: a folder or URL, a `.rec` or a `.tar` file.
+        unlabelled: take every image of a folder, however deep, for a person of its own.
 
     Returns:
         The store that entries are read from, and the listing.
@@ -79,7 +80,10 @@ def list_source(source: str) -> tuple[Store, Listing]:
     """
     address, mark, query = source.partition("?")
     path = PurePosixPath(address)
+    labelled = InputError(f"SOURCE {source}: --unlabelled; accepted is a folder of images")
     if path.suffix in (".rec", ".tar"):
+        if unlabelled:
+            raise labelled
         folder = address[: -len(path.name)].rstrip("/") or ("/" if address[0] == "/" else ".")
         store = Store(folder + mark + query)
         if not store.exists(path.name):
@@ -93,7 +97,9 @@ def list_source(source: str) -> tuple[Store, Listing]:
     top = [name for name in names if "/" not in name]
     packed = [name for name in top if name.endswith((".rec", ".tar"))]
     if not packed:
-        return store, _folder(store, {name: sizes[name] for name in names})
+        return store, _folder(store, {name: sizes[name] for name in names}, unlabelled)
+    if unlabelled:
+        raise labelled
     return store, _listed(store, packed)
 
 
@@ -108,16 +114,16 @@ def _listed(store: Store, packed: list[str]) -> Listing:
     return _recordio(store, packed[0])
 
 
-def _folder(store: Store, files: dict[str, int]) -> Listing:
+def _folder(store: Store, files: dict[str, int], unlabelled: bool) -> Listing:
     found: dict[str, list[Entry]] = defaultdict(list)
     ignored, loose, sizes = 0, [], []
     for name, size in files.items():
         if PurePosixPath(name).suffix.lower() not in SUFFIXES:
             ignored += 1
-        elif "/" not in name:
+        elif "/" not in name and not unlabelled:
             loose.append(name)
         else:
-            found[name.partition("/")[0]].append(Entry(name, name))
+            found[name if unlabelled else name.partition("/")[0]].append(Entry(name, name))
             sizes.append(size)
     if loose:
         raise InputError(

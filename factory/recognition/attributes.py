@@ -6,10 +6,9 @@ are ONNX models with named outputs.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from factory.provenance import sha256_file
-from factory.recipe import InputError, local_path
+from factory.recipe import InputError, with_options
 from factory.recognition.backbones import channels_last
 from factory.recognition.recognizers import load_recognizer, to_input
+from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/attributes"
 FILE = "attributes.safetensors"
@@ -183,7 +183,8 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
     Args:
         reference: a `.safetensors` file of `save_predictor` or its folder (`package:` for the
             shipped one), or `onnx:FILE?names=A,B`: a model [B, 3, S, S] in [-1, 1] to [B, K] with
-            the names of its K outputs; a name may carry its range, `age:0:100`.
+            the names of its K outputs; a name may carry its range, `age:0:100`. Folder and files
+            may be URLs, fetched to the cache.
         device: where a torch network runs.
 
     Raises:
@@ -192,10 +193,9 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
     prefix, colon, rest = reference.partition(":")
     if colon and prefix == "onnx":
         return _load_onnx(reference, rest)
-    path = local_path(reference)
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise InputError(f"attributes {reference!r}: no file {path}; accepted: {ACCEPTED}")
+    path = local_file(reference, f"attributes {reference!r}", f"accepted: {ACCEPTED}", FILE)
+    if path.suffix != ".safetensors":
+        raise InputError(f"attributes {reference!r}: {path.name}; accepted: {ACCEPTED}")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -238,8 +238,7 @@ def resized(batch: Tensor, size: int) -> Tensor:
 
 
 def _load_onnx(reference: str, rest: str) -> Predictor:
-    file, _, query = rest.partition("?")
-    options: Mapping[str, str] = dict(parse_qsl(query))
+    file, options = with_options(rest)
     if set(options) != {"names"}:
         raise InputError(f"attributes {reference!r}: accepted is onnx:FILE?names=A,B")
     attributes = dict(_named(text, reference) for text in options["names"].split(","))

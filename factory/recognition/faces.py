@@ -7,8 +7,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from factory.provenance import sha256_file
-from factory.recipe import InputError, local_path
+from factory.recipe import InputError
 from factory.recognition.neighbours import Faces
+from factory.shards.located import find_file, folder_files
+from factory.shards.store import public
 
 FORMAT = "face-data-factory/faces"
 COLUMN = "embedding"
@@ -42,12 +44,24 @@ def faces_sha256(location: str, field: str) -> str:
     Raises:
         InputError: there is no such file, or no .parquet file in the folder.
     """
-    path = local_path(location)
-    if path.is_file():
-        return sha256_file(path)
-    lines = [f"{sha256_file(part)} {part.name}\n" for part in sorted(path.glob("*.parquet"))]
-    if not lines:
-        raise InputError(f"{field}.location: no file at {location}; accepted is {ACCEPTED}")
+    return _sha256(*_found(location, field))
+
+
+def _found(location: str, field: str) -> tuple[list[Path], bool]:
+    """Return the file, or those of the folder in order of names, and whether it is a folder."""
+    file = find_file(location, f"{field}.location")
+    if file is not None:
+        return [file], False
+    parts = folder_files(location, ".parquet", f"{field}.location")
+    if not parts:
+        raise InputError(f"{field}.location: no file at {public(location)}; accepted is {ACCEPTED}")
+    return parts, True
+
+
+def _sha256(parts: list[Path], folder: bool) -> str:
+    if not folder:
+        return sha256_file(parts[0])
+    lines = [f"{sha256_file(part)} {part.name}\n" for part in parts]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -55,7 +69,7 @@ def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -
     """Read embeddings and bring them to length 1.
 
     Args:
-        location: a local path or package:PATH, of one of the forms `ACCEPTED` lists.
+        location: a path, package:PATH or URL, of one of the forms `ACCEPTED` lists.
         sha256: as `faces_sha256` gives it.
         recognizer_sha256: the recognizer they must belong to. A .safetensors or .parquet file has
             to say so in its metadata, under `recognizer_sha256`; .npy cannot.
@@ -65,11 +79,10 @@ def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -
         InputError: no such file, another sha256, another recognizer's embeddings or nobody's, or
             embeddings that are not finite or of length zero.
     """
-    found = faces_sha256(location, field)
+    parts, folder = _found(location, field)
+    found = _sha256(parts, folder)
     if found != sha256:
-        raise InputError(f"{field}.sha256: {sha256}, but {location} has {found}")
-    path = local_path(location)
-    parts = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+        raise InputError(f"{field}.sha256: {sha256}, but {public(location)} has {found}")
     read = [_read(part, recognizer_sha256, field) for part in parts]
     try:
         embeddings = np.concatenate(read) if len(read) > 1 else read[0]

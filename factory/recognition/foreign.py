@@ -1,8 +1,9 @@
 """Recognizers of others: ONNX files, arcface_torch and AdaFace weights, packs of insightface.
 
-A reference is `PREFIX:FILE?option=value&option=value`. Options that every prefix knows: `licence`,
-of the weights, as the user has it from the publisher; `channels`, the order of colours the network
-was trained with. Whatever it is, our interface stays RGB (`factory.recognition.recognizers`).
+A reference is `PREFIX:FILE?option=value&option=value`; FILE may be a URL. Options that every prefix
+knows: `licence`, of the weights, as the user has it from the publisher; `channels`, the order of
+colours the network was trained with. Whatever it is, our interface stays RGB
+(`factory.recognition.recognizers`).
 
 onnx:FILE
     onnxruntime embeds; for gradients the graph becomes torch (`onnx_graph`). `pixels=signed` feeds
@@ -26,17 +27,17 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from factory.provenance import sha256_file
-from factory.recipe import InputError
+from factory.recipe import InputError, with_options
 from factory.recognition import catalog
 from factory.recognition.backbones import DEPTHS, REDUCTION, WIDTHS, IResNet
 from factory.recognition.recognizers import ACCEPTED, Recognizer, filled, torch_recognizer
+from factory.shards.located import local_file
 
 CHANNELS = ("rgb", "bgr")
 PIXELS = ("signed", "byte")
@@ -290,9 +291,10 @@ def _iresnet(
         raise InputError(f"recognizer {reference!r}: weights do not fit: {error}") from error
     size = REDUCTION * round((flat / width) ** 0.5)
     network = filled(IResNet(depths, widths, size, dimension), weights, reference)
-    module = Adapted(network, "bgr") if options.get("channels") == "bgr" else network
+    if options.get("channels") == "bgr":  # the first convolution, turned round, takes RGB
+        network.load_state_dict({"conv1.weight": weights["conv1.weight"].flip(1)}, strict=False)
     licence = catalog.licence_of(path, options.get("licence", ""))
-    return torch_recognizer(module, path.stem, size, path, licence, reference, dtype, device)
+    return torch_recognizer(network, path.stem, size, path, licence, reference, dtype, device)
 
 
 def _state(path: Path, reference: str) -> dict[str, Tensor]:
@@ -388,17 +390,13 @@ def _is_recognizer(path: Path) -> bool:
 
 
 def _parsed(reference: str, **accepted: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
-    file, options = _options(reference, **accepted)
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"recognizer {reference!r}: no file {path}; accepted: {ACCEPTED}")
-    return path, options
+    _, options = _options(reference, **accepted)
+    return local_file(reference, f"recognizer {reference!r}", f"accepted: {ACCEPTED}"), options
 
 
 def _options(reference: str, **accepted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """Return what stands between prefix and `?`, and the options; each knows its values."""
-    what, _, query = reference.partition(":")[2].partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    what, options = with_options(reference.partition(":")[2])
     for name, value in options.items():
         if name == "licence" and value:
             continue

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from factory.provenance import sha256_file
-from factory.recipe import Backbone, InputError, checked, local_path
+from factory.recipe import Backbone, InputError, checked
 from factory.recognition.backbones import channels_last, make_backbone
+from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/recognizer"
 FILE = "recognizer.safetensors"
 BATCH = 128
 ACCEPTED = (
-    "a checkpoint folder, a .safetensors file, package:FILE.safetensors, onnx:FILE, "
-    "arcface_torch:FILE, adaface:FILE?channels=bgr, insightface:NAME"
+    "a checkpoint folder or a .safetensors file, by path or URL, package:FILE.safetensors, "
+    "onnx:FILE, arcface_torch:FILE, adaface:FILE?channels=bgr, insightface:NAME"
 )
 
 
@@ -115,7 +116,8 @@ def load_recognizer(
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
             `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
-            with options as `factory.recognition.foreign` states them.
+            with options as `factory.recognition.foreign` states them. Folder and files may be URLs,
+            fetched to the cache (`factory.shards.located`).
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
             An ONNX file embeds in its own precision.
         device: where a torch network runs; an ONNX file embeds on the CPU.
@@ -123,8 +125,8 @@ def load_recognizer(
     Raises:
         InputError: unknown prefix, no such file, or a file that is not a recognizer.
     """
-    prefix, colon, _ = reference.partition(":")
-    if colon and prefix != "package":
+    prefix, colon, rest = reference.partition(":")
+    if colon and prefix != "package" and not rest.startswith("//"):
         from factory.recognition.foreign import LOADERS
 
         if prefix not in LOADERS:
@@ -132,11 +134,7 @@ def load_recognizer(
                 f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
             )
         return LOADERS[prefix](reference, dtype, device)
-    path = local_path(reference)
-    if path.is_dir():
-        path = path / FILE
-    if not path.is_file():
-        raise InputError(f"recognizer {reference!r}: no file {path}; accepted: {ACCEPTED}")
+    path = local_file(reference, f"recognizer {reference!r}", f"accepted: {ACCEPTED}", FILE)
     if path.suffix != ".safetensors":
         raise InputError(f"recognizer {reference!r}: {path.name}; accepted: {ACCEPTED}")
     return _load_own(path, reference, dtype, device)

@@ -17,7 +17,7 @@ import numpy as np
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.report.sweep import Axis, shown
-from factory.search.results import SWEEP, chance, is_sweep, load
+from factory.search.results import SWEEP, chance, is_sweep, load, trend
 from factory.shards.store import Store
 
 RESOLVED = 0.05
@@ -38,6 +38,13 @@ def gathered(store: Store) -> dict[str, Any]:
     rows = [_row(result, sweep["space"]["objectives"]) for result in finished]
     p = chance([result["accuracies"] for result in finished])
     states = [result["state"] for result in results]
+    along = None
+    if len(axes := sweep["space"]["axes"]) == 1:
+        ((name, described),) = axes.items()
+        axis = Axis(name, described)
+        if axis.ordered:
+            places = [axis.place(row["point"][name]) for row in rows]
+            along = trend(places, [row["accuracy"] for row in rows])
     return {
         **{key: sweep["space"][key] for key in ("name", "question", "fr", "sets", "search")},
         **{key: sweep["space"][key] for key in ("seeds", "objectives", "axes")},
@@ -45,6 +52,7 @@ def gathered(store: Store) -> dict[str, Any]:
         "not_finished": {s: states.count(s) for s in sorted(set(states)) if s != "finished"},
         "chance": None if p is None else round(p, 5),
         "resolved": None if p is None else p < RESOLVED,
+        "trend": along and {"tau": round(along[0], 3), "chance": round(along[1], 5)},
         **{key: sweep.get(key) for key in ("front", "overhead", "startup_seconds", "runs")},
     }
 
@@ -91,15 +99,23 @@ def table(study: Mapping[str, Any]) -> str:
 
 
 def verdict(study: Mapping[str, Any]) -> str:
-    """Say in one sentence whether the points differ."""
+    """Say whether the points differ, and whether accuracy rises or falls along a single axis."""
     if study["chance"] is None:
         return "Differences are not resolved: that takes two points, each with two seeds or more."
     rows = study["rows"]
     span = rows[0]["accuracy"] - rows[-1]["accuracy"]
     word = "resolved" if study["resolved"] else "not resolved"
-    return (
+    said = (
         f"Best and worst point lie {span:.2f} points apart over {len(study['seeds'])} seeds; that "
         f"any differ is {word} (one-way analysis of variance, p = {study['chance']:.2g})."
+    )
+    if study["trend"] is None:
+        return said
+    tau, p = study["trend"]["tau"], study["trend"]["chance"]
+    word = "resolved" if p < RESOLVED else "not resolved"
+    return (
+        f"{said} That accuracy {'rises' if tau > 0 else 'falls'} along the axis is {word} "
+        f"(Kendall's tau {tau:.2f}, p = {p:.2g}, a point counted once)."
     )
 
 

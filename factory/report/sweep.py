@@ -22,6 +22,8 @@ WORDS = {
     "leakage": "mean cosine to the nearest known face",
 }
 
+STATES = ("finished", "stopped", "refused", "failed", "not done")
+
 Result = Mapping[str, Any]
 
 
@@ -31,7 +33,8 @@ def sweep_page(store: Store) -> str:
     space = sweep["space"]
     finished = [result for result in results if result["state"] == "finished"]
     ranked = sorted(finished, key=lambda result: -result["accuracy"])
-    rest = [result for result in results if result["state"] != "finished"]
+    failed = sweep.get("failed", [])
+    rest = [result for result in results if result["state"] != "finished"] + failed
     axes = {name: Axis(name, axis) for name, axis in space["axes"].items()}
     others = [name for name in space["objectives"] if name != "accuracy"]
     filters = {"percent": percent, "duration": duration, "shown": shown}
@@ -65,7 +68,7 @@ class Axis:
 
     def __init__(self, name: str, described: Mapping[str, Any]) -> None:
         self.name, self.values = name, described.get("values")
-        self.log = bool(described.get("log"))
+        self.log, self.ordered = bool(described.get("log")), bool(described.get("ordered"))
         self.numeric = self.values is None or all(
             isinstance(value, (int, float)) for value in self.values
         )
@@ -92,9 +95,11 @@ def shown(value: Any) -> str:
 
 
 def _facts(sweep: Mapping[str, Any], ranked: Sequence[Result], results: Sequence[Result]) -> Any:
-    states = [result["state"] for result in results]
-    lost = ", ".join(f"{states.count(s)} {s}" for s in ("stopped", "refused") if s in states)
-    facts = [("Trials", str(len(results)), lost or "all finished")]
+    states = [result["state"] for result in [*results, *sweep.get("failed", [])]]
+    asked = max(sweep.get("samples", 0), len(states))
+    states += ["not done"] * (asked - len(states))
+    found = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    facts = [("Trials", str(asked), found if set(states) != {"finished"} else "all finished")]
     if ranked:
         spread = over_seeds(ranked[0]["accuracies"])
         sd = "" if spread.sd is None else f" +- {100 * spread.sd:.2f}"

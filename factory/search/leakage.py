@@ -1,13 +1,19 @@
 """Leakage as an objective: how near the images of a composition come to faces of real people."""
 
+import functools
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from factory.recipe import KnownFaces, Weights
-from factory.recognition.centres import Embeds, pool_embeddings
+from factory.recipe import InputError, KnownFaces, Weights
+from factory.recognition.centres import pool_embeddings
 from factory.shards.composition import Composition, read_rows
 from factory.shards.index import index
 from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
+from factory.shards.store import Store, public
+
+if TYPE_CHECKING:
+    from factory.recognition.recognizers import Recognizer
 
 
 def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownFaces) -> float:
@@ -23,16 +29,13 @@ def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownF
             (`measure.py --embeddings`).
 
     Raises:
-        InputError: the known faces are not there, or of another recognizer.
+        InputError: the known faces are not there, or of another recognizer; or the recognizer is
+            not the one that is stated.
     """
-    from factory.provenance import checked_sha256
     from factory.recognition.faces import load_faces
-    from factory.recognition.recognizers import load_recognizer
 
-    def load() -> Embeds:
-        return load_recognizer(recognizer.location)
-
-    sha256 = recognizer.sha256 or checked_sha256("recognizer", recognizer)
+    load = functools.cache(functools.partial(checked_recognizer, recognizer))
+    sha256 = recognizer.sha256 or load().sha256
     faces = load_faces(known.location, known.sha256, sha256, "space known")
     rows, nearest = read_rows(folder, made), []
     for number, name in enumerate(rows.pools):
@@ -44,3 +47,20 @@ def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownF
         unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
         nearest.append(faces.nearest(unit.astype(np.float32)).cosines[:, 0])
     return float(np.concatenate(nearest).mean())
+
+
+def checked_recognizer(recognizer: Weights) -> "Recognizer":
+    """Load a composition's recognizer, having compared it with the stated sha256.
+
+    Raises:
+        InputError: it is not there, or another one.
+    """
+    from factory.recognition.recognizers import load_recognizer
+
+    loaded = load_recognizer(recognizer.location)
+    if recognizer.sha256 and loaded.sha256 != recognizer.sha256:
+        raise InputError(
+            f"recipe field recognizer.sha256: {recognizer.sha256}, but "
+            f"{public(recognizer.location)} has {loaded.sha256}"
+        )
+    return loaded

@@ -7,6 +7,7 @@ does follows from its point: the recipes of its pools, of its composition and of
 import importlib.util
 import itertools
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,7 +24,6 @@ from factory.recipe import (
     apply,
     content_digest,
     load,
-    local_path,
     parse,
 )
 from factory.seeding import generator, seed64
@@ -36,6 +36,7 @@ OBJECTIVES = {
     "leakage": "min",  # mean over images of the highest cosine to a known face
     "generation_seconds": "min",  # of actors' work for these images, made now or before
 }
+FILLED = ("data", "seed", "name", "benchmarks")  # fields of the fr recipe that a trial has itself
 DESK = "jobs/recipes/desk"
 BENCHMARKS = "package:studio/bins"
 
@@ -77,7 +78,8 @@ class Real:
         low, high: both included.
         log: drawn evenly on a logarithmic scale.
         steps: values of a grid search.
-        digits: decimals kept.
+        digits: kept of a number; with `log` significant ones, else decimals of an axis of length 1,
+            and more of a shorter one.
     """
 
     low: float
@@ -89,12 +91,22 @@ class Real:
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0) or self.steps < 2:
             raise InputError(f"{self}: accepted is low < high, above 0 with log, steps above 1")
+        if self.digits < 1:
+            raise InputError(f"{self}: digits; accepted are 1 and more")
 
     def at(self, u: float) -> float:
         """Return the number at a place in [0, 1]."""
         if self.log:
-            return round(self.low * (self.high / self.low) ** u, self.digits)
-        return round(self.low + (self.high - self.low) * u, self.digits)
+            return self.kept(self.low * (self.high / self.low) ** u)
+        return self.kept(self.low + (self.high - self.low) * u)
+
+    def kept(self, number: float) -> float:
+        """Return a number of the axis with as many digits as it keeps."""
+        if self.log:
+            rounded = float(f"{number:.{self.digits}g}")
+        else:
+            rounded = round(number, self.digits - math.floor(math.log10(self.high - self.low)))
+        return min(max(rounded, self.low), self.high)
 
     def grid(self) -> tuple[float, ...]:
         """Return `steps` numbers, evenly apart."""
@@ -144,6 +156,10 @@ class Asha:
 
     grace: int = 1
     factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.grace < 1 or self.factor <= 1:
+            raise InputError(f"{self}: accepted are grace of 1 and more, factor above 1")
 
 
 @dataclass(frozen=True)
@@ -243,11 +259,24 @@ class Space:
             raise InputError(f"space {self.name}: known goes with the objective leakage")
         if self.asha and "accuracy" not in self.objectives:
             raise InputError(f"space {self.name}: asha needs the objective accuracy")
-        for path in self.sets:
-            if path.partition(".")[0] not in ("fr", "generate", "compose"):
-                raise InputError(
-                    f"--set {path}: accepted are fr.FIELD=, generate.FIELD= and compose.FIELD="
-                )
+        if self.reports < 1 or self.pairs < 1:
+            raise InputError(
+                f"space {self.name}: reports {self.reports}, pairs {self.pairs}; accepted are 1 "
+                "and more"
+            )
+        whole = [seed for seed in self.seeds if isinstance(seed, int) and seed >= 0]
+        if not self.seeds or len(set(whole)) < len(self.seeds):
+            raise InputError(
+                f"space {self.name}: seeds {self.seeds}; accepted are whole numbers, each once"
+            )
+        most = self.reports * len(self.seeds)
+        if self.asha and self.asha.grace > most:
+            raise InputError(
+                f"space {self.name}: {self.asha}, but a trial reports {most} times; accepted is "
+                f"grace of 1 to {most}"
+            )
+        for override in self.sets:
+            _check_set(override)
 
     @cached_property
     def grid(self) -> list[Point]:
@@ -282,9 +311,9 @@ class Space:
 
         Raises:
             InputError: a recipe is missing or faulty, or weights it names without sha256 are
-                not there.
+                not there, or the space's function fails.
         """
-        raw = self.composition(dict(point))
+        raw = self._fields(point)
         views, made = {}, {}
         for name, view in raw["pools"].items():
             if isinstance(view, View):
@@ -303,9 +332,24 @@ class Space:
         assert isinstance(compose, ComposeRecipe) and isinstance(fr, FRRecipe)
         if self.known is not None and compose.recognizer is None:
             raise InputError(f"space {self.name}: recognizer of its compositions is missing")
-        benchmarks = str(local_path(self.benchmarks))
-        fr = fr.model_copy(update={"name": f"{self.name}-{number:04d}", "benchmarks": benchmarks})
+        named = {"name": f"{self.name}-{number:04d}", "benchmarks": self.benchmarks}
+        fr = fr.model_copy(update=named)
         return Trial(number, point, made, compose, fr)
+
+    def _fields(self, point: Point) -> dict[str, Any]:
+        """Return what the space's function says of a point."""
+        what = f"space {self.name}: composition({point})"
+        try:
+            raw = self.composition(dict(point))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{what}: {_explained(error)}") from error
+        if not isinstance(raw, dict) or not isinstance(raw.get("pools"), dict):
+            raise InputError(
+                f"{what}: no pools; accepted are fields of a compose recipe, its pools by name"
+            )
+        return raw
 
     def _pool(self, pool: Pool) -> GenerateRecipe:
         recipe = load(pool.recipe, [*pool.sets, *self._sets("generate")], kind="generate")
@@ -334,7 +378,7 @@ def load_space(path: str, overrides: Sequence[str] = ()) -> Space:
     """Run a space's file and return its SPACE, with more overrides of its recipes.
 
     Raises:
-        InputError: there is no such file, or it has no SPACE.
+        InputError: there is no such file, it fails, or it has no SPACE.
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
@@ -342,11 +386,41 @@ def load_space(path: str, overrides: Sequence[str] = ()) -> Space:
     spec = importlib.util.spec_from_file_location(f"tune_space_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:
+        raise InputError(f"space {path}: {_explained(error)}") from error
     space = getattr(module, "SPACE", None)
     if not isinstance(space, Space):
         raise InputError(f"space {path}: no SPACE of factory.search.Space in it")
     return replace(space, sets=(*space.sets, *overrides), source=file.read_text())
+
+
+def _check_set(override: str) -> None:
+    """Raise InputError for an override that would change nothing."""
+    kind, _, name = override.partition("=")[0].partition(".")
+    if kind not in ("fr", "generate", "compose") or not name:
+        raise InputError(
+            f"--set {override}: accepted are fr.FIELD=, generate.FIELD= and compose.FIELD="
+        )
+    if kind == "fr" and name.partition(".")[0] in FILLED:
+        raise InputError(
+            f"--set {override}: a trial fills in fr.{', fr.'.join(FILLED)}; accepted are other "
+            "fields, and seeds and benchmarks in SPACE"
+        )
+
+
+def _explained(error: Exception) -> str:
+    """Return what an error of a user's file is, and on which of its lines."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    place = f"{Path(own[0].filename).name} line {own[0].lineno}: " if own else ""
+    return f"{place}{type(error).__name__}: {error}"
 
 
 def pool_name(recipe: GenerateRecipe) -> str:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +27,10 @@ from ray.tune.search import Searcher
 
 from factory import engine, metrics
 from factory.cli import FaultError
-from factory.provenance import models
-from factory.recipe import InputError
+from factory.evaluation.verification import bin_files
+from factory.recipe import InputError, local_path
+from factory.recognition.faces import load_faces
+from factory.search.leakage import checked_recognizer
 from factory.search.results import BEST, SWEEP, best, front, generation, overhead, startup
 from factory.search.space import OBJECTIVES, Space, Trial
 from factory.search.tracked import Tracked
@@ -36,11 +38,16 @@ from factory.search.trial import ACCURACY, ENDED, Judged, Objective, Pools, tria
 from factory.seeding import seed64
 from factory.shards.claim import differences
 from factory.shards.manifest import MANIFEST
-from factory.shards.store import LOCK, PART, Store
+from factory.shards.store import LOCK, PART, Store, public
+from factory.training import recognition
 
 RAY = "ray"  # Tune's own notes, below the output while it runs
 # A trial only waits for what it started, which reserves for itself; Tune wants something, a byte.
 RESERVED: Any = {"cpu": 0, "memory": 1}
+# Making a pool again only makes what is missing: a lost node costs the shards it had in work.
+POOLS: Any = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+LOST = 2  # nodes a trial may lose: it goes on from its folder
+TPE_DRAWS = 50  # of a point that was not refused; then the last one is tried all the same
 TPE_RANDOM = 5  # trials drawn by their number before TPE has enough to go by
 
 Say = Callable[[str], None]
@@ -71,13 +78,16 @@ def sweep(
 
     Raises:
         InputError: the space, one of its recipes or `out` is at fault.
-        FaultError: trials failed; the others are kept, and the same command tries those again.
+        FaultError: trials failed; the others are kept, and the same command tries those again. Or
+            none finished.
     """
     started, store = time.time(), Store(out)
     space.check_samples(samples)
-    ahead = [space.trial(n, space.draw(n), pools) for n in range(samples)]
-    check_weights(ahead)
     book = Book(store, space)
+    book.check(pools)
+    ahead = [space.trial(n, space.draw(n), pools) for n in range(samples)]
+    done = book.results()
+    check_inputs(space, [trial for trial in ahead if trial.number not in done])
     most = fitting(ahead)
     if not 0 <= concurrent <= most:
         raise InputError(
@@ -85,8 +95,8 @@ def sweep(
             "by what a trial's work reserves and the cluster has"
         )
     concurrent = concurrent or most
-    with store.lock("sweep"), Tracked(tracking_uri, space, store, book.run_id) as tracked:
-        book.claim(tracked.run.id)
+    with store.lock("sweep"), Tracked(tracking_uri, space, store, book.run_id, say) as tracked:
+        book.claim(tracked.run.id, samples)
         store.sweep()
         done = book.results()
         todo = [n for n in range(samples) if n not in done]
@@ -97,7 +107,7 @@ def sweep(
             objective = Objective(
                 out=out,
                 folder=os.getcwd(),
-                pools=ray.remote(num_cpus=0)(Pools).remote(os.getcwd()),
+                pools=ray.remote(**POOLS)(Pools).remote(os.getcwd()),
                 seeds=space.seeds,
                 watch=Judged(space.reports, space.pairs),
                 env=engine.runtime_env(ahead[0].fr.engine.threads),
@@ -106,26 +116,54 @@ def sweep(
             run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
         results = book.results()
         spent = round(time.time() - started, 2)
-        summary = book.summary(space, samples, results, spent, set(todo), concurrent)
+        at_once = min(concurrent, len(todo))
+        summary = book.summary(space, results, spent, set(todo), at_once, following.failed)
         finish(store, summary, results)
         tracked.finish(summary)
-    if following.failed:
-        number, why = next(iter(following.failed.items()))
-        raise FaultError(
-            f"{len(following.failed)} of {samples} trials failed, the first, {number}: {why}; the "
-            "others are kept, and the same command tries these again"
-        )
+        check_ended(results, following.failed, samples)
     return summary
 
 
-def check_weights(trials: list[Trial]) -> None:
-    """Raise InputError where weights of a pool that is to be made are not there."""
-    seen = set()
-    for trial in trials:
-        for recipe, url in trial.pools.values():
-            if url not in seen and not Store(url).exists(MANIFEST):
-                models(recipe.weights)
-            seen.add(url)
+def check_inputs(space: Space, trials: list[Trial]) -> None:
+    """Raise InputError where trials would only find out after hours that something is not there.
+
+    That is benchmarks, known faces, recognizers, datasets, and what missing pools are made from.
+    """
+    if not trials:
+        return
+    bin_files(local_path(space.benchmarks))
+    recognition.check(trials[0].fr)
+    named = [trial.compose.recognizer for trial in trials]
+    for recognizer in {(p.location, p.sha256): p for p in named if p is not None}.values():
+        sha256 = checked_recognizer(recognizer).sha256
+        if space.known is not None:
+            load_faces(space.known.location, space.known.sha256, sha256, "space known")
+    made = {url: recipe for trial in trials for recipe, url in trial.pools.values()}
+    for url, recipe in made.items():
+        if not Store(url).exists(MANIFEST):
+            engine.check_sources(recipe)
+    views = {view.url: (n, view) for trial in trials for n, view in trial.compose.pools.items()}
+    for url, (name, view) in views.items():
+        if url not in made and view.weight and not Store(url).exists(MANIFEST):
+            raise InputError(
+                f"recipe field pools.{name}.url: {public(url)} holds no finished dataset"
+            )
+
+
+def check_ended(results: dict[int, dict[str, Any]], failed: dict[int, str], samples: int) -> None:
+    """Raise FaultError where trials failed, or none of them finished."""
+    if failed:
+        number, why = next(iter(failed.items()))
+        raise FaultError(
+            f"{len(failed)} of {samples} trials failed, the first, {number}: {why}; the "
+            "others are kept, and the same command tries these again"
+        )
+    if all(result["state"] != "finished" for result in results.values()):
+        ends = [
+            f"; the last, {number}, was {result['state']}: {result.get('why', 'it looked poor')}"
+            for number, result in sorted(results.items())
+        ]
+        raise FaultError(f"none of {samples} trials finished{''.join(ends[-1:])}")
 
 
 def fitting(trials: list[Trial]) -> int:
@@ -140,8 +178,7 @@ def fitting(trials: list[Trial]) -> int:
         engine.preflight(recipe)
     most = engine.cpus() / max(reserved.workers * reserved.num_cpus, 1.0)
     if reserved.num_gpus:
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        most = min(most, gpus / (reserved.workers * reserved.num_gpus))
+        most = min(most, engine.gpus() / (reserved.workers * reserved.num_gpus))
     return max(int(most), 1)
 
 
@@ -165,7 +202,11 @@ def run(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=f"run-{time.time_ns()}", storage_path=notes, callbacks=[following], verbose=0
+            name=f"run-{time.time_ns()}",
+            storage_path=notes,
+            failure_config=tune.FailureConfig(max_failures=LOST),
+            callbacks=[following],
+            verbose=0,
         ),
     )
     try:
@@ -206,16 +247,36 @@ class Book:
         """Return the id of the sweep's MLflow run, "" when it has none yet."""
         return self.held.get("run_id", "")
 
-    def claim(self, run_id: str) -> None:
-        """State whose folder it is."""
-        self.held = {"runs": [], **self.held, "space": self.space.described(), "run_id": run_id}
+    def claim(self, run_id: str, samples: int) -> None:
+        """State whose folder it is, and how many trials are asked for."""
+        now = {"space": self.space.described(), "run_id": run_id, "samples": samples, "failed": []}
+        self.held = {"runs": [], **self.held, **now}
         self.store.write(SWEEP, _json(self.held))
         self.store.write("space.py", self.space.source.encode())
 
+    def check(self, pools: str) -> None:
+        """Raise InputError when a trial that has begun would be another one now.
+
+        The space's fields do not tell: its function and its recipes' files may have changed.
+        """
+        for begun in self._each("trial.json"):
+            number = begun["number"]
+            old, new = Trial.of(begun), self.space.trial(number, begun["point"], pools)
+            for field, was, now in differences(_decides(old), _decides(new)):
+                raise InputError(
+                    f"--out {self.store.url}: trial {number} has begun with {field} {was!r}, which "
+                    f"the space and its recipes now say is {now!r}; accepted are the files as they "
+                    "were, or another folder"
+                )
+
+    def _each(self, file: str) -> Iterator[dict[str, Any]]:
+        for name in self.store.list("trials"):
+            if name.endswith(f"/{file}") and name.count("/") == 2:
+                yield json.loads(self.store.read(name))
+
     def results(self) -> dict[int, dict[str, Any]]:
         """Return the results of all trials that are done, by number."""
-        names = (name for name in self.store.list("trials") if name.endswith("/result.json"))
-        found = (json.loads(self.store.read(name)) for name in names)
+        found = self._each("result.json")
         return {result["number"]: result for result in sorted(found, key=lambda r: r["number"])}
 
     def begun(self, number: int) -> dict[str, Any] | None:
@@ -239,13 +300,22 @@ class Book:
     def summary(
         self,
         space: Space,
-        samples: int,
         results: dict[int, dict[str, Any]],
         seconds: float,
         ran: set[int],
         concurrent: int,
+        failed: dict[int, str],
     ) -> dict[str, Any]:
-        """Write and return what the sweep came to; its wall time is that of this run."""
+        """Write and return what the sweep came to.
+
+        Args:
+            space: what was tried.
+            results: of all trials that are done, by number.
+            seconds: wall time of this run.
+            ran: the trials that were left to it.
+            concurrent: how many of them it ran at a time.
+            failed: why some of them did, by number.
+        """
         mine = [r for n, r in results.items() if n in ran and r["state"] != "refused"]
         if mine:
             self.held["runs"].append(
@@ -259,8 +329,12 @@ class Book:
         counted = [r for r in results.values() if r["state"] != "refused"]
         finished = [r for r in counted if r["state"] == "finished"]
         self.held |= {
-            "samples": samples,
             "done": len(results),
+            "failed": [
+                {"number": n, "point": begun["point"], "state": "failed", "why": why}
+                for n, why in sorted(failed.items())
+                if (begun := self.begun(n)) is not None and n not in results
+            ],
             "best": best(finished, space.objectives),
             "front": front(finished, space.objectives),
             "overhead": overhead(self.held["runs"]),
@@ -269,6 +343,37 @@ class Book:
         }
         self.store.write(SWEEP, _json(self.held))
         return self.held
+
+
+def _decides(trial: Trial) -> Any:
+    """Return what results follow from: neither where things lie nor what work reserves.
+
+    The name of a pool's folder has the digest of its content, library versions included.
+    """
+    whole = trial.as_dict()
+    for name, pool in whole["pools"].items():
+        pool["recipe"] = _without(pool["recipe"], "pool", "cost")
+        del whole["compose"]["pools"][name]["url"]
+    precision = trial.fr.engine.precision
+    fr = _without(whole["fr"], "engine", "checkpoint", "data", "seed")
+    whole["fr"] = fr | {"engine.precision": precision}
+    return _placeless(json.loads(json.dumps(whole)))
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _placeless(values: Any) -> Any:
+    """Keep of each address its last part, which a copy of the folder has too."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: value.rstrip("/").rpartition("/")[2]
+        if name in ("url", "location", "benchmarks")
+        else _placeless(value)
+        for name, value in values.items()
+    }
 
 
 class Suggestions(Searcher):
@@ -310,7 +415,8 @@ def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
     """Return the point optuna's TPE draws for a trial, given the results there are.
 
     Values of an axis are told to it by their place, so that lists can be values. Stopped trials
-    count as pruned where there is one objective, and not at all where there are several.
+    count as pruned where there is one objective, and where there are several, which optuna prunes
+    not, by their last accuracy. A point that was refused is drawn again.
     """
     import optuna
     from optuna.distributions import (
@@ -348,10 +454,12 @@ def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
     )
     goals: Any = [f"{OBJECTIVES[name]}imize" for name in space.objectives]
     study = optuna.create_study(directions=goals, sampler=sampler)
+    refused = []
     for result in book.results().values():
-        stopped = result["state"] == "stopped"
-        if result["state"] == "refused" or (stopped and len(goals) > 1):
+        if result["state"] == "refused":
+            refused.append(result["point"])
             continue
+        stopped = result["state"] == "stopped" and len(goals) == 1
         curve = {row["iteration"]: row[ACCURACY] for row in result["curve"]}
         study.add_trial(
             create_trial(
@@ -362,13 +470,16 @@ def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
                 intermediate_values=curve if len(goals) == 1 else None,
             )
         )
-    asked = study.ask(axes).params
-    return {
-        name: axis.values[asked[name]]
-        if isinstance(axis, Choice)
-        else round(asked[name], axis.digits)
-        for name, axis in space.axes.items()
-    }
+    point: dict[str, Any] = {}
+    for _ in range(TPE_DRAWS):
+        asked = study.ask(axes).params
+        point = {
+            name: axis.values[asked[name]] if isinstance(axis, Choice) else axis.kept(asked[name])
+            for name, axis in space.axes.items()
+        }
+        if json.loads(json.dumps(point)) not in refused:
+            break
+    return point
 
 
 def _place(values: tuple[Any, ...], value: Any) -> int:
@@ -454,6 +565,12 @@ class Following(tune.Callback):
         self.book.end(result)
         self.tracked.end(result)
         metrics.trial(self.book.space.name, result["state"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial is taken up again: whoever runs it reports everything once more."""
+        number = trial.config["number"]
+        self.say(f"trial {number + 1}/{self.samples} broke off and goes on from its folder")
+        self.book.note(number, {"asked": time.time()})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial failed by what is nobody's mistake but the program's."""

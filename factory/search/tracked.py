@@ -1,16 +1,19 @@
 """A sweep in MLflow: one run for the sweep, one below it for each trial, written by the driver."""
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from factory import tracking
 from factory.evaluation.gap import over_seeds
+from factory.recipe import InputError
 from factory.search.results import BEST, SWEEP
 from factory.search.space import OBJECTIVES, Space
 from factory.shards.store import Store
 
 EXPERIMENT = "sweep"
+UNKNOWN = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run it has not
 
 
 class Tracked:
@@ -20,18 +23,19 @@ class Tracked:
         run: the sweep's own.
     """
 
-    def __init__(self, uri: str, space: Space, store: Store, run_id: str) -> None:
+    def __init__(
+        self, uri: str, space: Space, store: Store, run_id: str, say: Callable[[str], None]
+    ) -> None:
         """Prepare the sweep's run; entering begins it, or goes on with `run_id`."""
         self.uri, self.space, self.store, self.run_id = uri, space, store, run_id
+        self.say = say
         self.stack = ExitStack()
         self.trials: dict[int, tuple[tracking.Run, ExitStack]] = {}
 
     def __enter__(self) -> "Tracked":
         """Begin."""
         described = self.space.described()
-        self.run = self.stack.enter_context(
-            tracking.run(self.uri, EXPERIMENT, self.space.name, described, again=self.run_id)
-        )
+        self.run = self._run(self.stack, self.space.name, described, None, self.run_id)
         return self
 
     def __exit__(
@@ -48,20 +52,28 @@ class Tracked:
     def begin(self, begun: dict[str, Any]) -> str:
         """Begin a trial's run, or go on with it, and return its id."""
         stack, number = ExitStack(), begun["number"]
+        if number in self.trials:  # its node was lost
+            return self.trials[number][0].id
         given = {name: begun[name] for name in ("point", "compose", "fr")}
         given["pools"] = {name: pool["url"] for name, pool in begun["pools"].items()}
-        run = stack.enter_context(
-            tracking.run(
-                self.uri,
-                EXPERIMENT,
-                f"{self.space.name} {number}",
-                given,
-                parent=self.run.id,
-                again=begun.get("run_id", ""),
-            )
-        )
+        name, again = f"{self.space.name} {number}", begun.get("run_id", "")
+        run = self._run(stack, name, given, self.run.id, again)
         self.trials[number] = run, stack
         return run.id
+
+    def _run(
+        self, stack: ExitStack, name: str, given: Mapping[str, Any], parent: str | None, again: str
+    ) -> tracking.Run:
+        """Begin a run, or go on with one where the tracking store has it."""
+        try:
+            run = tracking.run(self.uri, EXPERIMENT, name, given, parent, again)
+            return stack.enter_context(run)
+        except InputError as error:
+            # A folder that moved to another head, or was deleted from the store, begins a new run.
+            if not again or getattr(error.__cause__, "error_code", "") != UNKNOWN:
+                raise
+        self.say(f"run {again} of {name} is not in the tracking store: a new one takes its place")
+        return stack.enter_context(tracking.run(self.uri, EXPERIMENT, name, given, parent))
 
     def report(self, number: int, row: dict[str, Any]) -> None:
         """Note one look at a recognizer."""
@@ -71,11 +83,11 @@ class Tracked:
     def end(self, result: dict[str, Any]) -> None:
         """Note what a trial came to and end its run."""
         number = result["number"]
-        run, stack = self.trials.pop(number)
-        run.metrics(
-            {name: result[name] for name in (*OBJECTIVES, "identities") if name in result}
-            | {f"seconds/{name}": value for name, value in result["seconds"].items()}
-        )
+        run, stack = self.trials[number]
+        once = [name for name in (*OBJECTIVES, "identities") if name in result]
+        once.remove("accuracy")  # which has its curve
+        seconds = {f"seconds/{name}": value for name, value in result["seconds"].items()}
+        run.metrics({name: result[name] for name in once} | seconds)
         if result["accuracies"]:
             spread = over_seeds(result["accuracies"])
             run.metrics({"final": spread.mean} | ({"final_sd": spread.sd} if spread.sd else {}))
@@ -88,9 +100,12 @@ class Tracked:
             with self.store.local(f"trials/{number:04d}/{name}") as path:
                 run.artifact(path)
         stack.close()
+        del self.trials[number]
 
     def abandon(self, number: int, state: str, why: str) -> None:
-        """End the run of a trial that came to nothing."""
+        """End the run of a trial that came to nothing, if it has begun one."""
+        if number not in self.trials:
+            return
         run, stack = self.trials.pop(number)
         run.tag("state", state)
         run.tag("why", why)

@@ -22,14 +22,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from factory.cli import FaultError
-from factory.compose import compose
-from factory.recipe import Data, FRRecipe, GenerateRecipe, InputError, KnownFaces
+from factory.compose import TooFewError, compose
+from factory.recipe import (
+    ComposeRecipe,
+    Data,
+    FRRecipe,
+    GenerateRecipe,
+    InputError,
+    KnownFaces,
+    local_path,
+)
 from factory.search.leakage import leakage
 from factory.search.space import Trial
 from factory.seeding import generator, seed64
-from factory.shards.composition import Composition
+from factory.shards.composition import Composition, load_composition, read_rows
 from factory.shards.manifest import MANIFEST, load_manifest
-from factory.shards.store import Lock, Store
+from factory.shards.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +48,8 @@ ACCURACY = "accuracy"
 LAST = "last"
 ENDED = "ended"  # the report of a trial that comes to nothing
 STARTED = "started"  # the row a training begins with: its worker is there
-ORPHAN_SEC = 60.0
+ORPHAN_SEC = STALE_SECONDS + 2 * HEARTBEAT_SECONDS  # by then a dead holder's lock is stale
 Row = dict[str, Any]
-
-
-class RefusedError(InputError):
-    """The pools cannot give what a point asks of them: nothing that another try would mend."""
 
 
 class Pools:
@@ -71,8 +75,10 @@ class Pools:
         missing = not store.exists(MANIFEST)
         if missing:
             handed_down = check_sources(recipe)
-            with held(store):
-                fill(recipe, store, handed_down, lambda line: None)
+            with held(store, patient=True):
+                missing = not store.exists(MANIFEST)  # who held the lock may have made it
+                if missing:
+                    fill(recipe, store, handed_down, lambda line: None)
         totals = load_manifest(store).totals
         return {
             "made": missing,
@@ -121,7 +127,7 @@ class Judged:
     def _whole(self, folder: str) -> "list[Pairs]":
         from factory.evaluation.verification import bin_files, read_bin
 
-        return [read_bin(file) for file in bin_files(folder).values()]
+        return [read_bin(file) for file in bin_files(local_path(folder)).values()]
 
     def _few(self, folder: str) -> "list[Pairs]":
         if self.kept is None:
@@ -176,7 +182,7 @@ class Objective:
                 for report in reports:
                     tune.report(report)
             except (InputError, FaultError) as error:
-                ended = "refused" if isinstance(error, RefusedError) else "failed"
+                ended = "refused" if isinstance(error, TooFewError) else "failed"
                 tune.report({ENDED: ended, "why": " ".join(str(error).split())})
 
     def reports(self, trial: Trial, where: str) -> Generator[dict[str, Any], None, None]:
@@ -186,26 +192,24 @@ class Objective:
 
         clock, start = Clock(), time.time()
         try:
+            # By address: a pool that is named twice is made, and counted, once.
             made = {
-                name: ray.get(self.pools.make.remote(recipe, url))
-                for name, (recipe, url) in trial.pools.items()
+                url: ray.get(self.pools.make.remote(recipe, url))
+                for url, recipe in {url: recipe for recipe, url in trial.pools.values()}.items()
             }
         except RayTaskError as error:
             raise error.cause from None
         clock.lap("pools")
-        folder = Store(f"{where}/composition")
-        with held(folder):
-            try:
-                composition = compose(trial.compose, folder)
-            except InputError as error:
-                raise RefusedError(str(error)) from None
-        clock.lap("compose")
-        facts = {**_composed(composition, made), "pools": made}
-        goals = {name: facts[name] for name in ("images", "generation_seconds")}
+        composition = Store(f"{where}/composition")
+        given = (trial.compose, composition, made, self.folder)
+        waited, facts = _elsewhere(composing, self.env, *given)
+        clock.lap("compose", waited)
+        names = {url: name for name, (_, url) in reversed(trial.pools.items())}
+        facts["pools"] = {names[url]: cost for url, cost in made.items()}
         if self.known is not None:
-            assert trial.compose.recognizer is not None
-            goals["leakage"] = leakage(folder, composition, trial.compose.recognizer, self.known)
-            clock.lap("leakage")
+            given = (trial.compose, composition, self.known, self.folder)
+            waited, facts["leakage"] = _elsewhere(leaking, self.env, *given)
+            clock.lap("leakage", waited)
         finals: list[Row] = []
         for number, seed in enumerate(self.seeds):
             recipe = trial.fr.model_copy(
@@ -230,13 +234,62 @@ class Objective:
                     "complete": complete,
                     "facts": {
                         **facts,
-                        **goals,
                         "accuracies": [final[ACCURACY] for final in finals],
                         "benchmarks": _benchmarks(finals),
                         "seconds": {**clock.seconds, "all": round(time.time() - start, 2)},
                         "started": start,
                     },
                 }
+            if len(finals) <= number:
+                raise FaultError(
+                    f"training of seed {seed} ended without its last report; delete "
+                    f"{Store(out).url}, and the same command trains it again"
+                )
+
+
+def composing(
+    recipe: ComposeRecipe, out: Store, pools: dict[str, Any], folder: str
+) -> dict[str, Any]:
+    """Compose in a Ray task, and return what `composed` says of it."""
+    _enter(folder)
+    with held(out):
+        made = compose(recipe, out)
+    return composed(out, made, pools)
+
+
+def leaking(recipe: ComposeRecipe, out: Store, known: KnownFaces, folder: str) -> float:
+    """Measure in a Ray task how near a composition comes to known faces."""
+    _enter(folder)
+    assert recipe.recognizer is not None
+    return leakage(out, load_composition(out), recipe.recognizer, known)
+
+
+def _elsewhere(function: Callable[..., Any], env: dict[str, Any], *given: Any) -> tuple[float, Any]:
+    """Run a function on a CPU of its own, which it holds without waiting for another.
+
+    Its worker has the environment of trainings, so that it serves the training that comes next.
+
+    Returns:
+        Seconds until it began, and what it returned.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    # As of a training: inside the trial's own reservation there is no CPU.
+    work = ray.remote(_begun).options(num_cpus=1, scheduling_strategy="SPREAD", runtime_env=env)
+    asked = time.time()
+    try:
+        began, returned = ray.get(work.remote(function, *given))
+    except RayTaskError as error:
+        raise error.cause from None
+    return max(began - asked, 0.0), returned
+
+
+def _begun(function: Callable[..., Any], *given: Any) -> tuple[float, Any]:
+    import torch
+
+    torch.set_num_threads(1)  # as many as it reserves
+    return time.time(), function(*given)
 
 
 class Clock:
@@ -246,22 +299,37 @@ class Clock:
         self.last = time.monotonic()
         self.seconds: dict[str, float] = {}
 
-    def lap(self, what: str) -> None:
-        """Count the time since the last call."""
+    def lap(self, what: str, waited: float = 0.0) -> None:
+        """Count the time since the last call, as start-up what a worker was waited for."""
         now = time.monotonic()
-        self.seconds[what] = round(self.seconds.get(what, 0.0) + now - self.last, 2)
+        for name, spent in (("startup", waited), (what, now - self.last - waited)):
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
         self.last = now
 
 
-def _composed(made: Composition, pools: dict[str, Any]) -> dict[str, Any]:
-    """Return what a composition holds, and what its images have cost to generate."""
+def composed(folder: Store, made: Composition, pools: dict[str, Any]) -> dict[str, Any]:
+    """Return what a composition holds, and what its images have cost to generate.
+
+    Args:
+        folder: of the composition.
+        made: what it is.
+        pools: as `Pools.make` returns it, by address.
+
+    Returns:
+        Counts and digests; an image that two views of a pool take counts once in `images` and
+        `generation_seconds`.
+    """
+    rows, keys = read_rows(folder, made), {}
+    for number, name in enumerate(rows.pools):
+        keys.setdefault(made.pools[name].url, []).append(rows.key[rows.pool == number])
+    images = {url: len(np.unique(np.concatenate(found))) for url, found in keys.items()}
     cost = sum(
-        pools[name]["actor_seconds"] * taken.images / max(pools[name]["images"], 1)
-        for name, taken in made.pools.items()
-        if name in pools
+        pools[url]["actor_seconds"] * count / max(pools[url]["images"], 1)
+        for url, count in images.items()
+        if url in pools
     )
     return {
-        "images": made.images,
+        "images": sum(images.values()),
         "images_with_repeats": made.images_with_repeats,
         "identities": made.identities,
         "content_digest": made.content_digest,
@@ -409,15 +477,26 @@ def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
 
 
 @contextmanager
-def held(store: Store) -> Iterator[None]:
-    """Hold a store's lock; workers of a sweep that was killed are given time to end."""
-    deadline = time.monotonic() + ORPHAN_SEC
+def held(store: Store, patient: bool = False) -> Iterator[None]:
+    """Hold a store's lock; who holds it is given time to end, or, if it is dead, to be stale.
+
+    Args:
+        store: what is written to.
+        patient: wait for as long as the holder renews its lock, as for a pool that another sweep
+            is making.
+
+    Raises:
+        InputError: it is held by another for too long.
+    """
+    seen, deadline = b"", time.monotonic() + ORPHAN_SEC
     while True:
         lock = Lock(store, "sweep")
         try:
             lock.take()
             break
         except InputError:
+            if patient and (now := _beat(store)) != seen:
+                seen, deadline = now, time.monotonic() + ORPHAN_SEC
             if time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
@@ -425,6 +504,14 @@ def held(store: Store) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _beat(store: Store) -> bytes:
+    """Return a lock's content, which its holder changes with each renewal."""
+    try:
+        return store.read(LOCK)
+    except FileNotFoundError:
+        return b""
 
 
 def _enter(folder: str) -> None:

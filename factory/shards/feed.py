@@ -62,6 +62,7 @@ class Feed:
         rank: this worker's number.
         world: number of workers; divides `batch_size`.
         cache: folder of indexes and of copies of remote shards; default `cache_home()`.
+        resize: resize images of another size bilinearly instead of refusing them.
 
     Raises:
         InputError: there is no dataset, a shard is not what its manifest says, a composition's pool
@@ -81,12 +82,14 @@ class Feed:
         rank: int = 0,
         world: int = 1,
         cache: Path | None = None,
+        resize: bool = False,
     ) -> None:
         if batch_size % world:
             raise InputError(
                 f"schedule.batch_size: {batch_size}; accepted are multiples of the {world} workers"
             )
-        self.batch_size, self.seed, self.size = batch_size, seed, size
+        self.batch_size, self.seed = batch_size, seed
+        self.size, self.resize = size, resize
         self.rank, self.world = rank, world
         self._reader = Reader()
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -190,12 +193,23 @@ class Feed:
             image = decode(data)
         except (ValueError, OSError) as error:
             raise InputError(f"{what} cannot be read: {error}") from error
+        if self.resize:
+            return resized(image, self.size)
         if image.shape[:2] != (self.size, self.size):
             raise InputError(
                 f"{what} is {image.shape[1]}x{image.shape[0]} pixels, image.size accepts "
-                f"{self.size}x{self.size}"
+                f"{self.size}x{self.size}; data.resize: true resizes them"
             )
         return image
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Return an image uint8 [H, W, 3] as uint8 [size, size, 3], by bilinear resizing."""
+    if image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def decode(data: bytes) -> np.ndarray:

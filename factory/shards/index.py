@@ -26,7 +26,7 @@ from factory.shards.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.shards.store import Store, in_order
+from factory.shards.store import Store, cache_home, in_order
 from factory.shards.tar import TarError, members
 
 IMAGES = ("jpg", "jpeg", "png")
@@ -66,11 +66,6 @@ class Index:
 
 
 COLUMNS = ("shard", "keys", "labels", "offset", "size", "sidecar_offset", "sidecar_size")
-
-
-def cache_home() -> Path:
-    """Return where copies and indexes are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "face-data-factory"
 
 
 def contents(store: Store) -> dict[str, str]:

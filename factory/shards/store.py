@@ -140,6 +140,18 @@ class Store:
         return info.size
 
     @_patient
+    def version(self, name: str) -> tuple[int, int | None] | None:
+        """Return what changes when a file is replaced; None where there is no file.
+
+        Its size in bytes and its time of change in nanoseconds, None where the store tells none.
+        """
+        if self._root is not None:
+            path = self._local(name)
+            return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        info = self._info(name)
+        return None if info is None else (info.size, info.mtime_ns)
+
+    @_patient
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
         with self._stream(name) as file:
@@ -379,6 +391,11 @@ class Lock:
             f"output {self.store.url} is being written by {_describe(holder)}, {why}; stop it, or, "
             f"if it is dead, wait {STALE_SECONDS:.0f} s or delete {self.store.url}/{LOCK}"
         )
+
+
+def cache_home() -> Path:
+    """Return where copies and indexes are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "face-data-factory"
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:

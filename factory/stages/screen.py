@@ -8,6 +8,7 @@ from factory.provenance import checked_sha256
 from factory.recipe import GenerateRecipe, Screens
 from factory.recognition.faces import load_faces
 from factory.recognition.neighbours import Faces
+from factory.shards.feed import resized
 from factory.shards.manifest import REASONS
 from factory.stages.work import KEEP, Sample, ShardWork
 from factory.systems.base import System
@@ -19,6 +20,11 @@ assert {IDENTITY_DRIFT, REAL_LOOKALIKE, NEAR_DUPLICATE} <= set(REASONS)
 
 class Embedder(Protocol):
     """What screens ask of a recognizer."""
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images it takes, in pixels; others are resized bilinearly."""
+        ...
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
@@ -66,7 +72,8 @@ class Screen:
 
     def _judge(self, work: ShardWork, teacher: Embedder) -> None:
         assert work.conditions is not None
-        embeddings = teacher.embed(np.stack([sample.image for sample in work.fresh]))
+        images = np.stack([resized(sample.image, teacher.size) for sample in work.fresh])
+        embeddings = teacher.embed(images)
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
         context = work.conditions.context
         # A context without dimensions is nobody's: there is nothing to be near to.

@@ -466,6 +466,7 @@ class DCFaceTraining(DenoiserTraining):
         if location == RANDOM_INIT:
             self.random_init = (*self.random_init, "identity_encoder")
             return network
+        checked_sha256("identity_encoder", self.recipe.weights["identity_encoder"])
         given = load_recognizer(location)
         assert network.encoder is not None
         try:

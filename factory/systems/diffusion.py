@@ -221,7 +221,9 @@ class DiffusionSystem(System):
         self.process = checked(Process, self.config["process"], "denoiser file: process.")
         self.autoencoder = None
         if self._in_latents():
-            self.autoencoder = load_autoencoder(recipe.weights["autoencoder"]).to(self.device)
+            found = load_autoencoder(recipe.weights["autoencoder"], recipe.image.size)
+            self.autoencoder = found.to(self.device)
+        checked_sha256("teacher", recipe.weights["teacher"])
         teacher = recipe.weights["teacher"].location
         self.teacher = load_recognizer(teacher, device=self.device)
         made = self.autoencoder.config.size if self.autoencoder else self.shape[1]
@@ -522,7 +524,8 @@ class DenoiserTraining(Trainable):
             made = make_autoencoder(VQConfig(size=recipe.image.size))
             self.autoencoder = made.eval().requires_grad_(False).to(self.device)
         elif "autoencoder" in recipe.weights:
-            self.autoencoder = load_autoencoder(recipe.weights["autoencoder"]).to(self.device)
+            found = load_autoencoder(recipe.weights["autoencoder"], recipe.image.size)
+            self.autoencoder = found.to(self.device)
         if "teacher" in fresh:
             backbone = Backbone(
                 name=self.options.teacher_backbone, embedding_size=self.embedding_size
@@ -548,10 +551,11 @@ class DenoiserTraining(Trainable):
         """Open the data that examples are computed from; whoever asks closes its feed."""
         recipe, data = self.recipe, self.recipe.data
         urls = tuple(data.urls())
-        feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, data.identities, data.images_each)
+        some = (data.identities, data.images_each)
+        feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, *some, resize=data.resize)
         held = {url: source_digest(Store(url)) for url in urls}
         digests = {
-            "data": digest([held, data.identities, data.images_each]),
+            "data": digest([held, *some, data.resize]),
             "teacher": named(recipe, "teacher"),
         }
         space = "images"

@@ -24,6 +24,7 @@ from factory.diffusion.sampling import Given, Predict
 from factory.diffusion.schedule import Noising
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.identities import anchors, perturb, uniform
+from factory.provenance import checked_sha256
 from factory.recipe import Cosine, Fraction, InputError, Part, Positive, Sampler, checked
 from factory.recognition.attributes import STUDIO, Attribute, load_predictor
 from factory.seeding import generator, seed64
@@ -359,6 +360,7 @@ class ID3Training(IDiffFaceTraining):
         names = self.options.attributes
         self.read_by = "truth"
         if self.reader:
+            checked_sha256("attributes", self.reader)
             reader: AttributePredictor = load_predictor(self.reader.location, self.device)
             lacking = [name for name in names if name not in reader.attributes]
             if lacking:

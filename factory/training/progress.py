@@ -109,6 +109,11 @@ class Progress:
         if self.worker.rank == 0:
             self.worker.note(self._line(step), rows, pictures)
 
+    def end(self) -> None:
+        """Tell what was not told: of a training that was killed after its last checkpoint, all."""
+        if self.rows:
+            self.tell(self.total)
+
     def _line(self, step: int) -> str:
         if not self.curve:
             return f"{self.name}: step {step}/{self.total}"

@@ -189,6 +189,7 @@ def run(
     feed.close()
     if step < total:
         return {}
+    progress.end()
     whole = engine.whole(engine.held())
     if worker.rank > 0:
         return {}
@@ -208,6 +209,7 @@ def _feed(recipe: FRRecipe, worker: Worker) -> Feed:
         shuffle_labels=data.shuffle_labels,
         rank=worker.rank,
         world=worker.world,
+        resize=data.resize,
     )
 
 

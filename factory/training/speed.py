@@ -102,8 +102,9 @@ def plainly(recipe: FRRecipe, steps: int, fp32_contiguous: bool = False) -> floa
 def _in_memory(recipe: FRRecipe) -> tuple[np.ndarray, np.ndarray, int]:
     data, size = recipe.data, recipe.schedule.batch_size
     feed = Feed(
-        data.urls(), size, recipe.seed, recipe.image.size, data.identities, data.images_each
-    )
+        data.urls(), size, recipe.seed, recipe.image.size, data.identities, data.images_each,
+        resize=data.resize,
+    )  # fmt: skip
     batches = list(feed.batches(0, HELD))
     feed.close()
     images = np.concatenate([batch.images for batch in batches])

@@ -52,23 +52,28 @@ def test_the_jobs_and_the_package_are_uploaded_and_nothing_heavy(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("given", "refused"),
-    [("runs/x", True), ("/data/x", False), ("s3://bucket/x", False)],
+    ("flag", "given", "refused"),
+    [
+        ("--out", "runs/x", True),
+        ("--out", "/data/x", False),
+        ("--out", "s3://bucket/x", False),
+        ("--json", "x.json", True),
+    ],
 )
 def test_an_output_that_ray_would_delete_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, given: str, refused: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, flag: str, given: str, refused: bool
 ) -> None:
     copy = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
     copy.mkdir(parents=True)
     parser = cli.parser("A job.")
-    parser.add_argument("--out")
-    monkeypatch.setattr(sys, "argv", ["job.py", "--out", given])
+    parser.add_argument(flag)
+    monkeypatch.setattr(sys, "argv", ["job.py", flag, given])
     with pytest.raises(SystemExit, match="0"):  # anywhere else, a relative path is right
         cli.run(parser, lambda arguments: None)
     monkeypatch.chdir(copy)
     with pytest.raises(SystemExit, match="2" if refused else "0"):
         cli.run(parser, lambda arguments: None)
-    assert (f"--out {given}: a submitted job runs in a copy" in capsys.readouterr().err) == refused
+    assert (f"{flag} {given}: a submitted job runs in a copy" in capsys.readouterr().err) == refused
 
 
 @dataclass

@@ -144,6 +144,21 @@ def test_a_tar_that_is_compressed_or_cut(tmp_path: Path) -> None:
         list_source(str(path))
 
 
+def test_of_an_unlabelled_folder_every_image_is_a_person(tmp_path: Path) -> None:
+    """FFHQ's folders hold a thousand images each, and no person twice."""
+    for name in ("00000/00000.png", "00000/00001.png", "01000/01000.png", "loose.png", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    _, listing = list_source(str(tmp_path), unlabelled=True)
+    names = ("00000/00000.png", "00000/00001.png", "01000/01000.png", "loose.png")
+    assert listing.identities == names and listing.ignored == 1
+    assert [entry.file for (entry,) in listing.images] == list(names)
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"x"), ("1.cls", b"1")])
+    for packed in (tmp_path, tmp_path / "a.tar"):
+        with pytest.raises(InputError, match="--unlabelled; accepted is a folder of images"):
+            list_source(str(packed), unlabelled=True)
+
+
 def test_what_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder; accepted: SOURCE/IDENTITY/IMAGE"):
         list_source(str(tmp_path / "absent"))

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from factory.recipe import InputError
 from factory.recognition.faces import faces_sha256, load_faces, save_faces
+from factory.shards.store import Store
 
 TEACHER = "7" * 64
 FIELD = "recipe field screens.real_lookalike.embeddings"
@@ -51,6 +52,25 @@ def test_every_form_gives_the_same_faces(tmp_path: Path) -> None:
         location = str(tmp_path / name)
         found = load_faces(location, faces_sha256(location, FIELD), TEACHER, FIELD)
         np.testing.assert_allclose(found.unit, UNIT, atol=1e-6)
+
+
+def test_faces_behind_a_url_are_those_on_disk(tmp_path: Path) -> None:
+    save_faces(tmp_path / "faces.safetensors", RAW, TEACHER)
+    folder = tmp_path / "sidecar"
+    folder.mkdir()
+    write_parquet(folder / "a.parquet", RAW[:4])
+    write_parquet(folder / "b.parquet", RAW[4:])
+    store = Store(f"memory://{tmp_path.name}")
+    for name in ("faces.safetensors", "sidecar/a.parquet", "sidecar/b.parquet"):
+        store.put(tmp_path / name, name)
+    for name in ("faces.safetensors", "sidecar"):
+        location, stated = f"{store.url}/{name}", faces_sha256(str(tmp_path / name), FIELD)
+        found = load_faces(location, stated, TEACHER, FIELD)
+        np.testing.assert_allclose(found.unit, UNIT, atol=1e-6)
+        with pytest.raises(InputError, match=rf"sha256: 0+, but {location} has {stated}"):
+            load_faces(location, "0" * 64, TEACHER, FIELD)
+    with pytest.raises(InputError, match=rf"{FIELD}\.location: no file at {store.url}/none"):
+        load_faces(f"{store.url}/none", "0" * 64, TEACHER, FIELD)
 
 
 def test_a_folders_sha256_names_every_file_in_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from irnet import IRNet
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
@@ -227,57 +228,6 @@ def test_an_operator_that_is_not_known_is_refused_only_for_gradients(tmp_path) -
         _ = loaded.module
 
 
-class IRUnit(nn.Module):
-    """A residual unit of AdaFace, from its state dict's names and shapes."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
-        if inside != outside:
-            self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
-        self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(inside),
-            nn.Conv2d(inside, outside, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outside),
-            nn.PReLU(outside),
-            nn.Conv2d(outside, outside, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outside),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.res_layer(x) + self.shortcut_layer(x)
-
-
-class IRNet(nn.Module):
-    """AdaFace's network: the unit embedding and its length."""
-
-    def __init__(self, depths: tuple[int, ...], size: int) -> None:
-        super().__init__()
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)
-        )
-        units, inside = [], 64
-        for depth, width in zip(depths, (64, 128, 256, 512), strict=True):
-            units.append(IRUnit(inside, width, 2))
-            units += [IRUnit(width, width, 1) for _ in range(depth - 1)]
-            inside = width
-        self.body = nn.Sequential(*units)
-        self.output_layer = nn.Sequential(
-            nn.BatchNorm2d(512),
-            nn.Dropout(0.4),
-            nn.Flatten(),
-            nn.Linear(512 * (size // 16) ** 2, 24),
-            nn.BatchNorm1d(24, affine=False),
-        )
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raw = self.output_layer(self.body(self.input_layer(x)))
-        length = raw.norm(dim=1, keepdim=True)
-        return raw / length, length
-
-
 class Stated(nn.Module):
     def __init__(self, inner: IRNet) -> None:
         super().__init__()
@@ -313,6 +263,26 @@ def test_adaface_weights_give_what_adaface_gives(adaface, tmp_path, form, channe
     assert (loaded.size, loaded.dimension, loaded.licence) == (SIZE, 24, "unknown")
     assert close(loaded.embed(IMAGES), truth)
     assert close(loaded.module(signed(IMAGES)).detach().numpy(), truth)
+
+
+@pytest.mark.parametrize("prefix", ["adaface", "arcface_torch"])
+def test_a_network_of_bgr_is_a_plain_iresnet_of_rgb(adaface, tmp_path, prefix) -> None:
+    """What asks for a network's stages or state finds them, whatever colours it was trained on."""
+    weights, depths = foreign.adaface_to_iresnet(adaface.state_dict(), "x")
+    unfolded = IResNet(depths, size=SIZE, embedding_size=24).eval()
+    unfolded.load_state_dict(weights)
+    path = tmp_path / "x.pt"
+    torch.save(adaface.state_dict() if prefix == "adaface" else weights, path)
+    folded = load_recognizer(f"{prefix}:{path}?channels=bgr").module
+    assert isinstance(folded, IResNet) and folded.state_dict().keys() == weights.keys()
+    x = signed(IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.conv1(x), unfolded.conv1(x.flip(1)), atol=1e-6, rtol=0)
+        assert close(folded(x).numpy(), unfolded(x.flip(1)).numpy(), 1e-5)
+        assert not close(folded(x).numpy(), unfolded(x).numpy(), 1e-2)
+    for name, value in folded.state_dict().items():
+        assert torch.equal(value, weights[name]) == (name != "conv1.weight"), name
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
 
 
 @pytest.mark.parametrize("name", ["r34", "r50", "r100"])

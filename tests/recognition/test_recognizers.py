@@ -5,6 +5,7 @@ import torch
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import IResNet, make_backbone
 from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer
+from factory.shards.store import Store
 
 SIZE = 32
 SMALL = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 12, 16), depths=(1, 1, 1, 1))
@@ -94,6 +95,37 @@ def test_arcface_torch_state_dict(tmp_path, query):
     assert (loaded.size, loaded.dimension) == (SIZE, 16)
     truth = expected(network)  # large, since nothing normalised it yet
     assert loaded.embed(IMAGES) == pytest.approx(truth, abs=1e-5 * float(np.abs(truth).max()))
+
+
+def test_a_training_behind_a_url_is_loaded(network, folder, s3):
+    store = Store(s3 % "outputs/fr")
+    store.put(folder / FILE, FILE)
+    local = load_recognizer(str(folder))
+    for location in (s3 % "outputs/fr", s3.replace("%s", f"outputs/fr/{FILE}")):
+        loaded = load_recognizer(location)
+        assert (loaded.sha256, loaded.location) == (local.sha256, location)
+        assert loaded.embed(IMAGES) == pytest.approx(expected(network), abs=1e-3)
+    with pytest.raises(
+        InputError, match=r"no file s3://faces/outputs/none\?.*; accepted: a check"
+    ) as e:
+        load_recognizer(s3 % "outputs/none")
+    assert "a-secret" not in str(e.value)
+
+
+def test_others_weights_behind_a_url_are_loaded(tmp_path, s3):
+    torch.manual_seed(0)
+    network = IResNet((2, 2, 2, 2), size=SIZE, embedding_size=16).eval()
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+    store = Store(s3 % "zoo/ms1mv3_arcface_r18_fp16")
+    store.put(tmp_path / "backbone.pth", "backbone.pth")
+    address = s3.replace("%s", "zoo/ms1mv3_arcface_r18_fp16/backbone.pth")
+    loaded = load_recognizer(f"arcface_torch:{address}&channels=rgb")
+    local = load_recognizer(f"arcface_torch:{tmp_path}/backbone.pth")
+    assert (loaded.name, loaded.sha256) == ("backbone", local.sha256)
+    assert loaded.licence == "non-commercial-research"  # the catalog knows the folder's name
+    assert (loaded.embed(IMAGES) == local.embed(IMAGES)).all()
+    with pytest.raises(InputError, match="chanels"):  # no option of ours, so the store refuses it
+        load_recognizer(f"arcface_torch:{address}&chanels=rgb")
 
 
 class Trap:

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweeps import write_sweep
 
 from factory.recipe import InputError
-from factory.report.study import gathered, table
+from factory.report.study import gathered, table, verdict
+from factory.search.results import SWEEP
 from factory.shards.store import Store
 
 
@@ -28,6 +29,24 @@ def test_a_study_keeps_finished_trials_best_first_and_counts_the_others(tmp_path
     # Means 71, 72, 73, 76 of two seeds, 2 points apart: F(3, 4) = 28 / 3 / 2 = 4.67, p = 0.0855.
     assert study["chance"] == pytest.approx(0.0855, abs=1e-3)
     assert study["resolved"] is False and "any differ is not resolved" in text
+
+
+def test_of_a_single_ordered_axis_the_trend_is_told(tmp_path):
+    store = Store(tmp_path)
+    write_sweep(store, 6)
+    sweep = json.loads(store.read(SWEEP))
+    assert gathered(store)["trend"] is None  # three axes
+    sweep["space"]["axes"] = {"rate": sweep["space"]["axes"]["rate"]}
+    store.write(SWEEP, json.dumps(sweep).encode())
+    study = gathered(store)
+    order = [row["trial"] for row in sorted(study["rows"], key=lambda row: row["point"]["rate"])]
+    pairs = [(a, b) for n, a in enumerate(order) for b in order[n + 1 :]]
+    up = sum(a < b for a, b in pairs)  # accuracy grows with the trial's number
+    assert study["trend"]["tau"] == pytest.approx((2 * up - len(pairs)) / len(pairs), abs=1e-3)
+    assert "along the axis is not resolved" in verdict(study)
+    sweep["space"]["axes"]["rate"]["ordered"] = False
+    store.write(SWEEP, json.dumps(sweep).encode())
+    assert gathered(store)["trend"] is None
 
 
 def test_the_command_writes_json_and_a_chart(tmp_path):

@@ -56,3 +56,15 @@ def test_a_page_shows_what_there_is(tmp_path, count):
         assert "1 stopped, 1 refused" in text and "+- 1.41" in text
         assert "p = 0.085" in text  # means 71, 72, 73, 76, two seeds each: F(3, 4) = 4.67
         assert "0 front" in text and "3 front" not in text
+
+
+def test_a_page_counts_what_failed_and_what_is_left(tmp_path):
+    store = Store(tmp_path)
+    point = {"rate": 0.1, "size": [4, 2], "kind": "a"}
+    lost = {"number": 6, "point": point, "state": "failed", "why": "no <weights>"}
+    write_sweep(store, 6, samples=9, failed=[lost])
+    _, text = read(store)
+    assert "Trials 9 4 finished, 1 stopped, 1 refused, 1 failed, 2 not done" in text
+    assert "failed: no <weights>" in text
+    write_sweep(Store(tmp_path / "whole"), 2, samples=2, failed=[])
+    assert "Trials 2 all finished" in read(Store(tmp_path / "whole"))[1]

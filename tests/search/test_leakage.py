@@ -47,3 +47,8 @@ def test_leakage_is_the_mean_of_the_highest_cosines(tmp_path):
     other = weights.model_copy(update={"sha256": hashlib.sha256(b"").hexdigest()})
     with pytest.raises(InputError, match="space known"):
         leakage(Store(tmp_path / "c"), made, other, known)
+    # Faces of the stated recognizer, but the file there is another one: nothing is cached for it.
+    of_other = save_faces(tmp_path / "other.safetensors", real, other.sha256)
+    faces = KnownFaces(location=str(tmp_path / "other.safetensors"), sha256=of_other)
+    with pytest.raises(InputError, match=f"recognizer.sha256: {other.sha256}, but "):
+        leakage(Store(tmp_path / "c"), made, other, faces)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.search.results import best, chance, front, generation, overhead, startup
+from factory.search.results import best, chance, front, generation, overhead, startup, trend
 
 TRIALS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12
@@ -56,3 +56,12 @@ def test_chance_is_that_of_the_variance_ratio():
     assert chance([[1, 2, 3]]) is None
     assert chance([[1], [2], [3]]) is None
     assert chance([[1, 1], [2, 2]]) is None
+
+
+def test_a_trend_is_as_likely_as_its_order_among_all_orders():
+    # Of the 5! orders of five points, two are wholly sorted.
+    assert trend([0, 1, 2, 3, 4], [5.0, 6.0, 6.5, 7.0, 9.0]) == pytest.approx((1.0, 2 / 120))
+    assert trend([4, 2, 1, 3, 0], [1.0, 3.0, 4.0, 2.0, 5.0]) == pytest.approx((-1.0, 2 / 120))
+    assert trend([0, 1, 2], [2.0, 1.0, 3.0]) == pytest.approx((1 / 3, 1.0))
+    assert trend([0, 1], [1.0, 2.0]) is None
+    assert trend([0, 1, 2], [1.0, 1.0, 1.0]) is None

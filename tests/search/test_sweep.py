@@ -1,15 +1,39 @@
 """What a sweep decides without Ray: what to try next, whom to stop, what its folder means."""
 
 import json
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from faces import make_pool
 
-from factory.recipe import InputError
-from factory.search import Asha, Choice, Real, Space
+from factory import tracking
+from factory.cli import FaultError
+from factory.provenance import sha256_file
+from factory.recipe import Backbone, InputError, KnownFaces
+from factory.recognition.backbones import make_backbone
+from factory.recognition.faces import save_faces
+from factory.recognition.recognizers import save_recognizer
+from factory.search import Asha, Choice, Pool, Real, Space
 from factory.search.results import SWEEP
-from factory.search.sweep import Book, scheduler, tpe
+from factory.search.sweep import (
+    Book,
+    Following,
+    check_ended,
+    check_inputs,
+    fitting,
+    scheduler,
+    sweep,
+    tpe,
+)
+from factory.search.tracked import Tracked
+from factory.search.trial import Pools
 from factory.shards.store import Store
+
+ROOT = Path(__file__).parents[2]
 
 
 def space(**changes):
@@ -32,7 +56,7 @@ def goodness(point):
 def test_tpe_goes_where_results_were_good(tmp_path, objectives):
     searched = space(objectives=objectives)
     book = Book(Store(tmp_path), searched)
-    book.claim("")
+    book.claim("", 3)
     for number in range(16):
         point = json.loads(json.dumps(searched.draw(number)))
         end(book, number, point, goodness(point))
@@ -44,6 +68,29 @@ def test_tpe_goes_where_results_were_good(tmp_path, objectives):
     if len(objectives) == 1:
         before = [goodness(searched.draw(number)) for number in range(16)]
         assert sum(map(goodness, points)) / 16 > sum(before) / 16 + 0.05
+
+
+def test_of_several_objectives_a_stopped_trial_counts_by_its_last_accuracy(tmp_path):
+    searched, drawn = space(objectives=("accuracy", "images")), {}
+    for state in ("refused", "stopped", "finished"):
+        book = Book(Store(tmp_path / state), searched)
+        for number in range(6):
+            end(book, number, {"x": number / 16, "kind": "good", "band": [0, 1]}, 0.5)
+        for number in range(6, 12):
+            end(book, number, {"x": number / 12, "kind": "bad", "band": [1, 2]}, 0.1, state)
+        drawn[state] = [tpe(searched, book, number) for number in range(12, 20)]
+    assert drawn["stopped"] == drawn["finished"] != drawn["refused"]
+
+
+def test_tpe_draws_no_point_that_was_refused(tmp_path):
+    searched = space(axes={"kind": Choice("good", "bad"), "band": Choice([0, 1], [1, 2])})
+    book = Book(Store(tmp_path), searched)
+    for number in range(6):
+        end(book, number, {"kind": "good", "band": [0, 1]}, 0.9)
+    end(book, 6, {"kind": "good", "band": [0, 1]}, 0.0, state="refused")
+    end(book, 7, {"kind": "good", "band": [1, 2]}, 0.0, state="refused")
+    drawn = [tpe(searched, book, number) for number in range(8, 20)]
+    assert {point["kind"] for point in drawn} == {"bad"}
 
 
 def test_halving_of_a_resumed_sweep_knows_earlier_reports(tmp_path):
@@ -68,7 +115,7 @@ def test_halving_of_a_resumed_sweep_knows_earlier_reports(tmp_path):
 
 def test_a_folder_keeps_its_search(tmp_path):
     store = Store(tmp_path)
-    Book(store, space()).claim("run-1")
+    Book(store, space()).claim("run-1", 3)
     again = Book(store, space())
     assert again.run_id == "run-1" and again.results() == {}
     with pytest.raises(InputError, match=r"holds another search, whose seeds is \[1\], not \[1, 2"):
@@ -78,3 +125,225 @@ def test_a_folder_keeps_its_search(tmp_path):
     store.delete(SWEEP)
     with pytest.raises(InputError, match="holds something else"):
         Book(store, space())
+
+
+def test_a_sweep_that_came_to_nothing_says_why():
+    refused, finished = {"state": "refused", "why": "2 qualify"}, {"state": "finished"}
+    check_ended({0: refused, 1: finished}, {}, 2)
+    with pytest.raises(FaultError, match=r"none of 2 trials .* the last, 1, was refused: 2 q"):
+        check_ended({0: refused, 1: refused}, {}, 2)
+    with pytest.raises(FaultError, match="1 of 2 trials failed, the first, 1: no weights"):
+        check_ended({0: finished}, {1: "no weights"}, 2)
+
+
+def test_a_folder_keeps_what_its_trials_were_made_of(tmp_path):
+    def made(fields=None, folder=ROOT, **sets):
+        recipe = tmp_path / "plain.yaml"
+        recipe.write_text((ROOT / "jobs/recipes/desk/generate/studio_plain.yaml").read_text())
+        views = {"pools": {"studio": Pool(str(recipe), *sets.get("pool", ())).view()}}
+        fr = tmp_path / "fr.yaml"
+        fr.write_text((ROOT / "jobs/recipes/desk/fr/desk.yaml").read_text() + sets.get("fr", ""))
+        return Space("s", "?", {"x": Choice(1)}, lambda p: views | (fields or {}), fr=str(fr),
+                     source=str(sets))  # fmt: skip
+
+    def again(space, pools="runs/pools"):
+        return sweep(space, str(tmp_path / "out"), 1, pools, 0, "", print)
+
+    store = Store(tmp_path / "out")
+    book = Book(store, made())
+    book.claim("", 3)
+    book.begin(made().trial(0, {"x": 1}, "/other/checkout/pools"))
+    book.note(0, {"asked": 1.0, "run_id": "r"})
+    book.check("runs/pools")
+    Book(store, made(pool=("pool.size=3",))).check("s3://elsewhere/pools")  # changes no result
+    Book(store, made(fr="checkpoint: {every_steps: 7}\n")).check("")
+    for change, field in (
+        ({"fields": {"images": 40}}, "compose.images None, .* 40"),
+        ({"pool": ("seed=77",)}, r"pools.studio.recipe.seed \d+, .* 77"),
+        ({"fr": "augment: []\n"}, r"fr.augment \['flip.*\[\]"),
+    ):
+        with pytest.raises(InputError, match=f"trial 0 has begun with {field}"):
+            again(made(**change))
+    assert store.read("space.py") == b"{}"
+
+
+def test_trials_at_a_time_follow_what_the_cluster_may_grow_to(monkeypatch):
+    gpu = ("fr.engine.num_cpus=2", "fr.engine.num_gpus=0.5")
+    fr = str(ROOT / "jobs/recipes/desk/fr/desk.yaml")
+    view = {"pools": {"a": {"url": "there"}}}
+
+    def most(said, sets):
+        monkeypatch.setenv("FACTORY_GROWS_TO", said)
+        searched = Space("s", "?", {"x": Choice(1)}, lambda point: view, fr, sets)
+        return fitting([searched.trial(0, {"x": 1}, "pools")])
+
+    assert most("8x16,3x16+2", gpu) == 12  # halves of 6 GPUs, none of which need be there yet
+    assert most("8x2,3x2+2", gpu) == 11  # pairs of 22 CPUs
+    assert most("2x3", gpu[:1]) == 3
+    with pytest.raises(InputError, match=r"engine.num_gpus: 0.5, but .* has 0 GPU"):
+        most("8x16", gpu)
+
+
+def test_what_is_not_there_is_found_before_anything_starts(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"name": "iresnet", "widths": [8] * 4, "depths": [1] * 4, "embedding_size": 16}
+    backbone, file = Backbone.model_validate(sizes), tmp_path / "r.safetensors"
+    save_recognizer(file, make_backbone(backbone, 32).state_dict(), backbone, 32, "r", "CC0-1.0")
+    sha256 = sha256_file(file)
+    known = save_faces(tmp_path / "known.safetensors", np.eye(16), sha256)
+    there = {"url": make_pool(tmp_path / "there", 3, 2)}
+    plain = Pool(str(ROOT / "jobs/recipes/desk/generate/studio_plain.yaml"))
+    others = Pool(str(ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"),
+                  "weights.denoiser.location=none.safetensors")  # fmt: skip
+
+    def check(pool=there, recognizer=None, **changes):
+        fields = {"pools": {"a": pool}, "recognizer": recognizer}
+        given = {"fr": str(ROOT / "jobs/recipes/desk/fr/desk.yaml")} | changes
+        searched = Space("s", "?", {"x": Choice(1)}, lambda point: fields, **given)
+        check_inputs(searched, [searched.trial(0, {"x": 1}, str(tmp_path / "pools"))])
+
+    weights = {"location": str(file), "licence": "CC0-1.0"}
+    leaks = {"objectives": ("leakage",)}
+    faces = {"location": str(tmp_path / "known.safetensors"), "sha256": known}
+    check(plain.view(), weights | {"sha256": sha256}, **leaks, known=KnownFaces(**faces))
+    for wrong, message in (
+        ({"benchmarks": str(tmp_path)}, "no .bin file"),
+        ({"sets": ("fr.augment=[spin]",)}, "spin"),
+        ({"pool": {"url": str(tmp_path / "typo")}}, r"pools.a.url: .*typo holds no finished"),
+        ({"pool": others.view()}, r"weights.denoiser.location: no file none.safetensors"),
+        ({"recognizer": weights | {"location": "no.safetensors"}}, r"no.safetensors"),
+        (
+            {"recognizer": weights | {"sha256": "0" * 64}},
+            r"recognizer.sha256: 0000.* has " + sha256,
+        ),
+        (
+            {"recognizer": weights, **leaks, "known": KnownFaces(**faces | {"sha256": "1" * 64})},
+            r"space known.sha256: 1111.* has " + known,
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            check(**wrong)
+
+
+class Run:
+    """A run in MLflow that notes what is asked of it, and may be `away`."""
+
+    def __init__(self):
+        self.id, self.away, self.steps, self.ended = "r", False, [], ""
+
+    def metrics(self, values, step=None):
+        if self.away:
+            raise OSError("no answer")
+        self.steps += [step] if "accuracy" in values else []
+
+    def tag(self, *given):
+        pass
+
+    artifact = dataset = tag
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs in MLflow, the sweep's first, in the order they are begun."""
+    begun = []
+
+    @contextmanager
+    def run(*given, **named):
+        made = Run()
+        begun.append(made)
+        try:
+            yield made
+        except BaseException:
+            made.ended = "FAILED"
+            raise
+        made.ended = "FINISHED"
+
+    monkeypatch.setattr(tracking, "run", run)
+    return begun
+
+
+@pytest.fixture
+def following(tmp_path, runs):
+    """Return what follows a sweep of one begun trial, and the trial as Tune has it."""
+    store, said = Store(tmp_path), []
+    book = Book(store, space())
+    book.note(0, {"number": 0, "point": {"x": 1}, "asked": 0, "compose": 0, "fr": 0, "pools": {}})
+    store.write("trials/0000/composition/composition.json", b"{}")
+    with Tracked("", space(), store, "", said.append) as tracked:
+        yield Following(book, tracked, said.append, 1), SimpleNamespace(config={"number": 0})
+
+
+FACTS = {
+    "pools": {},
+    "started": 1.0,
+    "accuracies": [0.7],
+    "benchmarks": {},
+    "taken": {},
+    "seconds": {"all": 2.0, "startup": 0.5},
+}
+
+
+def report(follows, trial, step):
+    row = {"seed": 1, "step": step, "loss": 1.0, "accuracy": 0.7, "complete": True, "facts": FACTS}
+    trial.last_result = row | {"training_iteration": step}
+    follows.on_trial_result(0, [], trial, trial.last_result)
+
+
+def test_a_trial_that_lost_its_node_reports_again_and_counts_once(following, runs):
+    follows, trial = following
+    follows.on_trial_start(0, [], trial)
+    report(follows, trial, 1)
+    follows.on_trial_recover(0, [], trial)
+    follows.on_trial_start(0, [], trial)
+    report(follows, trial, 1)
+    report(follows, trial, 2)
+    run = runs[1]
+    assert run.ended == "" and len(runs) == 2
+    follows.on_trial_complete(0, [], trial)
+    result = follows.book.results()[0]
+    assert [row["step"] for row in result["curve"]] == [1, 2] and run.steps == [1, 1, 2]
+    assert run.ended == "FINISHED" and result["state"] == "finished" and not follows.failed
+    assert result["wait"] < 0  # since it was asked for again, not since the first time
+
+
+def test_errors_of_trials_that_never_began_or_had_ended_are_noted(following, runs):
+    follows, trial = following
+    follows.on_trial_error(0, [], trial)  # its actor never came up
+    assert list(follows.failed) == [0] and len(runs) == 1
+    follows.on_trial_start(0, [], trial)
+    report(follows, trial, 1)
+    runs[1].away = True
+    with pytest.raises(OSError, match="no answer"):
+        follows.on_trial_complete(0, [], trial)
+    follows.on_trial_error(0, [], trial)
+    assert runs[1].ended == "FAILED"
+
+
+def test_a_sweep_with_failed_trials_keeps_why_and_is_no_success(tmp_path, runs, monkeypatch):
+    def trials(objective, suggestions, following, concurrent):
+        """Stand in for Tune: the second trial loses its actor before it starts."""
+        for number in list(suggestions.todo):
+            trial = SimpleNamespace(config=suggestions.suggest(""))
+            if number == 1:
+                following.on_trial_error(0, [], trial)
+                continue
+            following.on_trial_start(0, [], trial)
+            report(following, trial, 1)
+            store.write(f"trials/{number:04d}/composition/composition.json", b"{}")
+            following.on_trial_complete(0, [], trial)
+
+    monkeypatch.setattr("factory.search.sweep.run", trials)
+    monkeypatch.setattr("factory.search.sweep.fitting", lambda trials: 8)
+    actors = SimpleNamespace(remote=lambda **options: lambda actor: actor)
+    monkeypatch.setattr("factory.search.sweep.ray", actors)
+    monkeypatch.setattr(Pools, "remote", lambda folder: None, raising=False)
+    there = {"pools": {"a": {"url": make_pool(tmp_path / "there", 3, 2)}}}
+    fr = str(ROOT / "jobs/recipes/desk/fr/desk.yaml")
+    searched, store = Space("s", "?", {"x": Choice(1)}, lambda p: there, fr), Store(tmp_path / "o")
+    with pytest.raises(FaultError, match="1 of 3 trials failed, the first, 1: an error"):
+        sweep(searched, str(tmp_path / "o"), 3, "pools", 0, "", lambda line: None)
+    kept = json.loads(store.read(SWEEP))
+    assert (kept["samples"], kept["done"], kept["best"]) == (3, 2, 0)
+    assert [(one["number"], one["state"]) for one in kept["failed"]] == [(1, "failed")]
+    assert [run.ended for run in runs] == ["FAILED", "FINISHED", "FINISHED"]
+    assert kept["runs"][0]["concurrent"] == 3  # of 8 that would fit

@@ -1,18 +1,38 @@
 """How trials look at recognizers: when, on which pairs, and without changing the training."""
 
 import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import simplejpeg
 from faces import face, make_pool
 
+from factory import engine
+from factory.cli import FaultError
+from factory.compose import compose
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FRRecipe, InputError, parse
-from factory.search.trial import ACCURACY, LAST, Judged, _told, held, subset
-from factory.shards.store import Store
-from factory.training.output import claim
+from factory.search import Choice, Space
+from factory.search.trial import (
+    ACCURACY,
+    ENDED,
+    LAST,
+    Judged,
+    Objective,
+    Pools,
+    _told,
+    composed,
+    held,
+    subset,
+)
+from factory.shards.manifest import MANIFEST
+from factory.shards.store import LOCK, STALE_SECONDS, Store
+from factory.training.output import RECORD, claim
 from factory.training.recognition import run
+from factory.training.workers import Worker
 
 
 def test_a_training_reports_as_often_as_asked_and_at_its_end():
@@ -47,6 +67,29 @@ def test_rows_that_were_looked_at_come_through_and_errors_too():
         next(rows)
 
 
+class Clock:
+    """Time that passes when somebody sleeps; `then` is what happens meanwhile."""
+
+    def __init__(self, monkeypatch, then=lambda now: None):
+        self.now, self.then = 1e6, then
+        for module in ("search.trial", "shards.store"):
+            monkeypatch.setattr(f"factory.{module}.time", self)
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.then(self.now)
+
+
+def foreign(store, now):
+    lock = {"owner": "sweep", "host": "elsewhere", "pid": 1, "token": "t", "time": now}
+    store.write(LOCK, json.dumps(lock).encode())
+
+
 def test_a_store_is_held_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr("factory.search.trial.ORPHAN_SEC", 0.0)
     refused = pytest.raises(InputError, match="is being written by sweep")
@@ -54,6 +97,78 @@ def test_a_store_is_held_by_one(tmp_path, monkeypatch):
         pass
     with held(Store(tmp_path)):
         pass
+
+
+def test_what_a_lost_node_held_is_free_again_once_its_lock_is_stale(tmp_path, monkeypatch):
+    store, clock = Store(tmp_path), Clock(monkeypatch)
+    start = clock.now
+    foreign(store, start)
+    with held(store):
+        assert clock.now - start > STALE_SECONDS
+        assert json.loads(store.read(LOCK))["host"] != "elsewhere"
+
+
+def test_a_pool_that_another_sweep_makes_is_waited_for(tmp_path, monkeypatch, made_dataset):
+    url = tmp_path / "pool"
+    store, anyone = Store(url), SimpleNamespace()
+    monkeypatch.setattr(engine, "check_sources", lambda recipe: None)
+    monkeypatch.setattr(engine, "fill", lambda *given: pytest.fail("it was made twice"))
+
+    def elsewhere(now):
+        if now < start + 300:
+            foreign(store, now // 10 * 10)  # it lives: a beat every 10 s
+        elif not store.exists(MANIFEST):
+            made_dataset(url)
+            store.delete(LOCK)
+
+    start = Clock(monkeypatch, elsewhere).now
+    foreign(store, start)
+    found = Pools.make(anyone, anyone, str(url))  # neither its actor nor its recipe is looked at
+    assert (found["made"], found["images"]) == (False, 23)
+    assert found["seconds"] >= 300
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Let trials do in this process what they would give to Ray."""
+    monkeypatch.setattr(
+        "factory.search.trial._elsewhere", lambda work, env, *given: (0.0, work(*given))
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ended", "why"),
+    [
+        ({"identities": 9}, "refused", "9; 3 qualify"),
+        ({"url": "elsewhere"}, "failed", "no finished dataset there"),  # it may be there tomorrow
+    ],
+)
+def test_only_what_no_retry_would_mend_is_refused(tmp_path, monkeypatch, here, asked, ended, why):
+    view = {"url": make_pool(tmp_path / "pool", 3, 2)} | asked
+    fr = str(Path(__file__).parents[2] / "jobs/recipes/desk/fr/desk.yaml")
+    searched = Space("s", "?", {"x": Choice(1)}, lambda point: {"pools": {"a": view}}, fr)
+    trial = json.dumps(searched.trial(0, {"x": 1}, "pools").as_dict())
+    Store(tmp_path / "out").write("trials/0000/trial.json", trial.encode())
+    said = []
+    monkeypatch.setattr("ray.tune.report", said.append)
+    Objective(str(tmp_path / "out"), str(tmp_path), None, (1,), Judged(1, 9), {})({"number": 0})
+    assert len(said) == 1 and said[0][ENDED] == ended and why in said[0]["why"]
+
+
+def test_a_pool_that_two_views_take_of_costs_once(tmp_path):
+    one, other = (make_pool(tmp_path / n, 6, 4, world=w) for n, w in (("one", 0), ("other", 1)))
+    views = {
+        "near": {"url": one, "identities": 4, "images_each": 3},  # 12 images
+        "more": {"url": one, "identities_of": "near", "images_each": 4},  # the same, and 4 others
+        "rest": {"url": other, "identities": 5, "images_each": 2},
+    }
+    folder = Store(tmp_path / "made")
+    made = compose(parse({"kind": "compose", "name": "c", "seed": 1, "pools": views}), folder)
+    pools = {one: {"actor_seconds": 48.0, "images": 24}, other: {"actor_seconds": 6, "images": 24}}
+    found = composed(folder, made, pools)
+    assert (found["images"], found["images_with_repeats"]) == (16 + 10, 12 + 16 + 10)
+    assert found["generation_seconds"] == 16 * 2.0 + 10 * 0.25
 
 
 def bins(folder):
@@ -67,7 +182,9 @@ def bins(folder):
     return str(folder)
 
 
-def test_looking_on_changes_no_training(tmp_path):
+@pytest.fixture
+def tiny(tmp_path):
+    """A recipe of six steps on eight people."""
     recipe = parse(
         {
             "kind": "fr",
@@ -91,11 +208,15 @@ def test_looking_on_changes_no_training(tmp_path):
         }
     )
     assert isinstance(recipe, FRRecipe)
+    return recipe
+
+
+def test_looking_on_changes_no_training(tmp_path, tiny):
     made = {}
     for name, watch in (("plain", None), ("watched", Judged(3, 10))):
         store = Store(tmp_path / name)
-        claim(store, recipe)
-        made[name] = run(recipe, store, watch=watch)
+        claim(store, tiny)
+        made[name] = run(tiny, store, watch=watch)
     weights = [
         hashlib.sha256((tmp_path / name / "model.pt").read_bytes()).hexdigest() for name in made
     ]
@@ -103,3 +224,25 @@ def test_looking_on_changes_no_training(tmp_path):
     seen = [row for row in made["watched"]["curve"] if ACCURACY in row]
     assert [(row["step"], row[LAST]) for row in seen] == [(2, 0.0), (4, 0.0), (6, 1.0)]
     assert all(0 <= row[f"{ACCURACY}.blobs"] == row[ACCURACY] <= 1 for row in seen)
+
+    # Killed after the last checkpoint and before the record, it tells its rows all the same.
+    store, told = Store(tmp_path / "watched"), []
+    store.delete(RECORD)
+    worker = Worker(note=lambda line, rows, pictures: told.extend(rows))
+    assert run(tiny, store, worker, watch=Judged(3, 10))["curve"] == made["watched"]["curve"]
+    assert told == made["watched"]["curve"]
+
+
+def test_a_training_without_its_last_report_is_a_fault(tmp_path, monkeypatch, here):
+    view = {"url": make_pool(tmp_path / "pool", 3, 2)}
+    fr = str(Path(__file__).parents[2] / "jobs/recipes/desk/fr/desk.yaml")
+    searched = Space("s", "?", {"x": Choice(1)}, lambda point: {"pools": {"a": view}}, fr)
+    row = {ACCURACY: 0.5, LAST: 0.0, "step": 3.0, "loss": 1.0}
+    monkeypatch.setattr("factory.search.trial.trained", lambda *given: iter([row]))
+    watch, out = Judged(2, 9), str(tmp_path / "out")
+    reports = Objective(out, str(tmp_path), None, (1,), watch, {}).reports(
+        searched.trial(0, {"x": 1}, "pools"), out
+    )
+    assert not next(reports)["complete"]
+    with pytest.raises(FaultError, match="training of seed 1 ended without its last report"):
+        next(reports)

@@ -160,6 +160,14 @@ def test_faults_are_named(dataset, tmp_path):
         list(feed.batches(0, 1))
 
 
+def test_images_of_another_size_are_resized_when_asked(dataset):
+    batch = Feed([dataset], 4, seed=0, size=16, resize=True).batch(0)
+    whole = Feed([dataset], 4, seed=0, size=SIZE).batch(0)
+    assert batch.keys == whole.keys and batch.images.shape == (4, 16, 16, 3)
+    pooled = whole.images.reshape(4, 16, 2, 16, 2, 3).mean((2, 4))
+    assert np.abs(batch.images - pooled).mean() < np.abs(batch.images - pooled.mean()).mean() / 4
+
+
 def test_an_unreadable_image_is_named(tmp_path):
     url = make_dataset(tmp_path, 4, 2, SIZE)
     indexed = Feed([url], 8, seed=0, size=SIZE)

@@ -46,6 +46,9 @@ def test_files_there_and_back(store: Store, tmp_path: Path) -> None:
     assert list(store.list("nowhere")) == []
     assert store.sizes() == {"b.bin": 3_000_000, "shards/a.bin": 3}
     assert (store.sizes("shards"), store.sizes("nowhere")) == ({"shards/a.bin": 3}, {})
+    version = store.version("b.bin")
+    assert version is not None and version[0] == 3_000_000
+    assert store.version("c") is None and store.version("shards") is None
     store.fetch("b.bin", tmp_path / "back" / "b.bin")
     assert (tmp_path / "back" / "b.bin").read_bytes() == b"x" * 3_000_000
     assert os.listdir(tmp_path / "back") == ["b.bin"]

@@ -1,9 +1,12 @@
 """Shards made by the engine's lines of stages, with the shipped weights, without Ray."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from factory import identities
 from factory.engine import wiring
@@ -11,9 +14,10 @@ from factory.evaluation.dataset import Sample, samples
 from factory.evaluation.images import decode
 from factory.plan import shards
 from factory.provenance import versions
-from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, load
+from factory.recipe import Backbone, GenerateRecipe, InputError, bank_digest, content_digest, load
+from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import Recognizer, load_recognizer
+from factory.recognition.recognizers import Recognizer, load_recognizer, save_recognizer
 from factory.shards.claim import write_claim
 from factory.shards.manifest import DatasetManifest, merge
 from factory.shards.store import Store
@@ -78,6 +82,28 @@ def test_a_planted_lookalike_is_rejected_and_its_slot_made_again(
     assert manifest.totals.reasons == {"real_lookalike": 1} and manifest.totals.kept == 6
     assert [key for key in before if before[key].encoded != after[key].encoded] == [PLANTED]
     assert after[PLANTED].sidecar["attempt"] == 1
+
+
+def test_a_teacher_of_another_size_sees_images_resized(tmp_path: Path) -> None:
+    """As the paper's IDiff-Face does: images of 128 pixels, a teacher of 112."""
+    sizes = {"widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "embedding_size": 128}
+    backbone = Backbone(name="iresnet", **sizes)
+    torch.manual_seed(0)
+    weights = make_backbone(backbone, 48).state_dict()
+    file = tmp_path / "teacher.safetensors"
+    save_recognizer(file, weights, backbone, 48, "small", "CC0-1.0")
+    recipe = idiff(f"weights.teacher={{location: {file}}}", "image.format=png")
+    _, made = make(recipe, tmp_path / "made")
+    bank = identities.load_bank(Store(tmp_path / "made"), bank_digest(recipe))
+    assert bank is not None
+    small, cosines = load_recognizer(str(file)), []
+    for sample in made.values():
+        with Image.open(io.BytesIO(sample.encoded)) as image:
+            seen = np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR))
+        raw = small.embed(seen[None])[0]
+        cosines.append(raw @ bank.contexts[sample.sidecar["identity"]] / np.linalg.norm(raw))
+    found = [sample.sidecar["cosine"] for sample in made.values()]
+    assert np.allclose(found, cosines, atol=1e-3) and np.std(found) > 0
 
 
 def test_known_faces_of_another_dimension_are_refused(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ class Toy(System):
 class Teacher:
     """Sees the identity of a toy image, except where slot 1 is at its first `bad` attempts."""
 
+    size = SIZE
+
     def __init__(self, bad: int) -> None:
         self.bad = bad
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from faces import face, make_pool
+from irnet import IRNet
 from tiny import SIZE, located, save_frozen
 from torch.nn import functional as F
 
@@ -442,6 +443,52 @@ def test_an_identity_encoder_is_trained_on_pixels(
     gradient = next(network.encoder.parameters()).grad
     assert gradient is not None and gradient.any()
     assert trained.samples(network.eval()).shape == (4, 8, SIZE, SIZE, 3)
+
+
+def test_adafaces_checkpoints_are_teacher_and_identity_encoder(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+):
+    """As the paper's recipes name them: files of BGR networks, in training and generation."""
+    torch.manual_seed(4)
+    networks = {name: IRNet((2, 2, 2, 2), SIZE).eval() for name in ("teacher", "identity_encoder")}
+    weights: dict[str, Any] = {}
+    for name, network in networks.items():
+        state = {f"model.{key}": value for key, value in network.state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / f"{name}.ckpt")
+        weights[name] = {"location": f"adaface:{tmp_path}/{name}.ckpt?channels=bgr"}
+    sizes = {"embedding_size": 24, "map_channels": 512, "style_channels": 64}
+    encoder = {"identity_encoder": "r18", "identity_size": SIZE}
+    model = {"unet": PIXELS, "conditions": CONDITIONS | sizes | encoder}
+    recipe = training(files, dataset, model=model, weights=weights)
+    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
+
+    def seen(name: str, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            unit, length = networks[name](images.flip(1))
+        return unit * length
+
+    encoder_of = trained.module.get_submodule("encoder").eval()
+    pixels = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    with torch.no_grad():
+        truth = seen("identity_encoder", pixels)
+        torch.testing.assert_close(encoder_of(pixels), truth, atol=1e-4, rtol=1e-4)
+    batch = next(iter(trained.batches(0, 1)))
+    assert torch.isfinite(trained.loss(trained.module.train(), batch)[0])
+    trained.save(trained.module, tmp_path / "denoiser.safetensors", {})
+    given = {"teacher": weights["teacher"]}
+    given["denoiser"] = {"location": str(tmp_path / "denoiser.safetensors")}
+    system = loaded(generating(files, "bank", options={"bank": named(dataset)}, weights=given))
+    contexts = system.draw_contexts([0, 1, 2])
+    first = torch.from_numpy(system.identity_images([0, 1, 2])).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = F.normalize(seen("teacher", first), dim=1).numpy()
+    np.testing.assert_allclose(contexts, expected, atol=1e-4)
+    rows = contexts[[place.identity for place in PLACES]]
+    made = system.sample(system.vary(rows, PLACES), PLACES)
+    assert made.images.shape == (3, SIZE, SIZE, 3)
+    weights["identity_encoder"]["sha256"] = "0" * 64
+    altered = training(files, dataset, model=model, weights=weights)
+    with pytest.raises(InputError, match=r"weights\.identity_encoder\.sha256"):
+        DCFaceTraining(altered, Place(0, 1, tmp_path)).load()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from factory.diffusion.files import load_denoiser, save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
 from factory.diffusion.unet import UNet, UNetConfig
+from factory.engine import check_sources
+from factory.provenance import sha256_file
 from factory.recipe import (
     Backbone,
     GenerateRecipe,
@@ -214,6 +216,29 @@ def test_weights_that_do_not_belong_are_refused(files: dict[str, Path], tmp_path
     marked = located(files) | {"denoiser": {"location": str(smoke)}}
     with pytest.raises(InputError, match="random-init teacher"):
         loaded(generating(files, weights=marked))
+
+
+def test_weights_behind_urls_draw_the_same_images(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store, weights = Store(f"memory://{tmp_path.name}"), {}
+    for name, path in files.items():
+        store.put(path, path.name)
+        weights[name] = {"location": f"{store.url}/{path.name}", "sha256": sha256_file(path)}
+    here, there = generating(files), generating(files, weights=weights)
+    assert check_sources(there) is None
+    place = [Position(0, 0, 0)]
+    made = []
+    for system in (loaded(here), loaded(there)):
+        conditions = system.vary(system.draw_contexts([0]), place)
+        made.append(system.sample(conditions, place).images)
+    np.testing.assert_array_equal(*made)
+    for name in weights:
+        wrong = weights | {name: weights[name] | {"sha256": "0" * 64}}
+        for opened in (check_sources, loaded):
+            with pytest.raises(InputError, match=rf"weights\.{name}\.sha256: 0+, but memory://"):
+                opened(generating(files, weights=wrong))
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_what_is_kept(dataset: str, tmp_path: Path) -> None:
         facts = file.metadata()
     assert facts["licence"] == "Apache-2.0" and facts["steps"] == "12/12"
     assert facts["recipe"] == canonical(recipe(dataset))
-    network = load_autoencoder(Weights(location=str(tmp_path / "autoencoder.safetensors")))
+    network = load_autoencoder(Weights(location=str(tmp_path / "autoencoder.safetensors")), SIZE)
     assert network.encode(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 4, SIZE // 4, SIZE // 4)
 
 

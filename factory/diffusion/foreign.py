@@ -1,0 +1,112 @@
+"""Autoencoders of others: a VQModel as diffusers saves it, which is how LDM's VQ-f4 is at hand.
+
+`diffusers:FOLDER/diffusion_pytorch_model.safetensors`, or `.bin`, names the weights; FOLDER may be
+a URL. `config.json` beside them says the architecture. A recipe's sha256 is of the weights alone:
+what the config says is seen in their shapes, or must be as `VQ` is built. Two fields are free.
+`sample_size`: the recipe says how large images are. `scaling_factor`: latents are not scaled, as
+LDM and IDiff-Face take those of VQ-f4 (papers.md 2.1); diffusers writes its default of 0.18215 into
+every config that states none.
+"""
+
+import json
+import posixpath
+import re
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from factory.diffusion.autoencoder import VQConfig
+from factory.recipe import InputError, Weights, checked, with_options
+from factory.shards.located import local_file
+
+PREFIX, CONFIG = "diffusers:", "config.json"
+ACCEPTED = (
+    "accepted is diffusers:FOLDER/diffusion_pytorch_model.safetensors or .bin, a VQModel built as "
+    f"LDM's VQ-f4 is, with its {CONFIG} beside it"
+)
+SIZES = {  # ours -> VQModel's
+    "latent_channels": "latent_channels",
+    "codes": "num_vq_embeddings",
+    "widths": "block_out_channels",
+    "blocks": "layers_per_block",
+}
+UNSEEN = {"act_fn": "silu", "norm_num_groups": 32}  # what no shape tells
+ATTENTION = {  # its parts in 2022, when diffusers published VQ-f4 -> now
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+def is_vqmodel(weights: Weights) -> bool:
+    """Tell whether a location names a VQModel of diffusers."""
+    return weights.location.startswith(PREFIX)
+
+
+def vq_config(weights: Weights, name: str) -> VQConfig:
+    """Return the sizes that the config beside a VQModel states; `size` is left as it is by default.
+
+    Args:
+        weights: where the VQModel lies.
+        name: its name among the recipe's `weights`, for messages.
+
+    Raises:
+        InputError: there is no config beside the weights, or it is of something else.
+    """
+    field = f"recipe field weights.{name}.location"
+    file, options = with_options(weights.location.removeprefix(PREFIX))
+    if options:
+        raise InputError(f"{field}: option {', '.join(options)}; {PREFIX} accepts none")
+    address, mark, query = file.partition("?")
+    beside = posixpath.join(posixpath.dirname(address), CONFIG) + mark + query
+    path = local_file(beside, field, ACCEPTED)
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{field}: {path} is not JSON ({error}); {ACCEPTED}") from None
+    kind = raw.get("_class_name") if isinstance(raw, dict) else None
+    if kind != "VQModel":
+        raise InputError(f"{field}: {path} is of {kind or 'no class'}; {ACCEPTED}")
+    lacking = [theirs for theirs in SIZES.values() if theirs not in raw]
+    if lacking:
+        raise InputError(f"{field}: {path} states no {lacking[0]}; {ACCEPTED}")
+    for key, wanted in UNSEEN.items():
+        if raw.get(key, wanted) != wanted:
+            raise InputError(f"{field}: {path} has {key} {raw[key]!r}; accepted is {wanted!r}")
+    sizes = {ours: raw[theirs] for ours, theirs in SIZES.items()}
+    return checked(VQConfig, {"kind": "vq", **sizes}, f"{field}: {path} ")
+
+
+def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
+    """Return a VQModel's tensors under the names of `VQ`, read without running code.
+
+    Args:
+        weights: where the VQModel lies.
+        name: its name among the recipe's `weights`, for messages.
+
+    Raises:
+        InputError: the file is missing, or is no state dict.
+    """
+    field = f"recipe field weights.{name}.location"
+    path = local_file(weights.location, field, ACCEPTED)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not one
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{field}: {path} holds no weights ({reason}); {ACCEPTED}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{field}: {path} holds {type(state).__name__}; {ACCEPTED}")
+    return {f"model.{_renamed(key)}": value for key, value in state.items()}
+
+
+def _renamed(key: str) -> str:
+    return re.sub(
+        rf"(?<=\.attentions\.0\.)({'|'.join(ATTENTION)})(?=\.)",
+        lambda part: ATTENTION[part[0]],
+        key,
+    )
