@@ -11,7 +11,7 @@ import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +39,7 @@ OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),
     *("argument", "range", "size"),
 )
+DECIDING = ("channels", "names", "pixels")  # what a network computes, in a content digest
 
 
 class Weights(Part):
@@ -693,10 +694,17 @@ def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
         "system": recipe.system,
         "size": recipe.image.size,
         "options": _without_urls(recipe.options),
-        "weights": {name: part.sha256 for name, part in recipe.weights.items()},
+        "weights": {name: _network(part) for name, part in recipe.weights.items()},
         "sampler": recipe.sampler.model_dump(mode="json") if recipe.sampler else None,
         "threads": recipe.pool.threads,
     }
+
+
+def _network(weights: Weights) -> str:
+    """Return what names a network: its file's sha256, and options that change what it computes."""
+    options = with_options(weights.location)[1]
+    stated = sorted((name, options[name]) for name in DECIDING if name in options)
+    return "?".join([weights.sha256, urlencode(stated)] if stated else [weights.sha256])
 
 
 def _without_urls(options: Any) -> Any:

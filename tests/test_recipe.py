@@ -204,6 +204,8 @@ def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
         ("name", "other", False, False),
         ("cost.source", "another", False, False),
         ("weights.teacher.location", "elsewhere", False, False),
+        ("weights.teacher.location", "adaface:elsewhere?licence=MIT", False, False),
+        ("weights.teacher.location", "adaface:elsewhere?channels=bgr", True, True),
         ("screens.real_lookalike", LOOKALIKE, True, False),
     ],
 )

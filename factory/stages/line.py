@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from factory import identities
+from factory.provenance import checked_sha256
 from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.manifest import ShardManifest
@@ -60,6 +61,7 @@ class Line:
             pool = recipe.pool
             gpus = pool.num_gpus if pool.fused else pool.screen_num_gpus
             device = "cuda" if gpus else "cpu"
+            checked_sha256("teacher", recipe.weights["teacher"])
             teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
             faces = known_faces(recipe)
             if faces is not None and faces.unit.shape[1] != teacher.dimension:
