@@ -100,15 +100,15 @@ def table(study: Mapping[str, Any]) -> str:
 
 def verdict(study: Mapping[str, Any]) -> str:
     """Say whether the points differ, and whether accuracy rises or falls along a single axis."""
-    if study["chance"] is None:
-        return "Differences are not resolved: that takes two points, each with two seeds or more."
     rows = study["rows"]
     span = rows[0]["accuracy"] - rows[-1]["accuracy"]
     word = "resolved" if study["resolved"] else "not resolved"
-    said = (
-        f"Best and worst point lie {span:.2f} points apart over {len(study['seeds'])} seeds; that "
-        f"any differ is {word} (one-way analysis of variance, p = {study['chance']:.2g})."
-    )
+    said = "Differences are not resolved: that takes two points, each with two seeds or more."
+    if study["chance"] is not None:
+        said = (
+            f"Best and worst point lie {span:.2f} points apart over {len(study['seeds'])} seeds; "
+            f"that any differ is {word} (one-way analysis of variance, p = {study['chance']:.2g})."
+        )
     if study["trend"] is None:
         return said
     tau, p = study["trend"]["tau"], study["trend"]["chance"]
@@ -140,12 +140,13 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
             means = [over_seeds(found[place]) for place in places]
             plot.errorbar(
                 places, [m.mean for m in means], [m.sd or 0.0 for m in means],
-                color="#0b7a75", capsize=3, linestyle="-" if axis.values else "none",
+                color="#0b7a75", capsize=3, linestyle="-" if axis.values and axis.ordered else "none",
             )  # fmt: skip
             if axis.ticks:
                 plot.set_xticks(list(axis.ticks), list(axis.ticks.values()), fontsize=8)
                 if max(map(len, axis.ticks.values())) > 8:
-                    plot.tick_params(axis="x", rotation=25)
+                    for label in plot.get_xticklabels():
+                        label.set(rotation=25, ha="right", rotation_mode="anchor")
             plot.set_xlabel(name.replace("_", " "))
         for plot in plots[len(axes) :]:
             plot.set_visible(False)

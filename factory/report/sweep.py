@@ -182,7 +182,8 @@ def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
         if max(len(found[place]) for place in places) > 1:
             plot.errorbar(places, [m.mean for m in means], [m.sd or 0.0 for m in means],
                           color=FIRST, linestyle="none", elinewidth=1.0, capsize=2.5)  # fmt: skip
-        if axis.values is not None:  # between numbers drawn at random a line would show noise
+        # Nothing lies between names, and between numbers drawn at random a line would show noise.
+        if axis.values is not None and axis.ordered:
             plot.plot(places, [m.mean for m in means], color=FIRST, linewidth=1.4)
         if axis.log:
             plot.set_xscale("log")

@@ -82,12 +82,12 @@ def trend(places: Sequence[float], means: Sequence[float]) -> tuple[float, float
         means: its accuracy.
 
     Returns:
-        Kendall's tau in [-1, 1] and its p-value (exact without ties); None with fewer than three
-        trials, or when all places or all means are equal.
+        Kendall's tau in [-1, 1] and its p-value (exact without ties); None with fewer than five
+        trials, of which no order is rare enough to tell, or when all places or means are equal.
     """
     from scipy.stats import kendalltau
 
-    if len(places) < 3 or len(set(places)) == 1 or len(set(means)) == 1:
+    if len(places) < 5 or len(set(places)) == 1 or len(set(means)) == 1:
         return None
     found: Any = kendalltau(places, means)
     return float(found.statistic), float(found.pvalue)

@@ -15,6 +15,8 @@ from factory.report.study import gathered, table, verdict
 from factory.search.results import SWEEP
 from factory.shards.store import Store
 
+STUDIES = sorted((Path(__file__).parents[2] / "docs/study").glob("*.json"))
+
 
 def test_a_study_keeps_finished_trials_best_first_and_counts_the_others(tmp_path):
     write_sweep(Store(tmp_path), 6)
@@ -35,14 +37,20 @@ def test_of_a_single_ordered_axis_the_trend_is_told(tmp_path):
     store = Store(tmp_path)
     write_sweep(store, 6)
     sweep = json.loads(store.read(SWEEP))
+    for number in (3, 4):  # which were stopped and refused
+        result = json.loads(store.read("trials/0002/result.json")) | {"number": number}
+        result |= {"point": {"rate": 0.001 * number}, "accuracies": [0.5 + 0.01 * number] * 2}
+        store.write(f"trials/{number:04d}/result.json", json.dumps(result).encode())
     assert gathered(store)["trend"] is None  # three axes
     sweep["space"]["axes"] = {"rate": sweep["space"]["axes"]["rate"]}
     store.write(SWEEP, json.dumps(sweep).encode())
     study = gathered(store)
-    order = [row["trial"] for row in sorted(study["rows"], key=lambda row: row["point"]["rate"])]
+    order = [row["accuracy"] for row in sorted(study["rows"], key=lambda row: row["point"]["rate"])]
     pairs = [(a, b) for n, a in enumerate(order) for b in order[n + 1 :]]
-    up = sum(a < b for a, b in pairs)  # accuracy grows with the trial's number
-    assert study["trend"]["tau"] == pytest.approx((2 * up - len(pairs)) / len(pairs), abs=1e-3)
+    up = sum(a < b for a, b in pairs)
+    assert len(pairs) == 15 and study["trend"]["tau"] == pytest.approx(
+        (2 * up - len(pairs)) / len(pairs), abs=1e-3
+    )
     assert "along the axis is not resolved" in verdict(study)
     sweep["space"]["axes"]["rate"]["ordered"] = False
     store.write(SWEEP, json.dumps(sweep).encode())
@@ -60,6 +68,13 @@ def test_the_command_writes_json_and_a_chart(tmp_path):
     words[2] = str(tmp_path)
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 2 and "no sweep there (sweep.json is missing)" in done.stderr
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_page_of_the_desk_study_has_the_tables_of_its_files(file: Path) -> None:
+    study = json.loads(file.read_text())
+    assert table(study) in (file.parent / "README.md").read_text()
+    assert file.with_suffix(".svg").is_file()
 
 
 def test_folders_without_figures_are_refused(tmp_path):

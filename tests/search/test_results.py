@@ -62,6 +62,7 @@ def test_a_trend_is_as_likely_as_its_order_among_all_orders():
     # Of the 5! orders of five points, two are wholly sorted.
     assert trend([0, 1, 2, 3, 4], [5.0, 6.0, 6.5, 7.0, 9.0]) == pytest.approx((1.0, 2 / 120))
     assert trend([4, 2, 1, 3, 0], [1.0, 3.0, 4.0, 2.0, 5.0]) == pytest.approx((-1.0, 2 / 120))
-    assert trend([0, 1, 2], [2.0, 1.0, 3.0]) == pytest.approx((1 / 3, 1.0))
-    assert trend([0, 1], [1.0, 2.0]) is None
-    assert trend([0, 1, 2], [1.0, 1.0, 1.0]) is None
+    # One pair of the ten turned round: 1 + 4 orders of 120 are as sorted or more, and as many fall.
+    assert trend([0, 1, 2, 3, 4], [6.0, 5.0, 7.0, 8.0, 9.0]) == pytest.approx((0.8, 10 / 120))
+    assert trend([0, 1, 2, 3], [1.0, 2.0, 3.0, 4.0]) is None
+    assert trend([0, 1, 2, 3, 4], [1.0] * 5) is None
