@@ -136,11 +136,11 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
                 found.setdefault(axis.place(row["point"][name]), []).extend(row["accuracies"])
             for place, values in found.items():
                 plot.plot([place] * len(values), values, "o", color="#0b7a75", alpha=0.4, ms=3.5)
-            places = sorted(found)
+            places, line = sorted(found), "-" if axis.values and axis.ordered else "none"
             means = [over_seeds(found[place]) for place in places]
             plot.errorbar(
                 places, [m.mean for m in means], [m.sd or 0.0 for m in means],
-                color="#0b7a75", capsize=3, linestyle="-" if axis.values and axis.ordered else "none",
+                color="#0b7a75", capsize=3, linestyle=line,
             )  # fmt: skip
             if axis.ticks:
                 plot.set_xticks(list(axis.ticks), list(axis.ticks.values()), fontsize=8)
