@@ -136,6 +136,7 @@ class Comparison(Chain):
             "datasets": dict(datasets),
             "recipe": trained.model_dump(mode="json", exclude={"data", "seed"}),
             "part": list(self.part),
+            "resize": self.resize,
             "features": self.features,
             "rows": rows,
             "units": UNITS,

@@ -13,6 +13,19 @@ from factory.recognition.recognizers import save_recognizer
 
 SIZE = 16
 DIMENSION = 8
+IDIFF: dict[str, Any] = {
+    "latent_channels": 4,
+    "latent_size": 4,
+    "widths": [32, 32],
+    "attention": [False, True],
+    "blocks": 1,
+    "norm_groups": 2,
+    "conditioning": "both",
+    "context_size": DIMENSION,
+    "context_channels": 32,
+    "context_tokens": 2,
+    "learn_empty_context": True,
+}
 
 
 def save_frozen(folder: Path) -> dict[str, Path]:

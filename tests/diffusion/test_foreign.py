@@ -10,7 +10,7 @@ import torch
 from diffusers import VQModel
 from faces import make_pool
 from safetensors.torch import load_file, save_file
-from tiny import DIMENSION, SIZE, generating, save_frozen, training
+from tiny import IDIFF, SIZE, generating, save_frozen, training
 
 from factory.diffusion import foreign
 from factory.diffusion.autoencoder import VQ, VQConfig
@@ -122,18 +122,7 @@ def test_a_system_is_trained_and_samples_on_its_latents(model: VQModel, tmp_path
     data = make_pool(tmp_path / "faces", 4, 2, size=SIZE)
     files = save_frozen(tmp_path) | {"denoiser": tmp_path / "denoiser.safetensors"}
     files["autoencoder"] = Path(written(model, tmp_path / "vqvae"))
-    sizes = {
-        "latent_channels": 3,
-        "latent_size": SIZE // 2,
-        "widths": [32, 32],
-        "attention": [False, True],
-        "blocks": 1,
-        "norm_groups": 2,
-        "conditioning": "both",
-        "context_size": DIMENSION,
-        "context_channels": 32,
-        "context_tokens": 2,
-    }
+    sizes = IDIFF | {"latent_channels": 3, "latent_size": SIZE // 2}
     train = training("idiff_face", files, data, sizes)
     trained = IDiffFaceTraining(train, Place(0, 1, tmp_path)).load()
     batch = next(iter(trained.batches(0, 1)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from faces import make_pool
-from tiny import DIMENSION, SIZE, generating, located, save_frozen, training
+from tiny import DIMENSION, IDIFF, SIZE, generating, located, save_frozen, training
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,19 +30,6 @@ from factory.systems.id3 import (
 )
 
 NAMES = ("yaw", "age")
-IDIFF: dict[str, Any] = {
-    "latent_channels": 4,
-    "latent_size": 4,
-    "widths": [32, 32],
-    "attention": [False, True],
-    "blocks": 1,
-    "norm_groups": 2,
-    "conditioning": "both",
-    "context_size": DIMENSION,
-    "context_channels": 32,
-    "context_tokens": 2,
-    "learn_empty_context": True,
-}
 MODEL = IDIFF | {"context_size": DIMENSION + len(NAMES), "context_hidden": [16, 8]}
 OPTIONS = {
     "process": {"prediction": "v_prediction"},
