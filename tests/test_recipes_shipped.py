@@ -1,11 +1,13 @@
 """Every recipe in the repository loads, and its system accepts it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from factory import plan, recipe, systems
 from factory.recipe import ComposeRecipe, GenerateRecipe
+from factory.recognition import catalog
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
@@ -53,6 +55,25 @@ def test_shipped_weights_exist_and_hash_as_it_says(path: Path) -> None:
         file = recipe.local_path(part["location"])
         assert file.is_file(), f"{name}: {file}"
         assert hashlib.sha256(file.read_bytes()).hexdigest() == part["sha256"], name
+
+
+def named(part: object) -> Iterator[tuple[str, str]]:
+    """Yield location and licence of every model that a recipe names, at any depth."""
+    if isinstance(part, dict):
+        if {"location", "licence"} <= part.keys():
+            yield part["location"], part["licence"]
+        for value in part.values():
+            yield from named(value)
+
+
+def test_recipes_state_of_others_weights_what_their_publishers_do() -> None:
+    known = 0
+    for path in RECIPES:
+        for location, licence in named(recipe.load(path).model_dump(mode="json")):
+            if entry := catalog.find(Path(location.partition("?")[0]).stem):
+                known += 1
+                assert licence == entry.licence, f"{shown(path)}: {location}"
+    assert known
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name == "compose"], ids=shown)
