@@ -37,6 +37,7 @@ def sample_latents(
     process: Process,
     sampler: Sampler,
     device: torch.device | None = None,
+    clip: bool = False,
 ) -> Tensor:
     """Run a sampler from noise to clean latents, float32 [B, *shape].
 
@@ -47,8 +48,9 @@ def sample_latents(
         process: the noise process the network was trained with.
         sampler: name, steps and eta.
         device: where to compute; noise is drawn on the CPU in any case. Default the CPU.
+        clip: hold x0-hat to -1 ... 1, the range of pixels; `ddpm` and `ddim` can.
     """
-    scheduler = make_scheduler(process, sampler)
+    scheduler = make_scheduler(process, sampler, clip)
     x = draw_noise(seeds, shape, 0).to(device) * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps, start=1):
         steps = torch.full((len(seeds),), int(t), dtype=torch.long, device=device)
@@ -79,6 +81,8 @@ def _ancestral_step(
         clean = (x - (1.0 - kept).sqrt() * predicted) / kept.sqrt()
     else:
         clean = kept.sqrt() * x - (1.0 - kept).sqrt() * predicted
+    if scheduler.config.clip_sample:
+        clean = clean.clamp(-1.0, 1.0)
     mean = (
         kept_before.sqrt() * beta / (1.0 - kept) * clean
         + alpha.sqrt() * (1.0 - kept_before) / (1.0 - kept) * x

@@ -110,8 +110,11 @@ class Noising:
         return (capped / divisor).float()
 
 
-def make_scheduler(process: Process, sampler: Sampler) -> Any:
+def make_scheduler(process: Process, sampler: Sampler, clip: bool = False) -> Any:
     """Return diffusers' scheduler for a sampler, its time steps already set.
+
+    `clip` holds x0-hat to -1 ... 1 at every step, as DCFace samples pixels (papers.md 1.3); the two
+    multistep solvers have no such bound and go on without it.
 
     `ddpm` takes sqrt(beta) as its standard deviation (papers.md 2.4). DDIM's steps are the trailing
     ones, so that the first is the noisiest. DPM-Solver++ and UniPC space theirs evenly in log SNR:
@@ -120,9 +123,9 @@ def make_scheduler(process: Process, sampler: Sampler) -> Any:
     """
     shared = _betas(process)
     if sampler.name == "ddpm":
-        made: Any = DDPMScheduler(**shared, variance_type="fixed_large", clip_sample=False)
+        made: Any = DDPMScheduler(**shared, variance_type="fixed_large", clip_sample=clip)
     elif sampler.name == "ddim":
-        made = DDIMScheduler(**shared, clip_sample=False, timestep_spacing="trailing")
+        made = DDIMScheduler(**shared, clip_sample=clip, timestep_spacing="trailing")
     elif sampler.name == "dpmsolver++":
         made = DPMSolverMultistepScheduler(
             **shared, algorithm_type="dpmsolver++", use_lu_lambdas=True

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from factory.plan import ListedShard
 from factory.prepare.sources import Entry, Listing
+from factory.provenance import Inherited
 from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, digest
 
 SYSTEM = "prepared"
@@ -109,10 +110,16 @@ def counted(listing: Listing) -> Counts:
 
 
 def claim_of(
-    recipe: PrepareRecipe, digest: str, shards: Sequence[ListedShard], source_type: str
+    recipe: PrepareRecipe,
+    digest: str,
+    shards: Sequence[ListedShard],
+    source_type: str,
+    inherited: Inherited | None = None,
 ) -> dict[str, Any]:
     """Return the dataset's claim, as `factory.shards.claim` reads it."""
+    handed_down = {} if inherited is None else {"inherited": inherited.model_dump(mode="json")}
     return {
+        **handed_down,
         "recipe": recipe.model_dump(mode="json"),
         "grown": [],
         "content_digest": digest,

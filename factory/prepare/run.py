@@ -21,13 +21,13 @@ from factory.prepare.recipe import (
     entries_of,
     plan_shards,
 )
-from factory.prepare.sources import Entry, Listing, Reader, list_source
+from factory.prepare.sources import DATASET, Entry, Listing, Reader, list_source
 from factory.prepare.work import Assignment, Task, Worker
 from factory.recipe import Image, InputError, Weights, checked, local_path
 from factory.recognition import catalog
 from factory.shards.claim import CLAIM, differences, read_claim
 from factory.shards.embeddings import embeddings_file
-from factory.shards.manifest import DatasetManifest, committed, merge
+from factory.shards.manifest import DatasetManifest, committed, load_manifest, merge
 from factory.shards.store import Store
 
 PEEK = 64  # images looked at to tell size and format, evenly spread over the source
@@ -117,8 +117,14 @@ def plan(wishes: Wishes) -> Preparation:
         recognizer = (wishes.recognizer, _recognizer_sha256(wishes.recognizer, recipe))
     shards = plan_shards([len(images) for images in listing.images], wishes.shard_images)
     digest = content_digest(recipe, _versions(recipe.align))
-    source_type = provenance.DIGITAL_SOURCE_TYPE if wishes.synthetic else CAPTURED
-    claim = claim_of(recipe, digest, shards, source_type)
+    source_type, handed_down = CAPTURED, None
+    if listing.kind == DATASET:
+        made = load_manifest(source)
+        source_type = made.digitalSourceType
+        handed_down = provenance.Inherited(models=made.models, licences=(made.licence,))
+    if wishes.synthetic:
+        source_type = provenance.DIGITAL_SOURCE_TYPE
+    claim = claim_of(recipe, digest, shards, source_type, handed_down)
     return Preparation(source, listing, recipe, shards, digest, claim, recognizer)
 
 

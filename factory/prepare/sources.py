@@ -16,15 +16,16 @@ from typing import IO, NamedTuple
 
 from factory.prepare import recordio
 from factory.recipe import InputError
+from factory.shards.manifest import MANIFEST, load_manifest
 from factory.shards.recordio import LARGEST_LABEL
 from factory.shards.store import Store
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FOLDER, RECORDIO, WEBDATASET = "folder", "recordio", "webdataset"
+FOLDER, RECORDIO, WEBDATASET, DATASET = "folder", "recordio", "webdataset", "dataset"
 OPEN_FILES = 64
 ACCEPTED = (
     "SOURCE/IDENTITY/IMAGE.jpg, X.rec with X.idx beside it, or WebDataset tars with jpg or png and "
-    "cls; or images in any folders with --unlabelled"
+    "cls; or a dataset; or images in any folders with --unlabelled"
 )
 
 
@@ -46,7 +47,7 @@ class Listing:
     """All images of a source.
 
     Attributes:
-        kind: folder, recordio or webdataset.
+        kind: folder, recordio, webdataset or dataset.
         identities: what the source calls them, in the order of our labels.
         images: the images of each identity, in their order.
         ignored: files that are no images.
@@ -69,7 +70,7 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     """Find out what a source is and list it.
 
     Args:
-        source: a folder or URL, a `.rec` or a `.tar` file.
+        source: a folder or URL, a `.rec` or a `.tar` file, or a finished dataset.
         unlabelled: take every image of a folder, however deep, for a person of its own.
 
     Returns:
@@ -92,6 +93,10 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     store = Store(source)
     if store.root is not None and not store.root.is_dir():
         raise InputError(f"SOURCE {source}: no such folder; accepted: {ACCEPTED}")
+    if store.exists(MANIFEST):
+        if unlabelled:
+            raise labelled
+        return store, _dataset(store)
     sizes = store.sizes()
     names = sorted(sizes)
     top = [name for name in names if "/" not in name]
@@ -146,7 +151,17 @@ def _recordio(store: Store, rec: str) -> Listing:
     return _listing(store, RECORDIO, sorted(found), found, 0, [store.size(rec)])
 
 
-def _webdataset(store: Store, tars: list[str]) -> Listing:
+def _dataset(store: Store) -> Listing:
+    tars = [f"shards/{shard.name}.tar" for shard in load_manifest(store).shards]
+    if absent := next((name for name in tars if not store.exists(name)), ""):
+        raise InputError(
+            f"SOURCE {store.url}: {absent} is not there; accepted is a dataset with its own shards "
+            "(a composition gets them by --materialise)"
+        )
+    return _webdataset(store, tars, DATASET)
+
+
+def _webdataset(store: Store, tars: list[str], kind: str = WEBDATASET) -> Listing:
     found: dict[int, list[Entry]] = defaultdict(list)
     ignored, sizes = 0, []
     for name in tars:
@@ -156,7 +171,7 @@ def _webdataset(store: Store, tars: list[str]) -> Listing:
                 ignored += 1
             else:
                 found[label].append(entry)
-    return _listing(store, WEBDATASET, sorted(found), found, ignored, sizes)
+    return _listing(store, kind, sorted(found), found, ignored, sizes)
 
 
 def _samples(store: Store, name: str) -> Iterator[tuple[int, Entry | None]]:

@@ -366,7 +366,10 @@ class DiffusionSystem(System):
         low = self.sampler.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             predict = self.predictor(given, sampler)
-            made = sample_latents(predict, seeds, self.shape, self.process, sampler, self.device)
+            pixels = self.autoencoder is None
+            made = sample_latents(
+                predict, seeds, self.shape, self.process, sampler, self.device, clip=pixels
+            )
             if self.autoencoder is not None:
                 made = self.autoencoder.decode(made)
             return to_images(made).cpu().numpy()

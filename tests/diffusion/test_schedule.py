@@ -133,6 +133,25 @@ def test_every_sampler_finds_the_datas_spread(sampler: Sampler) -> None:
     assert abs(made.mean().item()) < 0.05
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_clipped_sampling_never_leaves_the_range_of_pixels(name: str, prediction: str) -> None:
+    process = Process(prediction=prediction)  # type: ignore[arg-type]
+    noising = Noising(process)
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        clean = torch.full_like(x, 3.0)  # a network that is far too sure of white
+        noise = (x - noising.signal(t) * clean) / noising.sigma(t)
+        return noise if prediction == "epsilon" else noising.target(clean, noise, t)
+
+    sampler = Sampler(name=name, steps=10)  # type: ignore[arg-type]
+    free = sample_latents(predict, [1, 2], SHAPE, process, sampler)
+    held = sample_latents(predict, [1, 2], SHAPE, process, sampler, clip=True)
+    assert free.mean().item() == pytest.approx(3.0, abs=0.05)
+    assert held.max().item() <= 1.0 + 1e-4
+    assert held.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
 def test_few_steps_keep_faint_detail(name: str) -> None:
     predict = gaussian_prediction(Noising(EPSILON), 0.1)

@@ -293,6 +293,33 @@ def test_photographs_are_aligned_and_the_detector_is_named(here, tmp_path: Path)
     assert given.recipe.weights["detector"].licence == "MIT" and given.recipe.image.size == 112
 
 
+def test_a_finished_dataset_is_prepared_again_and_hands_down_what_it_states(
+    here, tmp_path: Path
+) -> None:
+    photographs = tmp_path / "photographs"
+    for name in ("a", "b", "c"):
+        (photographs / name).mkdir(parents=True)
+        Image.new("RGB", (200, 150), (255, 255, 255)).save(photographs / name / "0.png")
+    Image.new("RGB", (50, 50)).save(photographs / "b" / "0.png")  # without a face: b is left out
+    detector = scrfd.write_detector(tmp_path / "det_10g.onnx")
+    wishes = {"align": True, "detector": str(detector), "size": 64}
+    _, made = make(photographs, tmp_path / "made", synthetic=True, **wishes)
+    _, store = make(tmp_path / "made", tmp_path / "again", size=32, resize=True, licence="CC0-1.0")
+    manifest = load_manifest(store)
+    assert manifest.licence == "non-commercial-research"
+    assert manifest.models == load_manifest(made).models and manifest.models
+    assert manifest.digitalSourceType == "trainedAlgorithmicMedia"
+    found = [(s.label, s.sidecar["source_identity"], s.sidecar["source"]) for s in samples(store)]
+    originals = [(s.label, s.key) for s in samples(made)]
+    assert [label for label, _ in originals] == [0, 2]
+    assert [(int(name), Path(key).stem) for _, name, key in found] == originals
+    assert [label for label, _, _ in found] == [0, 1]
+    assert verify(store) == []
+    next((tmp_path / "made" / "shards").glob("*.tar")).unlink()
+    with pytest.raises(InputError, match=r"shards/.*tar is not there; accepted is a dataset with"):
+        plan(Wishes(str(tmp_path / "made"), "CC0-1.0"))
+
+
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
