@@ -40,7 +40,7 @@ FLAGS: dict[str, set[str]] = {
     "make_pairs": {"--to", "--pairs", "--folds", "--seed", "--skip", "--without", "--groups"},
     "measure": {
         *("--recognizer", "--json", "--identities", "--images-each", "--r", "--resize"),
-        *("--against", "--held-out", "--tasks", "--embeddings"),
+        *("--against", "--held-out", "--tasks", "--embeddings", "--centres"),
         *("--real", "--features", "--same-identities", "--k", "--coverage"),
     },
     "plan": set(),

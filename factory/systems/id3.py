@@ -8,7 +8,7 @@ and every step follows the score adjusted by the gradient of <y, phi(x0-hat)>.
 
 RECONSTRUCTED: p(y | x_t) is von Mises-Fisher around phi(x0-hat), so that both inner products carry
 the weight w_t; attributes are degrees / 90 and years / 100; the network is IDiff-Face's, with an
-MLP where that has a linear layer.
+MLP where that has a linear layer. phi sees x0-hat as the autoencoder decodes it, not clipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence

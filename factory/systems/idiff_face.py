@@ -3,7 +3,9 @@
 Read it beside the paper. Trained: the context of an image is its own embedding under the teacher;
 contextual partial dropout keeps the denoiser from reading more than the identity out of it.
 Sampled: a synthetic context, drawn uniformly on the sphere or in two stages, gives one person, and
-fresh noise gives that person's images. The context does not vary within an identity.
+fresh noise gives that person's images. The context does not vary within an identity. Unlike the
+paper's, a mirrored target has the mirrored image's embedding, and `two_stage` samples its first
+images with the empty context of this network, where the paper trains one without contexts for it.
 
 Beyond the paper, each off by default: a learned empty context with guidance, contexts from another
 image of the same person, min-SNR weights, and an identity loss through decoder and teacher.

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faces import make_dataset
+
+from safetensors.numpy import load_file
 
 from factory.evaluation.verification import read_bin
 from factory.recipe import Backbone
@@ -69,7 +72,7 @@ def test_measure_prints_and_writes(work):
     make_dataset(work / "unseen", identities=3, images_each=3, world=1)
     done = job(work, "measure", "faces", "--recognizer", "net.safetensors", "--r", "0.5",
                "--json", "quality.json", "--against", "real", "--held-out", "unseen",
-               "--embeddings", "faces.safetensors")  # fmt: skip
+               "--embeddings", "faces.safetensors", "--centres", "people.safetensors")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((work / "quality.json").read_text())
     assert (found["identities"], found["images"], found["r"]) == (4, 12, 0.5)
@@ -78,6 +81,11 @@ def test_measure_prints_and_writes(work):
     assert f"{found['leakage']['membership']['auc']:.3f}" in done.stdout
     written = (work / "faces.safetensors").read_bytes()
     assert hashlib.sha256(written).hexdigest() in done.stdout
+    faces = load_file(work / "faces.safetensors")["faces"].reshape(4, 3, -1).sum(axis=1)
+    people = load_file(work / "people.safetensors")["faces"]
+    np.testing.assert_allclose(
+        people, faces / np.linalg.norm(faces, axis=1, keepdims=True), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
