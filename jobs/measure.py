@@ -11,17 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from factory import cli, tracking
 from factory.evaluation.beside import FLAGS, Beside
 from factory.evaluation.dataset import embed_dataset, finished
 from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
-from factory.evaluation.quality import SHOWN, Radius, centres, gallery_radius, measure
-from factory.evaluation.scores import rows_of
+from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure, write_faces
 from factory.evaluation.tables import show
 from factory.recipe import InputError
-from factory.recognition.faces import save_faces
 
 
 def job(given: argparse.Namespace) -> None:
@@ -40,11 +36,8 @@ def job(given: argparse.Namespace) -> None:
     numbers = {name: found[name] for name in SHOWN if found[name] is not None}
     cli.show({name: f"{numbers[name]:.6g}" if name in numbers else "unresolved" for name in SHOWN})
     print(f"{found['genuine_choice']}; {found['impostor_choice']}; under {recognizer.name}")
-    if given.embeddings:
-        _save(given.embeddings, embedded.unit, recognizer.sha256, "embeddings")
-    if given.centres:
-        unit_centres = centres(embedded.unit, rows_of(embedded.labels))
-        _save(given.centres, unit_centres, recognizer.sha256, "centres of identities")
+    for line in write_faces(embedded, recognizer.sha256, given.embeddings, given.centres):
+        print(line)
     if real:
         if given.tasks:
             from factory.engine import connect
@@ -65,11 +58,6 @@ def job(given: argparse.Namespace) -> None:
         run.metrics(numbers)
 
 
-def _save(path: str, unit: np.ndarray, recognizer_sha256: str, what: str) -> None:
-    sha256 = save_faces(path, unit, recognizer_sha256)
-    print(f"{path}: {len(unit)} {what}, sha256 {sha256}")
-
-
 if __name__ == "__main__":
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
     parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
@@ -82,7 +70,7 @@ if __name__ == "__main__":
     parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
     parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
     parser.add_argument("--embeddings", type=cli.local, default="", help="also write them there")
-    parser.add_argument("--centres", type=cli.local, default="", help="write identities' means there")
+    parser.add_argument("--centres", type=cli.local, default="", help="write identities' centres")
     for flag, options in FLAGS.items():
         parser.add_argument(flag, **options)
     cli.run(parser, job)

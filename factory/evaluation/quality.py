@@ -5,6 +5,7 @@ without spread. Uniqueness and consistency follow DCFace (its equations 11 to 13
 a cosine that belongs to the recognizer.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ from factory.evaluation.scores import (
 )
 from factory.recipe import InputError
 from factory.recognition.centres import centre_cosines
+from factory.recognition.faces import save_faces
 from factory.recognition.neighbours import packed
 from factory.seeding import seed64
 from factory.studio.people import person
@@ -124,6 +126,26 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
 def centres(unit: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
     """Return the mean embedding of each identity, brought to length 1, float64 [C, D]."""
     return normalized(np.stack([unit[row].mean(axis=0, dtype=np.float64) for row in rows]))
+
+
+def write_faces(
+    embedded: Embedded, recognizer_sha256: str, images: str = "", people: str = ""
+) -> Iterator[str]:
+    """Write a dataset's embeddings, identities' centres, or both; yield a line for each file.
+
+    Args:
+        embedded: the dataset under one recognizer.
+        recognizer_sha256: of that recognizer's weights; the files name it.
+        images: where the embeddings go, float32 [N, D], unit; "" for nowhere.
+        people: where the centres go, float32 [C, D], unit, in the order of labels; "" for nowhere.
+    """
+    if images:
+        sha256 = save_faces(images, embedded.unit, recognizer_sha256)
+        yield f"{images}: {len(embedded.unit)} embeddings, sha256 {sha256}"
+    if people:
+        found = centres(embedded.unit, rows_of(embedded.labels))
+        sha256 = save_faces(people, found, recognizer_sha256)
+        yield f"{people}: {len(found)} centres, sha256 {sha256}"
 
 
 def spread(unit: np.ndarray, labels: np.ndarray) -> float:

@@ -7,11 +7,12 @@ trained on two images of one person, the style image being the one to be found a
 style image is anybody's. A model without `conditions` is stage 1's, with them stage 2's.
 
 Where the paper leaves room: the reference of style, of the identity loss and of the centres is the
-teacher (the paper takes its centres under a larger network); the images that `trim_outliers` replaces are the tenth furthest from their centres in the whole dataset;
-the average kept for sampling covers the conditioner too. Beyond the paper, each off by default:
-velocity, latents, min-SNR weights, learned empty tokens with guidance, and samples without identity
-or without style, which keep the mixer from reading off the style who it is, and let guidance lead
-from the style to the identity in it.
+teacher (the paper takes its centres under a larger network); the images that `trim_outliers`
+replaces are the tenth furthest from their centres in the whole dataset; the average kept for
+sampling covers the conditioner too. Beyond the paper, each off by default: velocity, latents,
+min-SNR weights, learned empty tokens with guidance, and samples without identity or without style,
+which keep the mixer from reading off the style who it is, and let guidance lead from the style to
+the identity in it.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from faces import make_dataset
-
 from safetensors.numpy import load_file
 
 from factory.evaluation.verification import read_bin
