@@ -8,6 +8,7 @@ support: a difference over seeds is resolved, or it is not.
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from factory.search.results import SWEEP, chance, is_sweep, load, trend
 from factory.shards.store import Store
 
 RESOLVED = 0.05
+TITLE = 60  # characters that fit above a plot
 
 
 def gathered(store: Store) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
         for plot in plots[len(axes) :]:
             plot.set_visible(False)
         plots[0].set_ylabel("accuracy, %")
-        figure.suptitle(study["question"], fontsize=10)
+        figure.suptitle(textwrap.fill(study["question"], TITLE * columns), fontsize=10)
         figure.savefig(path, metadata={"Date": None})
 
 
