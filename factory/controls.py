@@ -57,7 +57,7 @@ def _weights(name: str) -> tuple[str, ...]:
 CONTROLS = {
     "cpd_rate": tuple(
         Setting(rate, "idiff_face", _weights(f"idiff_face/{name}"))
-        for rate, name in ((0.0, "cpd0"), (0.25, "denoiser"), (0.5, "cpd50"))
+        for rate, name in ((0.0, "cpd0"), (0.25, "cpd25"), (0.5, "cpd50"))
     ),
     "style_grid": tuple(
         Setting(grid, "dcface", _weights(f"dcface/{name}"))

@@ -100,7 +100,7 @@ def variety_table(found: dict[str, Any]) -> Table:
     """Return the figures of variety as a table; the two diversities are columns of their own."""
     title = f"Beside {found['real']}, features of {found['network']['name']}, k = {found['k']}"
     table = Table(title, ("images", "real images", *SHOWN))
-    why = {"fid": "unresolved", "diversity": "not defined"}
-    cells = (why.get(name, "-") if found[name] is None else f"{found[name]:.4f}" for name in SHOWN)
+    why = {"fid": "unresolved"}
+    cells = (why.get(name, "not defined") if found[name] is None else f"{found[name]:.4f}" for name in SHOWN)
     table.rows.append((str(found["images"]), str(found["real_images"]), *cells))
     return table

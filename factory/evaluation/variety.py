@@ -87,8 +87,10 @@ def diversity(
     real_labels: np.ndarray,
     k: int = K,
     seed: int | None = None,
-) -> tuple[float, int]:
+) -> tuple[float | None, int]:
     """Return D_intra (DCFace, its section on intra-class diversity), in [0, 1], and its classes.
+
+    It is None where no class has more than k generated images.
 
     Args:
         features: of generated images, float [N, D].
@@ -100,7 +102,7 @@ def diversity(
             and the class's label.
 
     Raises:
-        InputError: no class has more than k generated images, and real images beside them.
+        InputError: classes of the same label are asked for and no such class is large enough.
     """
     of = {int(real_labels[rows[0]]): rows for rows in rows_of(real_labels)}
     classes = sorted(of)
@@ -116,13 +118,12 @@ def diversity(
             beside = of[label]
         own = features[rows]
         shares.append(covered(real[beside], own, radii(own, k)).mean())
-    if not shares:
-        beside = " and real images of the same label" if seed is None else ""
+    if not shares and seed is None:
         raise InputError(
-            f"diversity: no class with more than {k} generated images{beside}; accepted is one or "
-            "more"
+            f"diversity: no class with more than {k} generated images and real images of the same "
+            "label; accepted is one or more"
         )
-    return float(np.mean(shares)), len(shares)
+    return float(np.mean(shares)) if shares else None, len(shares)
 
 
 def radii(points: np.ndarray, k: int) -> np.ndarray:

@@ -132,3 +132,6 @@ def test_too_little_is_said():
         variety.diversity(made, labels, made, labels, 3)
     with pytest.raises(InputError, match="real images of the same label"):
         variety.diversity(made, labels, made, labels + 10, 2)
+    found = variety.measure_variety(made, labels, made, labels, k=3)
+    assert found["diversity_unmatched"] is None and found["classes"] == 0
+    assert found["precision"] == found["recall"] == 1.0
