@@ -96,11 +96,17 @@ class Beside:
         return found
 
 
+def _cell(found: dict[str, Any], name: str) -> str:
+    if found[name] is None:
+        return "unresolved" if name == "fid" else "not defined"
+    return f"{found[name]:.4f}"
+
+
 def variety_table(found: dict[str, Any]) -> Table:
     """Return the figures of variety as a table; the two diversities are columns of their own."""
     title = f"Beside {found['real']}, features of {found['network']['name']}, k = {found['k']}"
     table = Table(title, ("images", "real images", *SHOWN))
-    why = {"fid": "unresolved"}
-    cells = (why.get(name, "not defined") if found[name] is None else f"{found[name]:.4f}" for name in SHOWN)
-    table.rows.append((str(found["images"]), str(found["real_images"]), *cells))
+    table.rows.append(
+        (str(found["images"]), str(found["real_images"]), *(_cell(found, name) for name in SHOWN))
+    )
     return table
