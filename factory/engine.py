@@ -44,6 +44,9 @@ GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
 def connect(address: str) -> None:
     """Join the Ray cluster at `address`, or start a local one where it is empty.
 
+    Where RAY_ADDRESS is set, as Ray does in a submitted job, its cluster is joined. One that was
+    started on this machine is not joined by itself: Ray would wait for it without end if it is gone.
+
     Raises:
         InputError: no cluster answers at the address.
         FaultError: a local one did not start in time.
@@ -58,7 +61,7 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(
-            address=address or None,
+            address=address or (None if os.environ.get("RAY_ADDRESS") else "local"),
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=None if address else False,

@@ -34,8 +34,9 @@ def ray_cluster() -> Iterator[None]:
 
     often = {"metrics_report_interval_ms": 1000}
     ray.init(
-        num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _system_config=often
-    )
+        "local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False,
+        _system_config=often,
+    )  # fmt: skip
     connect("")
     yield
     ray.shutdown()

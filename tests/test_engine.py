@@ -114,6 +114,21 @@ def test_a_machine_too_busy_for_ray_is_one_error(monkeypatch: pytest.MonkeyPatch
         connect("")
 
 
+def test_without_an_address_only_rays_own_word_joins_a_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray itself would join whatever `ray start` left in its temporary folder, dead or alive."""
+    asked: list[object] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: asked.append(given["address"]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    connect("")
+    connect("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    connect("")
+    assert asked == ["local", "10.0.0.1:6379", None]
+
+
 def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
     screens = "screens={identity_drift: {tolerance: 0.5}, max_attempts: 2}"
     fused = wiring(studio(screens))
