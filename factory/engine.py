@@ -45,7 +45,8 @@ def connect(address: str) -> None:
     """Join the Ray cluster at `address`, or start a local one where it is empty.
 
     Where RAY_ADDRESS is set, as Ray does in a submitted job, its cluster is joined. One that was
-    started on this machine is not joined by itself: Ray would wait for it without end if it is gone.
+    started on this machine is not joined by itself: Ray would wait without end for one that is
+    gone.
 
     Raises:
         InputError: no cluster answers at the address.
