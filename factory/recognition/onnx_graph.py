@@ -330,7 +330,7 @@ OPERATORS: dict[str, Callable[[Values, Attributes], Tensor | tuple[Tensor, ...]]
     "ReduceSum": _reduce(torch.sum),
     "Relu": _one(torch.relu),
     "Reshape": _reshape,
-    "Shape": _one(lambda x: torch.tensor(x.shape)),
+    "Shape": _one(lambda x: torch.tensor(x.shape, device=x.device)),  # meets constants there
     "Sigmoid": _one(torch.sigmoid),
     "Slice": _slice,
     "Softmax": lambda x, a: torch.softmax(_first(x[0]), a.get("axis", -1)),

@@ -60,7 +60,7 @@ Draws = np.ndarray  # float64 [B, WIDTH] in [0, 1)
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror half of the images."""
-    mirrored = _column(draws[:, 0] < 0.5)
+    mirrored = _column(draws[:, 0] < 0.5).to(images.device)
     return torch.where(mirrored, images.flip(3), images)
 
 

@@ -159,8 +159,10 @@ class Centres:
             return torch.cat(rows).to(self.weights.device)
 
         self.weights = mine([part["weights"] for part in parts])
-        self.moments = {
-            name: mine([part["moments"][name] for part in parts]) if value.ndim else value
+        self.moments = {  # fused optimizers want the count of steps beside the weights
+            name: mine([part["moments"][name] for part in parts])
+            if value.ndim
+            else value.to(self.weights.device)
             for name, value in parts[0]["moments"].items()
         }
         self.margin.load_state_dict(parts[0]["margin"])

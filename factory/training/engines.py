@@ -155,6 +155,20 @@ def make_optimizer(recipe: Optimizer, parameters: Sequence[nn.Parameter]) -> tor
     return kind(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
 
+def unmoved(one: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Return an optimizer's state of parameters none of which has moved yet.
+
+    Args:
+        one: the state of another parameter, for its layout and its count of steps, which fused
+            optimizers want beside the parameter: on a GPU too.
+        values: the parameters.
+    """
+    return {
+        key: value.to(values.device, copy=True) if key == "step" else torch.zeros_like(values)
+        for key, value in one.items()
+    }
+
+
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are trained, by name, in the order optimizers number them."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -334,10 +348,7 @@ class DeepSpeedEngine(Engine):
             else zero.single_partition_of_fp32_groups
         )
         for values in flat:
-            self.base.state[values] = {
-                key: value.clone() if key == "step" else torch.zeros_like(values)
-                for key, value in one.items()
-            }
+            self.base.state[values] = unmoved(one, values)
         if self.stage < 3:
             zero._lazy_init_hp_params_optimizer_state()
 

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from gpu import pretended_gpu
 from irnet import IRNet
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -123,6 +124,9 @@ def test_an_onnx_file_gives_embeddings_and_gradients(networks, tmp_path, name, f
     scale = theirs.grad.abs().max()
     assert scale > 0 and (ours.grad - theirs.grad).abs().max() < 1e-4 * scale
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+    with pretended_gpu():
+        on_gpu = load_recognizer(f"onnx:{path}", device="cuda").module
+        assert torch.equal(on_gpu(signed(IMAGES).to("cuda")).cpu(), made)
 
 
 def test_the_desk_teacher_as_an_onnx_file_of_others(tmp_path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from faces import make_pool
+from gpu import same_images, same_step
 from tiny import DIMENSION, generating, located, save_frozen, training
 
 from factory.diffusion.files import save_weights
@@ -227,3 +228,14 @@ def test_it_learns_from_an_unconditional_model_and_generates(
     contexts = system.draw_contexts([0, 1])
     places = [Position(0, 0, 0), Position(1, 0, 0)]
     assert system.sample(system.vary(contexts, places), places).images.shape == (2, 16, 16, 3)
+
+
+def test_a_gpu_trains_and_draws_as_a_cpu_does(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    same_step(
+        CemiFaceTraining, training("cemiface", files, dataset, MODEL, options=OPTIONS), tmp_path
+    )
+    sampler = {"name": "ddim", "steps": 2, "guidance_scale": 2.0, "eta": 1.0, "batch_size": 4}
+    recipe = generating("cemiface", files, "gallery", sampler=sampler | {"dtype": "float32"})
+    same_images(CemiFace, recipe)

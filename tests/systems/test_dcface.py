@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from faces import face, make_pool
+from gpu import same_images, same_step
 from irnet import IRNet
 from tiny import SIZE, located, save_frozen
 from torch.nn import functional as F
@@ -572,3 +573,12 @@ def test_guidance_leads_from_the_style_alone(files: dict[str, Path]):
         made[start] = (one - two).abs().amax(dim=(1, 2, 3)) > 1e-5
     assert made["nothing"].tolist() == [True, False]
     assert made["style"].tolist() == [True, True]
+
+
+def test_a_gpu_trains_and_draws_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path):
+    same_step(DCFaceTraining, training(files, dataset), tmp_path)
+    names = ("denoiser", "autoencoder", "teacher", "attributes")
+    styles = {"dataset": named(dataset), "draw": "matched", "candidates": 3}
+    sampler = {"name": "ddpm", "steps": 3, "batch_size": 4, "dtype": "float32"}
+    changes = {"options": {"styles": styles}, "sampler": sampler}
+    same_images(DCFace, generating(files, weights=located(files, *names), **changes))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from faces import make_pool
+from gpu import same_images, same_step
 from tiny import DIMENSION, IDIFF, SIZE, generating, located, save_frozen, training
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -362,3 +363,14 @@ def test_a_training_names_what_does_not_fit(
     recipe = training("id3", files, dataset, model, **({"options": OPTIONS} | changes))
     with pytest.raises(InputError, match=named):
         ID3Training(recipe, Place(0, 1, tmp_path)).load()
+
+
+@pytest.mark.parametrize("gradient", ["full", "cheap"])
+def test_a_gpu_draws_as_a_cpu_does(files: dict[str, Path], gradient: str) -> None:
+    options = {"anchors": 6, "score": {"gradient": gradient}}
+    sampler = {"name": "unipc", "steps": 3, "batch_size": 4, "dtype": "float32"}
+    same_images(ID3, generating("id3", files, "anchors", options=options, sampler=sampler))
+
+
+def test_a_gpu_trains_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path) -> None:
+    same_step(ID3Training, training("id3", files, dataset, MODEL, options=OPTIONS), tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu import same_images, same_step
 from PIL import Image
 
 from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
@@ -392,3 +393,12 @@ def test_a_training_names_what_does_not_fit(
 ) -> None:
     with pytest.raises(InputError, match=named):
         IDiffFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path)).load()
+
+
+def test_a_gpu_trains_and_draws_as_a_cpu_does(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    options = {"process": {}, "empty_context_prob": 0.2, "identity": {"weight": 0.1}}
+    same_step(IDiffFaceTraining, training(files, dataset, options=options), tmp_path)
+    identities = {"count": 4, "images_each": 3, "source": "two_stage"}
+    same_images(IDiffFace, generating(files, identities=identities))

@@ -3,6 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from gpu import GPU, pretended_gpu
 
 from factory.recipe import InputError
 from factory.training.augment import AUGMENTATIONS, augment, check_names, hue
@@ -30,6 +31,13 @@ def test_a_worker_gets_its_part_of_the_global_batch(name):
     whole = applied(name)
     part = applied(name, rows=slice(4, 8))
     assert torch.allclose(whole[4:8], part, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_images_on_a_gpu_stay_there(name):
+    with pretended_gpu():
+        made = augment(IMAGES.to("cuda"), [name], 7, 0, slice(0, 12), 12)
+        assert made.device == GPU and torch.equal(made.cpu(), applied(name))
 
 
 def test_flip_mirrors_or_keeps():

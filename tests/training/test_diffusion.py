@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_dataset
+from gpu import GPU, on_gpu, pretended_gpu
 
 from factory.cli import FaultError
 from factory.diffusion.files import load_autoencoder
@@ -19,6 +20,7 @@ from factory.shards.store import Store
 from factory.training import checkpoint, diffusion
 from factory.training.average import Average
 from factory.training.output import RECIPE, check_output
+from factory.training.workers import Worker
 
 SIZE = 32
 
@@ -78,6 +80,16 @@ def test_interrupted_and_whole_trainings_are_equal(dataset: str, tmp_path: Path)
     again = diffusion.run(asked, part)
     assert same(tmp_path / "whole", tmp_path / "part")
     assert losses(again) == losses(whole) and len(losses(whole)) == 12
+
+
+def test_a_gpu_trains_and_resumes_as_a_cpu_does(dataset: str, tmp_path: Path) -> None:
+    asked = recipe(dataset)
+    whole = diffusion.run(asked, Store(tmp_path / "cpu" / "whole"))
+    halves = Store(tmp_path / "gpu" / "halves")
+    with pretended_gpu():
+        diffusion.run(on_gpu(asked), halves, Worker(device=GPU), max_steps=7)
+        resumed = diffusion.run(on_gpu(asked), halves, Worker(device=GPU))
+    assert losses(resumed) == losses(whole)
 
 
 def test_what_is_kept(dataset: str, tmp_path: Path) -> None:

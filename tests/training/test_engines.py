@@ -18,7 +18,7 @@ from together import (
 )
 
 from factory.recipe import InputError
-from factory.training.engines import check_engine, make_engine, micro_batches
+from factory.training.engines import check_engine, make_engine, micro_batches, unmoved
 
 STEPS = 3
 
@@ -128,6 +128,14 @@ def test_a_worker_holds_and_sends_what_docs_scaling_says(tmp_path: Path, stage: 
         if stage < 3:
             assert found["all_reduce"] == weights + 4  # and the loss
             assert found["all_gather"] == pytest.approx(weights, rel=0.01)
+
+
+def test_a_fused_optimizer_counts_steps_where_its_parameters_are() -> None:
+    one = {"step": torch.tensor(7.0), "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)}
+    here, there = (unmoved(one, torch.empty(3, device=device)) for device in ("cpu", "meta"))
+    assert {name: value.device.type for name, value in there.items()} == dict.fromkeys(one, "meta")
+    assert here["step"] == 7.0 and here["step"].data_ptr() != one["step"].data_ptr()
+    assert all(torch.equal(here[name], torch.zeros(3)) for name in ("exp_avg", "exp_avg_sq"))
 
 
 def test_torch_accumulates_and_recomputes_too() -> None:

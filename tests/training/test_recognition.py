@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import face, make_dataset
+from gpu import GPU, pretended_gpu
 
 from factory.cli import FaultError
 from factory.recipe import FRRecipe, InputError, load, parse
@@ -16,6 +17,7 @@ from factory.shards.store import Store
 from factory.training import recognition
 from factory.training.output import RECORD, claim
 from factory.training.recognition import ARCFACE_TORCH, check, finished, run
+from factory.training.workers import Worker
 
 SIZE = 32
 
@@ -97,6 +99,20 @@ def test_interrupted_and_whole_runs_are_equal(dataset, tmp_path):
     run(asked, halves)
     assert losses(whole) == losses(halves)
     assert len(losses(whole)) == 12
+    first, second = weights(whole), weights(halves)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_gpu_trains_and_resumes_as_a_cpu_does(dataset, tmp_path, optimizer):
+    head = {"name": "adaface", "scale": 16, "margin": 0.4, "sample_rate": 0.8}
+    rates = {"name": optimizer, "lr": 0.01, "weight_decay": 0.0005, "clip_norm": 5}
+    asked = recipe(dataset, head=head, optimizer=rates)
+    whole, halves = Store(tmp_path / "whole"), Store(tmp_path / "halves")
+    run(asked, whole)
+    with pretended_gpu():
+        run(asked, halves, Worker(device=GPU), stop_after=7)
+        run(asked, halves, Worker(device=GPU))
     first, second = weights(whole), weights(halves)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
