@@ -80,7 +80,7 @@ def launch(
     env = engine.runtime_env(wanted.threads)
     if not wanted.num_gpus:
         env["env_vars"]["DS_ACCELERATOR"] = "cpu"
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    board = start_board()
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -172,6 +172,15 @@ class Board:
     def fault(self) -> tuple[str, str] | None:
         """Return (kind, message) of a fault, kind being `input` or `run`."""
         return self.error
+
+
+def start_board() -> Any:
+    """Start a board as an actor on the driver's node, so that it is lost with the driver alone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from factory.recipe import GenerateRecipe, parse
 from factory.shards.claim import read_claim
 from factory.shards.manifest import committed
 from factory.shards.store import Store
+from factory.training.workers import start_board
 
 store = Store(sys.argv[1])
 recipe = parse(read_claim(store)["recipe"])
@@ -22,6 +23,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 killed, drained = (cluster.add_node(num_cpus=1) for _ in range(2))
 ray.init(address=cluster.address, log_to_driver=False)
 connect("")
+boards = [start_board() for _ in range(3)]  # of trainings that this driver would wait for
 counted: list[int] = []
 metrics.shard = lambda recipe, system, kept, *rest: counted.append(kept)
 
@@ -39,6 +41,7 @@ def say(line: str) -> None:
 
 
 generate(recipe, store, (), say)
+print(f"boards have {ray.get([board.fault.remote() for board in boards])}", flush=True)
 print(f"counted {len(counted)} shards, {sum(counted)} images", flush=True)
 ray.shutdown()
 cluster.shutdown()
