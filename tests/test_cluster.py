@@ -145,12 +145,14 @@ def faults(cluster: Config) -> list[str]:
             continue
         if not any((zone, what) in places for zone in zones):
             found.append(f"{name}.InstanceType: {what}, not offered in {cluster['provider']}")
-        if "ImageId" not in config and region not in DEFAULT_AMI:
-            found.append(f"{name}.ImageId: missing, and Ray has no default in {region}")
         has = {
             "CPU": size["VCpuInfo"]["DefaultVCpus"],
             "GPU": sum(gpu["Count"] for gpu in size.get("GpuInfo", {}).get("Gpus", [])),
         }
+        if "ImageId" not in config and region not in DEFAULT_AMI:
+            found.append(f"{name}.ImageId: missing, and Ray has no default in {region}")
+        if has["GPU"] and not config.get("ImageId", "").startswith("ami-"):
+            found.append(f"{name}.ImageId: missing, and Ray's default has an old driver")
         idle = name == cluster["head_node_type"] and node["resources"]["CPU"] == 0
         says = {"CPU": 0, "GPU": 0} | node["resources"]
         if says != has and not idle:
@@ -201,6 +203,10 @@ def groups(change: Callable[[Config], Any]) -> Callable[[Config], Any]:
         (groups(lambda g: g["cpu"]["node_config"].update(InstanceTyp="x")), '"InstanceTyp"'),
         (groups(lambda g: g["cpu"]["node_config"].update(InstanceType="c99.large")), "no such"),
         (groups(lambda g: g["gpu_spot"].pop("docker")), "image rayproject/ray"),
+        (
+            groups(lambda g: g["gpu_spot"]["node_config"].pop("ImageId")),
+            "gpu_spot.ImageId: missing",
+        ),
         (
             groups(lambda g: g["cpu"]["node_config"]["BlockDeviceMappings"][0].update(Esb={})),
             '"Esb"',
