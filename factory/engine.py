@@ -21,7 +21,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from factory import identities, metrics
+from factory import hardware, identities, metrics
 from factory.cli import FaultError
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
@@ -311,11 +311,9 @@ class BankActor:
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         """Load the system once."""
-        import torch
-
         parsed = parse(recipe)
         assert isinstance(parsed, GenerateRecipe)
-        torch.set_num_threads(parsed.pool.threads)
+        hardware.set_up(parsed.pool.threads, parsed.pool.num_gpus > 0)
         self.system = create(parsed)
         self.system.load()
 

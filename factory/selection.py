@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from factory import hardware
 from factory.banks import ImageBank, contents_digest
 from factory.cli import FaultError
 from factory.engine import check_sources, each, fill
@@ -83,10 +84,8 @@ class Beholder:
 
     def __init__(self, given: tuple[dict[str, Any], dict[str, Any], int]) -> None:
         """Take the recipe, the candidates' name and their size, all as plain values."""
-        import torch
-
         recipe = BankRecipe.model_validate(given[0])
-        torch.set_num_threads(recipe.pool.threads)
+        hardware.set_up(recipe.pool.threads, recipe.pool.num_gpus > 0)
         candidates = NamedDataset.model_validate(given[1])
         self.bank = ImageBank(candidates, given[2], "recipe field candidates", firsts=True)
         weights = recipe.weights

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -21,6 +22,7 @@ from factory.systems.diffusion import DenoiserTraining, DiffusionSystem
 
 R = TypeVar("R", GenerateRecipe, TrainRecipe)
 
+NAME = "Pretended GPU"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 DEVICE, IS_CUDA, GRAD = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "grad"))
 COPIES = {Tensor.copy_, Tensor.__setitem__, torch._has_compatible_shallow_copy_type}
@@ -34,14 +36,25 @@ class OnGPU(Tensor):
 
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """Have a GPU for the length of a block."""
-    overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a class is not `.data`
-    try:
+    """Have a GPU for the length of a block, and leave torch's settings as they were."""
+    with pytest.MonkeyPatch.context() as patch, settings_kept():
+        patch.setattr(torch.cuda, "get_device_name", lambda: NAME)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a class is not `.data`
         with PretendedGPU():
             yield
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Undo what `factory.hardware` sets for a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+        for name in ("benchmark", "deterministic"):
+            patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+        patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        yield
+    torch.use_deterministic_algorithms(False)
 
 
 class PretendedGPU(TorchFunctionMode):

@@ -5,6 +5,7 @@ what it is computed from, so that systems share what they have in common. What i
 image is kept twice, for the image as it is and mirrored.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -155,7 +156,23 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     """Return images [B, 3, size, size]."""
     if pixels.shape[2] == size:
         return pixels
+    if pixels.requires_grad and pixels.is_cuda:
+        return _multiplied(pixels, size)
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+
+def _multiplied(pixels: Tensor, size: int) -> Tensor:
+    """Resize by two matrix products, whose gradient repeats itself on a GPU."""
+    matrix = _resizing(pixels.shape[2], size).to(pixels.device)
+    with torch.autocast(pixels.device.type, enabled=False):
+        return matrix @ pixels.float() @ matrix.T
+
+
+@functools.cache
+def _resizing(size: int, wanted: int) -> Tensor:
+    """Return what resizing multiplies columns by, float32 [wanted, size]."""
+    columns = torch.eye(size)[None, None]
+    return F.interpolate(columns, (wanted, size), mode="bilinear", antialias=True)[0, 0]
 
 
 def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Tensor]:

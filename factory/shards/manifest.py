@@ -50,7 +50,9 @@ class ShardManifest(Part):
     seconds: dict[str, float] = Field(description="Time spent, by stage.")
     content_digest: str
     system: str
-    versions: dict[str, str] = Field(description="Of the libraries that compute pixels.")
+    versions: dict[str, str] = Field(
+        description="Of the libraries that compute pixels; of a GPU, its name and CUDA's version."
+    )
     rejects_sha256: Sha256
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ class Commit:
                 seconds={stage: round(s, 4) for stage, s in work.seconds.items()},
                 content_digest=self.content_digest,
                 system=self.recipe.system,
-                versions=self.versions,
+                versions=self.versions | work.gpu,
                 rejects_sha256=sha256_file(rejects),
             )
             commit_shard(self.store, tar, rejects, manifest)

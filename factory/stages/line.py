@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from factory import identities
+from factory import hardware, identities
 from factory.provenance import checked_sha256
 from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
 from factory.recognition.recognizers import load_recognizer
@@ -47,9 +45,10 @@ class Line:
         """Load the system, the teacher and the bank, each only where a stage needs it."""
         recipe = parse(assignment.recipe)
         assert isinstance(recipe, GenerateRecipe)
-        torch.set_num_threads(recipe.pool.threads)
+        pool, kinds = recipe.pool, {stage.partition(":")[0] for stage in stages}
+        gpu = (pool.num_gpus if "render" in kinds else pool.screen_num_gpus) > 0
+        hardware.set_up(pool.threads, gpu)
         system = create(recipe)
-        kinds = {stage.partition(":")[0] for stage in stages}
         if "render" in kinds:
             system.load()
         bank = teacher = faces = None
@@ -58,9 +57,7 @@ class Line:
             if bank is not None:
                 system.meet(bank.contexts)
         if "screen" in kinds and "teacher" in recipe.weights:
-            pool = recipe.pool
-            gpus = pool.num_gpus if pool.fused else pool.screen_num_gpus
-            device = "cuda" if gpus else "cpu"
+            device = "cuda" if gpu else "cpu"
             checked_sha256("teacher", recipe.weights["teacher"])
             teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
             faces = known_faces(recipe)

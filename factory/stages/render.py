@@ -18,7 +18,7 @@ class Render:
     def __call__(self, work: ShardWork) -> ShardWork:
         """Fill `fresh` with one unscreened sample for each position of the attempt."""
         with work.timed("render"):
-            work.fresh = []
+            work.fresh, work.gpu = [], self.system.gpu()
             if work.conditions is not None:
                 for start in range(0, len(work.positions), self.batch_size):
                     part = slice(start, start + self.batch_size)

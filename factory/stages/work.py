@@ -48,6 +48,7 @@ class ShardWork:
         samples: every image screened so far, with its verdict.
         embeddings: float32 [D] unit embeddings of kept images, by (identity, slot).
         seconds: time spent, by stage.
+        gpu: what is known of the GPU that made the images; nothing where a CPU did.
     """
 
     shard: Shard
@@ -58,6 +59,7 @@ class ShardWork:
     samples: list[Sample] = field(default_factory=list)
     embeddings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    gpu: dict[str, str] = field(default_factory=dict)
 
     def kept(self) -> dict[tuple[int, int], Sample]:
         """Return the kept sample of each filled slot."""

@@ -93,6 +93,10 @@ class System(ABC):
     def load(self) -> None:
         """Load weights and open datasets; called once in each actor, before the first batch."""
 
+    def gpu(self) -> dict[str, str]:
+        """Return what manifests state of the GPU that makes images; nothing where a CPU does."""
+        return {}
+
     def meet(self, contexts: np.ndarray) -> None:
         """Take the contexts of all identities, float32 [n, D], before the first one is varied."""
 

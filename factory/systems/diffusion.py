@@ -39,6 +39,7 @@ from factory.diffusion.losses import draw_glances, glance
 from factory.diffusion.sampling import Given, Predict, guided, sample_latents
 from factory.diffusion.schedule import Noising, Process
 from factory.diffusion.trainable import Place, Trainable
+from factory.hardware import gpu_facts
 from factory.identities import cosine_bounds, perturb
 from factory.provenance import checked_sha256
 from factory.recipe import (
@@ -233,6 +234,10 @@ class DiffusionSystem(System):
                 f"{'autoencoder' if self.autoencoder else 'denoiser'} makes {made}"
             )
         self.fits()
+
+    def gpu(self) -> dict[str, str]:
+        """Return name and CUDA of the GPU that the networks are on, if they are."""
+        return gpu_facts() if self.device.type == "cuda" else {}
 
     def _built(self, config: dict[str, Any]) -> nn.Module:
         made_for = config.get("system", "idiff_face")

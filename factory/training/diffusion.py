@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factory import hardware
 from factory.diffusion.reconstruction import AutoencoderTraining
 from factory.diffusion.trainable import Place, Trainable
 from factory.recipe import TrainRecipe, canonical
@@ -92,7 +93,7 @@ def run(
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check_engine(recipe)
-    torch.set_num_threads(recipe.engine.threads)
+    hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from factory import hardware
 from factory.recipe import FRRecipe, InputError
 from factory.recognition.backbones import make_backbone
 from factory.recognition.onnx_export import save_onnx
@@ -144,7 +145,7 @@ def run(
     check(recipe)
     feed = _feed(recipe, worker)
     total, per_epoch = total_steps(recipe.schedule, feed.steps_per_epoch), feed.steps_per_epoch
-    torch.set_num_threads(recipe.engine.threads)
+    hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
     torch.manual_seed(seed64(recipe.seed, "weights"))
     backbone = make_backbone(recipe.backbone, recipe.image.size)
     centres = Centres(recipe, feed.classes, worker.device, worker.rank, worker.world)

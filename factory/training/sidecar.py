@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from factory import hardware
 from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
@@ -88,7 +88,7 @@ class Precomputer:
         recipe = parse(dumped)
         assert isinstance(recipe, TrainRecipe) and recipe.precompute
         wanted = recipe.precompute
-        torch.set_num_threads(max(int(wanted.num_cpus), 1))
+        hardware.set_up(max(int(wanted.num_cpus), 1), wanted.num_gpus > 0)
         self.source = source_of(recipe, wanted.num_gpus)
         self.store = Store(wanted.sidecar)
 

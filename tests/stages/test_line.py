@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpu import NAME, on_gpu, pretended_gpu
 from PIL import Image
 
 from factory import identities
@@ -82,6 +83,16 @@ def test_a_planted_lookalike_is_rejected_and_its_slot_made_again(
     assert manifest.totals.reasons == {"real_lookalike": 1} and manifest.totals.kept == 6
     assert [key for key in before if before[key].encoded != after[key].encoded] == [PLANTED]
     assert after[PLANTED].sidecar["attempt"] == 1
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_a_shard_says_which_gpu_made_it(tmp_path: Path, fused: str) -> None:
+    recipe = idiff(f"pool.fused={fused}")
+    with pretended_gpu():
+        made, _ = make(on_gpu(recipe), tmp_path / "gpu")
+    here, _ = make(recipe, tmp_path / "cpu")
+    assert made.created_with == here.created_with | {"gpu": NAME, "cuda": str(torch.version.cuda)}
+    assert made.content_digest == here.content_digest
 
 
 def test_a_teacher_of_another_size_sees_images_resized(tmp_path: Path) -> None:
