@@ -435,7 +435,7 @@ def fill(
     """Claim a store for a recipe and make what it lacks.
 
     Args:
-        recipe: what to make.
+        recipe: what to make; it states the sha256 of its weights (`provenance.pinned`).
         store: the dataset's folder, locked by the caller.
         handed_down: as `check_sources` returns it.
         say: receives one line of progress at a time.
@@ -445,6 +445,7 @@ def fill(
         InputError: the store holds another recipe's dataset; or as `generate`.
         FaultError: as `generate`.
     """
+    assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
     digest = content_digest(recipe, versions())
     grown = check_claim(store, recipe, digest, extend)
     write_claim(store, recipe, digest, grown, handed_down)

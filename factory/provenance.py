@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import factory
-from factory.recipe import FOREIGN, InputError, Part, Weights
+from factory.recipe import FOREIGN, BankRecipe, GenerateRecipe, InputError, Part, Weights
 from factory.shards.located import local_file
 from factory.shards.store import public
 
@@ -35,6 +36,9 @@ LICENCES = (  # from the most permissive to the strictest
 )
 ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' for p in FOREIGN)}"
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
+
+
+R = TypeVar("R", GenerateRecipe, BankRecipe)
 
 
 class Model(Part):
@@ -68,6 +72,22 @@ def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
         )
         for name, part in sorted(weights.items())
     )
+
+
+def pinned(recipe: R) -> R:
+    """Return a recipe that states the sha256 of all its weights, reading those it leaves open.
+
+    What is made must name the weights it was made with: otherwise others that take their place
+    under the same location would go on with a dataset that is half done.
+
+    Raises:
+        InputError: a file that has to be read is missing.
+    """
+    stated = {
+        name: part.model_copy(update={"sha256": part.sha256 or checked_sha256(name, part)})
+        for name, part in recipe.weights.items()
+    }
+    return recipe.model_copy(update={"weights": stated})
 
 
 def checked_sha256(name: str, weights: Weights) -> str:

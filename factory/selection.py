@@ -23,6 +23,7 @@ from factory.provenance import (
     DIGITAL_SOURCE_TYPE,
     checked_sha256,
     models,
+    pinned,
     sha256_file,
     strictest,
     versions,
@@ -90,12 +91,12 @@ class Beholder:
         self.bank = ImageBank(candidates, given[2], "recipe field candidates", firsts=True)
         weights = recipe.weights
         device = "cuda" if recipe.pool.num_gpus else "cpu"
+        sha256 = {name: checked_sha256(name, part) for name, part in weights.items()}
         self.recognizer = load_recognizer(weights["recognizer"].location, device=device)
         self.faces = self.predictor = None
         if recipe.known is not None:
-            sha256 = checked_sha256("recognizer", weights["recognizer"])
-            known = recipe.known
-            self.faces = load_faces(known.location, known.sha256, sha256, "recipe field known")
+            known, seen_by = recipe.known, sha256["recognizer"]
+            self.faces = load_faces(known.location, known.sha256, seen_by, "recipe field known")
         if "attributes" in weights:
             self.predictor = load_predictor(weights["attributes"].location, device)
 
@@ -204,6 +205,7 @@ def make_bank(
             be.
         FaultError: fewer are left than the recipe wants.
     """
+    recipe = pinned(recipe)
     candidates = recipe.candidates or _generated(recipe, out, say)
     size = _size(candidates)
     images = ImageBank(candidates, size, "recipe field candidates", firsts=True)
@@ -243,8 +245,9 @@ def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> Name
     """Make the candidates, or find them made."""
     assert recipe.generate is not None
     store, handed_down = Store(out.rstrip("/") + CANDIDATES), check_sources(recipe.generate)
+    generate = pinned(recipe.generate)
     with store.lock("make_bank"):
-        fill(recipe.generate, store, handed_down, say, extend=store.exists(CLAIM))
+        fill(generate, store, handed_down, say, extend=store.exists(CLAIM))
     return NamedDataset(url=store.url, digest=contents_digest(store))
 
 

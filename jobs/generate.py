@@ -22,9 +22,10 @@ def job(arguments: argparse.Namespace) -> None:
         cli.show(describe(recipe))
         return
     from factory.engine import check_sources, connect, fill, preflight
-    from factory.provenance import versions
+    from factory.provenance import pinned, versions
 
     handed_down = check_sources(recipe)
+    recipe = pinned(recipe)
     store, digest = Store(arguments.out), content_digest(recipe, versions())
     check_claim(store, recipe, digest, arguments.extend)
     connect(arguments.address)

@@ -1,12 +1,15 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from factory import provenance
-from factory.recipe import InputError, Weights
+from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load
 from factory.shards.store import Store
+
+IDIFF = Path(__file__).parents[1] / "jobs/recipes/desk/generate/idiff_face.yaml"
 
 
 def test_sha256_file(tmp_path):
@@ -42,6 +45,28 @@ def test_models_are_hashed_and_compared(tmp_path):
         provenance.models({"teacher": Weights(location=str(file), sha256="0" * 64)})
     with pytest.raises(InputError, match=r"weights\.teacher\.location: no file"):
         provenance.models({"teacher": Weights(location=str(tmp_path / "none"))})
+
+
+def test_weights_without_a_sha256_are_named_by_their_bytes(tmp_path):
+    file, stated = tmp_path / "denoiser.safetensors", hashlib.sha256(b"elsewhere").hexdigest()
+    recipe = load(IDIFF)
+    assert isinstance(recipe, GenerateRecipe)
+    weights = {
+        "denoiser": Weights(location=str(file), licence="MIT"),
+        "teacher": Weights(location=str(tmp_path / "none"), sha256=stated),
+    }
+    open_recipe = recipe.model_copy(update={"weights": weights})
+    digests = set()
+    for content in (b"first", b"second"):
+        file.write_bytes(content)
+        made = provenance.pinned(open_recipe)
+        assert made.weights["denoiser"].sha256 == hashlib.sha256(content).hexdigest()
+        assert made.weights["teacher"] == weights["teacher"]  # what is stated is not read
+        digests.add(content_digest(made, {}))
+    assert len(digests) == 2
+    file.unlink()
+    with pytest.raises(InputError, match=r"weights\.denoiser\.location: no file"):
+        provenance.pinned(open_recipe)
 
 
 def test_a_file_behind_a_url_is_compared_too(tmp_path, monkeypatch):

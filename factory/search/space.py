@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.provenance import checked_sha256, versions
+from factory.provenance import pinned, versions
 from factory.recipe import (
     ComposeRecipe,
     FRRecipe,
@@ -354,12 +354,7 @@ class Space:
     def _pool(self, pool: Pool) -> GenerateRecipe:
         recipe = load(pool.recipe, [*pool.sets, *self._sets("generate")], kind="generate")
         assert isinstance(recipe, GenerateRecipe)
-        # A pool is named by its weights, so that those without a stated sha256 are read now.
-        named = {
-            name: part.model_copy(update={"sha256": part.sha256 or checked_sha256(name, part)})
-            for name, part in recipe.weights.items()
-        }
-        return recipe.model_copy(update={"weights": named})
+        return pinned(recipe)  # a pool is named by its weights
 
     def _sets(self, prefix: str) -> list[str]:
         return [s.partition(".")[2] for s in self.sets if s.startswith(f"{prefix}.")]

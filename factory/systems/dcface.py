@@ -301,6 +301,7 @@ class DCFace(DiffusionSystem):
             )
         self.predictor_of: Predictor | None = None
         if self.options.styles.draw == "matched":
+            checked_sha256("attributes", recipe.weights["attributes"])
             given = recipe.weights["attributes"].location
             self.predictor_of = load_predictor(given, self.device)
             unknown = set(self.options.styles.groups) - set(self.predictor_of.attributes)

@@ -66,6 +66,32 @@ def test_a_folder_with_another_recipes_dataset_is_left_alone(tmp_path: Path) -> 
     assert (tmp_path / "recipe.json").read_bytes() == before
 
 
+def test_weights_that_took_the_place_of_others_do_not_go_on_with_their_dataset(
+    tmp_path: Path,
+) -> None:
+    """As a denoiser that was trained again, in a recipe that states no sha256."""
+    from factory.provenance import pinned, versions
+    from factory.recipe import GenerateRecipe, content_digest, load
+    from factory.shards.claim import write_claim
+    from factory.shards.store import Store
+
+    weights, out = tmp_path / "denoiser.safetensors", tmp_path / "out"
+    weights.write_bytes(b"before")
+    sets = (f"weights.denoiser.location={weights}", "weights.denoiser.sha256=''")
+    recipe = load(ROOT / IDIFF, sets)
+    assert isinstance(recipe, GenerateRecipe)
+    begun = pinned(recipe)
+    write_claim(Store(out), begun, content_digest(begun, versions()), ())
+    before = (out / "recipe.json").read_bytes()
+    weights.write_bytes(b"after")
+    flags = [part for override in sets for part in ("--set", override)]
+    ran = generate(IDIFF, "--out", out, "--extend", *flags)
+    assert ran.returncode == 2, ran.stderr
+    assert f"weights.denoiser.sha256 is {begun.weights['denoiser'].sha256!r}" in ran.stderr
+    assert [p.name for p in out.iterdir()] == ["recipe.json"]
+    assert (out / "recipe.json").read_bytes() == before
+
+
 def test_a_folder_with_foreign_shards_is_not_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/a.tar").write_bytes(b"mine")
