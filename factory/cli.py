@@ -8,15 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 
 DONE, FAULTY, WRONG_INPUT = 0, 1, 2
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
-
-
-class FaultError(RuntimeError):
-    """The thing checked is faulty or the run failed; jobs answer it with exit code 1."""
 
 
 def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:

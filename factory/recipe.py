@@ -21,6 +21,10 @@ class InputError(ValueError):
     """A mistake in what the user gave; every job answers it with its message and exit code 2."""
 
 
+class FaultError(RuntimeError):
+    """The thing checked is faulty or the run failed; jobs answer it with exit code 1."""
+
+
 class Part(BaseModel):
     """A frozen part of a recipe that refuses fields it does not know."""
 

@@ -19,7 +19,7 @@ from factory.prepare.images import Made, make_image
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
 from factory.prepare.sources import Entry, Reader
 from factory.provenance import sha256_file
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 from factory.seeding import hex16
 from factory.shards.embeddings import embeddings_file, write_embeddings
 from factory.shards.manifest import (
@@ -94,12 +94,13 @@ class Worker:
         (task,) = batch["task"]
         try:
             return {"manifest": np.array([self.finish(task).model_dump_json()])}
-        except (OSError, InputError) as error:
+        except (OSError, InputError, FaultError) as error:
             return {"failed": np.array([f"shard {task.shard.name}: {public(str(error))}"])}
 
     def finish(self, task: Task) -> ShardManifest:
         """Commit a shard and embed it where that is not done yet, and return its manifest."""
-        if not self.given.store.exists(shard_file(task.shard.name, COMMIT)):
+        files = [shard_file(task.shard.name, suffix) for suffix in (TAR, COMMIT)]
+        if not all(self.given.store.exists(file) for file in files):
             self.commit(task)
         manifest = load_shard_manifest(self.given.store, task.shard.name)
         if self.recognizer is not None:

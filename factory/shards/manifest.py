@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.plan import Extent, Shard, Slice
 from factory.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model, strictest
-from factory.recipe import InputError, Natural, Part
+from factory.recipe import FaultError, InputError, Natural, Part
 from factory.shards.claim import read_claim
 from factory.shards.store import Store, in_order
 
@@ -105,14 +105,40 @@ def commit_shard(store: Store, tar: Path, rejects: Path, manifest: ShardManifest
     """Bring a finished shard to its final names, the manifest last.
 
     Doing it again, or in two processes at once, is harmless: the names are fixed and equal work
-    gives equal bytes. A shard that is committed already stays as it is.
+    gives equal bytes. A shard that is committed already stays as it is; one whose tar was lost
+    gets it back, where what was made again is what its manifest says.
+
+    Raises:
+        FaultError: the manifest of a lost tar says something else.
     """
-    commit = shard_file(manifest.name, COMMIT)
-    if store.exists(commit):
+    home, commit = shard_file(manifest.name, TAR), shard_file(manifest.name, COMMIT)
+    stated = store.exists(commit)
+    if stated and store.exists(home):
         return
-    store.put(tar, shard_file(manifest.name, TAR))
+    if stated:
+        _check_remade(store, manifest)
+    store.put(tar, home)
     store.put(rejects, shard_file(manifest.name, REJECTS))
-    store.write(commit, manifest.model_dump_json(indent=1).encode())
+    if not stated:
+        store.write(commit, manifest.model_dump_json(indent=1).encode())
+
+
+def _check_remade(store: Store, remade: ShardManifest) -> None:
+    """Raise FaultError where the manifest that is there is not of the same bytes."""
+    try:
+        held = load_shard_manifest(store, remade.name)
+    except ValueError as error:
+        why = f"is damaged ({error})"
+    else:
+        if (held.sha256, held.rejects_sha256) == (remade.sha256, remade.rejects_sha256):
+            return
+        why = f"says sha256 {held.sha256}, made again it has {remade.sha256}"
+        if held.sha256 == remade.sha256:
+            why = f"says rejects_sha256 {held.rejects_sha256}, made again {remade.rejects_sha256}"
+    raise FaultError(
+        f"{store.url}: the tar of shard {remade.name} is missing, and its manifest {why}; "
+        "jobs/verify.py URL --repair removes the manifest, the same command then makes the shard"
+    )
 
 
 def committed(store: Store) -> set[str]:

@@ -224,6 +224,9 @@ def test_a_stopped_run_is_completed_by_the_same_call(here, tmp_path: Path, monke
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     part.unlink(missing_ok=True)
     assert verify(store) == verify(whole) == []
+    next((tmp_path / "out" / "shards").glob("*.tar")).unlink()
+    prepare(given, store, 1, lambda line: None)
+    assert verify(store) == []
 
 
 def test_a_folder_of_another_dataset_is_left_alone(here, tmp_path: Path) -> None:

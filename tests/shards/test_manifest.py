@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from factory.plan import shards
-from factory.recipe import InputError, parse
+from factory.recipe import FaultError, InputError, parse
 from factory.shards.claim import read_claim
 from factory.shards.manifest import (
     COMMIT,
@@ -21,6 +21,7 @@ from factory.shards.manifest import (
     shard_file,
 )
 from factory.shards.store import Store
+from factory.shards.verify import verify
 
 FIRST, SECOND = "i0000000-0000003-s0000-0004", "i0000003-0000006-s0000-0004"
 
@@ -57,6 +58,39 @@ def test_the_manifest_is_written_last_and_never_again(made_dataset, tmp_path: Pa
     commit_shard(watched, tmp_path / "t", tmp_path / "r", manifest)
     assert len(watched.order) == 3
     assert load_shard_manifest(watched, FIRST) == manifest
+
+
+def test_a_shard_whose_tar_was_lost_gets_it_back(made_dataset, tmp_path: Path) -> None:
+    store = made_dataset()
+    manifest, commit = load_shard_manifest(store, FIRST), store.read(shard_file(FIRST, COMMIT))
+    (tmp_path / "t").write_bytes(store.read(shard_file(FIRST, TAR)))
+    (tmp_path / "r").write_bytes(store.read(shard_file(FIRST, REJECTS)))
+    for suffix in (TAR, REJECTS):
+        store.delete(shard_file(FIRST, suffix))
+    slower = manifest.model_copy(update={"seconds": {"render": 9.0}})  # as a resumed run is
+    commit_shard(store, tmp_path / "t", tmp_path / "r", slower)
+    assert verify(store) == []
+    assert store.read(shard_file(FIRST, COMMIT)) == commit
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sha256": "c" * 64}, "says sha256 cccc"),
+        ({"rejects_sha256": "c" * 64}, "says rejects_sha256 cccc"),
+        ({"kept": "many"}, r"is damaged \(shards/.*kept"),
+    ],
+)
+def test_a_lost_tar_that_is_made_otherwise_is_a_fault(
+    made_dataset, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    store = made_dataset()
+    manifest, commit = load_shard_manifest(store, FIRST), shard_file(FIRST, COMMIT)
+    store.write(commit, json.dumps(json.loads(store.read(commit)) | changes).encode())
+    store.delete(shard_file(FIRST, TAR))
+    with pytest.raises(FaultError, match=rf"shard {FIRST} is missing.*{words}.*verify.*--repair"):
+        commit_shard(store, tmp_path / "none", tmp_path / "none", manifest)
+    assert not store.exists(shard_file(FIRST, TAR))
 
 
 def test_only_a_tar_with_a_manifest_is_committed(made_dataset) -> None:
