@@ -21,9 +21,8 @@ from factory.provenance import Model, strictest
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.recognition.centres import Embeds, centre_cosines, pool_embeddings
 from factory.seeding import seed64
-from factory.shards.claim import CLAIM
+from factory.shards.claim import CLAIM, COMPOSITION
 from factory.shards.composition import (
-    COMPOSITION,
     INDEX,
     SCHEMA,
     Composition,

@@ -34,7 +34,7 @@ from factory.recognition.faces import load_faces
 from factory.recognition.neighbours import packed
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
-from factory.shards.claim import CLAIM, read_claim
+from factory.shards.claim import CLAIM, claimed, read_claim
 from factory.shards.embeddings import write_embeddings
 from factory.shards.manifest import (
     DatasetManifest,
@@ -205,12 +205,13 @@ def make_bank(
             be.
         FaultError: fewer are left than the recipe wants.
     """
-    recipe = pinned(recipe)
+    recipe, store = pinned(recipe), Store(out)
+    held = claimed(store, recipe.kind)
     candidates = recipe.candidates or _generated(recipe, out, say)
     size = _size(candidates)
     images = ImageBank(candidates, size, "recipe field candidates", firsts=True)
-    store, chosen = Store(out), decisive(recipe, candidates)
-    if store.exists(CLAIM) and read_claim(store)["content_digest"] != chosen:
+    chosen = decisive(recipe, candidates)
+    if held is not None and held["content_digest"] != chosen:
         raise InputError(f"--out {store.url}: holds another recipe's bank")
     given = recipe.model_dump(mode="json"), candidates.model_dump(mode="json"), size
     rows = [{"start": start} for start in range(0, len(images), BLOCK)]

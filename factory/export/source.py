@@ -86,7 +86,8 @@ def open_source(store: Store) -> Source:
 
 
 def _open_composition(store: Store) -> Source:
-    from factory.shards.composition import COMPOSITION, load_composition, pool_manifest
+    from factory.shards.claim import COMPOSITION
+    from factory.shards.composition import load_composition, pool_manifest
 
     composition = load_composition(store)
     used = _used(store, composition.index_sha256)

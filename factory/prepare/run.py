@@ -25,7 +25,7 @@ from factory.prepare.sources import DATASET, Entry, Listing, Reader, list_source
 from factory.prepare.work import Assignment, Task, Worker
 from factory.recipe import Image, InputError, Weights, checked, local_path
 from factory.recognition import catalog
-from factory.shards.claim import CLAIM, differences, read_claim
+from factory.shards.claim import CLAIM, claimed, differences
 from factory.shards.embeddings import embeddings_file
 from factory.shards.manifest import DatasetManifest, committed, load_manifest, merge
 from factory.shards.store import Store
@@ -130,13 +130,12 @@ def plan(wishes: Wishes) -> Preparation:
 
 def check_claim(store: Store, claim: dict[str, Any]) -> None:
     """Compare a claim with the folder's; InputError where the folder is something else's."""
-    if not store.exists(CLAIM):
-        if next(iter(store.list("shards")), None) is not None:
-            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+    held = claimed(store, "prepare")
+    if held is None:
         return
     differing = [
         f"{field} is {old!r} there, {new!r} here"
-        for field, old, new in differences(read_claim(store), json.loads(json.dumps(claim)))
+        for field, old, new in differences(held, json.loads(json.dumps(claim)))
         if field not in FREE
     ]
     if differing:

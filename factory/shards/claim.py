@@ -10,6 +10,7 @@ from factory.recipe import ComposeRecipe, GenerateRecipe, InputError, bank_diges
 from factory.shards.store import Store
 
 CLAIM = "recipe.json"
+COMPOSITION = "composition.json"  # a view's, in the place of a claim
 # Where the work is done and what it costs changes no byte: a resumed run may differ in it.
 FREE = ("pool.", "cost.")
 BOUND = ("pool.threads",)
@@ -21,6 +22,37 @@ def read_claim(store: Store) -> dict[str, Any]:
     if not store.exists(CLAIM):
         raise InputError(f"{store.url}: no dataset there ({CLAIM} is missing)")
     return json.loads(store.read(CLAIM))
+
+
+def claimed(store: Store, kind: str) -> dict[str, Any] | None:
+    """Return the claim of the folder given as --out; None where nothing is there yet.
+
+    Args:
+        store: the output folder.
+        kind: of the recipe that is to be made there.
+
+    Raises:
+        InputError: the folder holds what a recipe of another kind made.
+    """
+    accepted = f"accepted is a folder without a dataset, or one of a recipe of kind {kind!r}"
+    if store.exists(COMPOSITION):
+        raise InputError(f"--out {store.url}: holds a composition ({COMPOSITION}); {accepted}")
+    if not store.exists(CLAIM):
+        if next(iter(store.list("shards")), None) is not None:
+            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+        return None
+    try:
+        held = read_claim(store)
+    except ValueError as error:
+        raise InputError(f"--out {store.url}: {CLAIM} is damaged ({error}); {accepted}") from error
+    recipe = held.get("recipe", held) if isinstance(held, dict) else None
+    found = recipe.get("kind") if isinstance(recipe, dict) else None
+    if found != kind:
+        raise InputError(
+            f"--out {store.url}: {CLAIM} is of kind {found!r}, as of another job's output; "
+            f"{accepted}"
+        )
+    return held
 
 
 def planned(claim: dict[str, Any]) -> Iterator[Shard | Slice]:
@@ -63,13 +95,11 @@ def check_claim(
     Raises:
         InputError: the folder is another recipe's, holds something else, or would have to grow.
     """
-    if not store.exists(CLAIM):
-        if next(iter(store.list("shards")), None) is not None:
-            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+    held = claimed(store, recipe.kind)
+    if held is None:
         if extend:
             raise InputError(f"--extend: {store.url} holds no dataset that could grow")
         return ()
-    held = read_claim(store)
     differing = [
         (field, old, new)
         for field, old, new in differences(held["recipe"], recipe.model_dump(mode="json"))

@@ -18,12 +18,11 @@ from pydantic import Field, ValidationError
 
 from factory.provenance import Model
 from factory.recipe import InputError, Natural, Part
-from factory.shards.claim import read_claim
+from factory.shards.claim import COMPOSITION, read_claim
 from factory.shards.index import Copies, column
 from factory.shards.manifest import DatasetManifest, Sha256, load_manifest
 from factory.shards.store import Store
 
-COMPOSITION = "composition.json"
 INDEX = "index.parquet"
 SCHEMA = pa.schema(
     [

@@ -1,0 +1,65 @@
+"""Whose folder it is: generate goes on with its own dataset and leaves other outputs alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from factory.recipe import FRRecipe, GenerateRecipe, InputError, load, parse
+from factory.shards.claim import CLAIM, COMPOSITION, check_claim, claimed, read_claim
+from factory.shards.store import Store
+from factory.training.output import claim
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "0123456789abcdef"
+ACCEPTED = "accepted is a folder without a dataset, or one of a recipe of kind 'generate'"
+
+
+def studio() -> GenerateRecipe:
+    recipe = load(ROOT / "jobs/recipes/desk/generate/studio.yaml")
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def test_its_own_dataset_and_an_empty_folder_are_accepted(
+    made_dataset: Callable[..., Store], tmp_path: Path
+) -> None:
+    store = made_dataset()
+    made = parse(read_claim(store)["recipe"])
+    assert isinstance(made, GenerateRecipe)
+    assert check_claim(store, made, DIGEST, False) == ()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert check_claim(Store(tmp_path), studio(), DIGEST, False) == ()
+
+
+def test_the_output_of_a_training_is_refused(tmp_path: Path) -> None:
+    recipe, store = load(ROOT / "jobs/recipes/desk/fr/desk.yaml"), Store(tmp_path)
+    assert isinstance(recipe, FRRecipe)
+    claim(store, recipe)
+    with pytest.raises(InputError, match=rf"--out {tmp_path}: .*of kind 'fr'.*{ACCEPTED}"):
+        check_claim(store, studio(), DIGEST, False)
+
+
+@pytest.mark.parametrize("kind", ["prepare", "bank", "compose"])
+def test_a_dataset_that_another_job_made_is_refused(tmp_path: Path, kind: str) -> None:
+    store = Store(tmp_path)
+    store.write(CLAIM, json.dumps({"recipe": {"kind": kind}, "content_digest": DIGEST}).encode())
+    with pytest.raises(InputError, match=rf"--out {tmp_path}: .*of kind '{kind}'.*{ACCEPTED}"):
+        check_claim(store, studio(), DIGEST, False)
+    assert claimed(store, kind) is not None
+
+
+def test_a_composition_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(COMPOSITION, b"{}")
+    with pytest.raises(InputError, match=rf"--out {tmp_path}: holds a composition.*{ACCEPTED}"):
+        check_claim(store, studio(), DIGEST, False)
+
+
+@pytest.mark.parametrize("data", [b"[1]", b"not JSON", b'{"recipe": 3}'])
+def test_a_claim_that_is_none_is_one_error(tmp_path: Path, data: bytes) -> None:
+    store = Store(tmp_path)
+    store.write(CLAIM, data)
+    with pytest.raises(InputError, match=rf"--out {tmp_path}: {CLAIM} is .*{ACCEPTED}"):
+        check_claim(store, studio(), DIGEST, False)
