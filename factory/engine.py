@@ -29,7 +29,7 @@ from factory.provenance import models, versions
 from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
 from factory.shards.claim import check_claim, write_claim
 from factory.shards.manifest import DatasetManifest, Inherited, committed, inherited, merge
-from factory.shards.store import Store, public
+from factory.shards.store import Lock, Store, public
 from factory.stages.line import Assignment, Line
 from factory.stages.screen import known_faces
 from factory.stages.work import ShardWork
@@ -427,16 +427,16 @@ def check_sources(recipe: GenerateRecipe) -> Inherited | None:
 
 def fill(
     recipe: GenerateRecipe,
-    store: Store,
+    lock: Lock,
     handed_down: Inherited | None,
     say: Callable[[str], None],
     extend: bool = False,
 ) -> Generated:
-    """Claim a store for a recipe and make what it lacks.
+    """Claim a dataset's folder for a recipe and make what it lacks.
 
     Args:
         recipe: what to make; it states the sha256 of its weights (`provenance.pinned`).
-        store: the dataset's folder, locked by the caller.
+        lock: of the dataset's folder, held by the caller.
         handed_down: as `check_sources` returns it.
         say: receives one line of progress at a time.
         extend: whether a smaller dataset of the same recipe may grow.
@@ -446,11 +446,11 @@ def fill(
         FaultError: as `generate`.
     """
     assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
-    digest = content_digest(recipe, versions())
+    store, digest = lock.store, content_digest(recipe, versions())
     grown = check_claim(store, recipe, digest, extend)
     write_claim(store, recipe, digest, grown, handed_down)
     store.sweep()
-    return generate(recipe, store, grown, say)
+    return generate(recipe, store, grown, say, lock.check)
 
 
 def generate(
@@ -458,6 +458,7 @@ def generate(
     store: Store,
     grown: tuple[Extent, ...],
     say: Callable[[str], None],
+    check_lock: Callable[[], None] = lambda: None,
 ) -> Generated:
     """Make every planned shard that is not committed yet, then merge the manifests.
 
@@ -466,6 +467,7 @@ def generate(
         store: the dataset's folder, locked by the caller.
         grown: extents the dataset had before it was extended.
         say: receives one line of progress at a time.
+        check_lock: called once a shard; it raises where the folder is another writer's by now.
 
     Raises:
         InputError: the cluster cannot schedule what the recipe reserves.
@@ -485,6 +487,7 @@ def generate(
     if found:
         say(f"resuming: {found} of {planned} shards are committed")
     for row in _run(recipe, store, crews, todo) if todo else ():
+        check_lock()
         progress.add(row)
         made = row["manifest"]
         metrics.shard(recipe.name, recipe.system, made["kept"], made["reasons"], made["seconds"])

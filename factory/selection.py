@@ -247,8 +247,8 @@ def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> Name
     assert recipe.generate is not None
     store, handed_down = Store(out.rstrip("/") + CANDIDATES), check_sources(recipe.generate)
     generate = pinned(recipe.generate)
-    with store.lock("make_bank"):
-        fill(generate, store, handed_down, say, extend=store.exists(CLAIM))
+    with store.lock("make_bank") as lock:
+        fill(generate, lock, handed_down, say, extend=store.exists(CLAIM))
     return NamedDataset(url=store.url, digest=contents_digest(store))
 
 

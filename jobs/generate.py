@@ -31,10 +31,10 @@ def job(arguments: argparse.Namespace) -> None:
     connect(arguments.address)
     preflight(recipe)
     with (
-        store.lock("generate"),
+        store.lock("generate") as lock,
         tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
     ):
-        made = fill(recipe, store, handed_down, cli.ProgressLine(), arguments.extend)
+        made = fill(recipe, lock, handed_down, cli.ProgressLine(), arguments.extend)
         manifest = made.manifest
         tracked.dataset(recipe.name, store.url, digest)
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})

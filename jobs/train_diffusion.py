@@ -32,12 +32,12 @@ def job(arguments: argparse.Namespace) -> None:
     engine = recipe.engine
     require([("engine.", engine.workers, engine.num_cpus, engine.num_gpus)])
     with (
-        store.lock("train_diffusion"),
+        store.lock("train_diffusion") as lock,
         tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
     ):
         output.claim(store, recipe)
         precompute(recipe, cli.ProgressLine())
-        summary = train(recipe, arguments.out, tracked, arguments.max_steps)
+        summary = train(recipe, arguments.out, tracked, arguments.max_steps, lock.check)
         tracked.tag("out", store.url)
         if summary["steps"] == summary["total"]:
             files = [summary["file"], output.RECORD]

@@ -31,13 +31,15 @@ def job(arguments: argparse.Namespace) -> None:
         return
     connect(arguments.address)
     with (
-        store.lock("train_recognizer"),
+        store.lock("train_recognizer") as lock,
         tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,
     ):
         store.sweep()
-        done = recognition.train(
-            recipe, arguments.out, lambda row: tracked.metrics(row, int(row["step"]))
-        )
+
+        def note(row: dict[str, float]) -> None:
+            tracked.metrics(row, int(row["step"]))
+
+        done = recognition.train(recipe, arguments.out, note, lock.check)
         files = [recognition.FILE, recognition.ARCFACE_TORCH, output.RECORD]
         version = output.register(tracked, store, recipe, files)
         if recipe.benchmarks:

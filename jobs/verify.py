@@ -6,8 +6,10 @@ python jobs/verify.py runs/faces --repair     # then run generate again
 
 import argparse
 import time
+from contextlib import nullcontext
 
 from factory import cli
+from factory.shards.claim import CLAIM
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 from factory.shards.verify import repair, verify
@@ -16,10 +18,16 @@ from factory.shards.verify import repair, verify
 def job(arguments: argparse.Namespace) -> int:
     """Verify, and with --repair remove what generate has to make again."""
     store = Store(arguments.url)
-    start = time.monotonic()
-    faults = verify(store)
-    for fault in faults:
-        print(fault)
+    start, removed = time.monotonic(), []
+    # Looked at under the lock: a shard that is being committed right now is no faulty one. A lock
+    # would make the folder where there is no dataset.
+    locked = arguments.repair and store.exists(CLAIM)
+    with store.lock("verify --repair") if locked else nullcontext():
+        faults = verify(store)
+        for fault in faults:
+            print(fault)
+        if locked:
+            removed = repair(store, faults)
     if not faults:
         totals, seconds = load_manifest(store).totals, time.monotonic() - start
         print(
@@ -28,8 +36,6 @@ def job(arguments: argparse.Namespace) -> int:
         )
         return cli.DONE
     if arguments.repair:
-        with store.lock("verify --repair"):
-            removed = repair(store, faults)
         for name in removed:
             print(f"removed {name}")
         rest = f"removed {len(removed)} files; run generate with its recipe again"

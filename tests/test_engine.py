@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
+from factory import engine
 from factory.cli import FaultError
 from factory.engine import Crew, connect, generate, require, wiring
 from factory.plan import shards
@@ -94,6 +97,30 @@ def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> 
     assert after.items() > before.items() and len(after) == 8
     for name, stamp in stamps.items():
         assert (tmp_path / "shards" / name).stat().st_mtime_ns == stamp
+
+
+def test_a_driver_whose_folder_another_took_over_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was suspended while its successor found the lock stale."""
+    taken: list[int] = []
+
+    def run(*_: object) -> Iterator[dict[str, Any]]:
+        for number in range(3):
+            taken.append(number)
+            made = {"kept": 1, "reasons": {}, "seconds": {}}
+            yield {"manifest": made, "actor": "a", "started": 0.0, "finished": 1.0}
+
+    def check() -> None:
+        if len(taken) == 2:
+            raise FaultError("another writer")
+
+    monkeypatch.setattr(engine, "preflight", lambda recipe: None)
+    monkeypatch.setattr(engine, "_run", run)
+    said: list[str] = []
+    with pytest.raises(FaultError, match="another writer"):
+        generate(studio(), Store(tmp_path), (), said.append, check)
+    assert taken == [0, 1] and len(said) == 1
 
 
 def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:

@@ -75,10 +75,10 @@ class Pools:
         missing = not store.exists(MANIFEST)
         if missing:
             handed_down = check_sources(recipe)
-            with held(store, patient=True):
+            with held(store, patient=True) as lock:
                 missing = not store.exists(MANIFEST)  # who held the lock may have made it
                 if missing:
-                    fill(recipe, store, handed_down, lambda line: None)
+                    fill(recipe, lock, handed_down, lambda line: None)
         totals = load_manifest(store).totals
         return {
             "made": missing,
@@ -433,11 +433,13 @@ def _work(recipe: FRRecipe, store: Store, watch: Judged, folder: str) -> Iterato
     device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
 
     def train(tell: Callable[[Row], None]) -> None:
-        def note(line: str, rows: list[Row], pictures: list[str]) -> None:
-            for row in rows:
-                tell(row)
+        with held(store) as lock:
 
-        with held(store):
+            def note(line: str, rows: list[Row], pictures: list[str]) -> None:
+                lock.check()
+                for row in rows:
+                    tell(row)
+
             claim(store, recipe)
             recognition.run(recipe, store, Worker(device=device, note=note), watch=watch)
 
@@ -450,11 +452,11 @@ def _together(recipe: FRRecipe, out: str, watch: Judged) -> Iterator[Row]:
     from factory.training.output import claim
     from factory.training.workers import launch
 
-    with held(Store(out)):
+    with held(Store(out)) as lock:
         claim(Store(out), recipe)
         yield {STARTED: True}
         loop = functools.partial(recognition.run, watch=watch)
-        yield from _told(lambda tell: launch(loop, recipe, out, tell))
+        yield from _told(lambda tell: launch(loop, recipe, out, tell, check_lock=lock.check))
 
 
 def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
@@ -477,7 +479,7 @@ def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
 
 
 @contextmanager
-def held(store: Store, patient: bool = False) -> Iterator[None]:
+def held(store: Store, patient: bool = False) -> Iterator[Lock]:
     """Hold a store's lock; who holds it is given time to end, or, if it is dead, to be stale.
 
     Args:
@@ -501,7 +503,7 @@ def held(store: Store, patient: bool = False) -> Iterator[None]:
                 raise
             time.sleep(1.0)
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -332,9 +332,12 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise RuntimeError when another writer has taken the lock meanwhile."""
+        """Raise FaultError when another writer has taken the lock meanwhile."""
         if self.lost:
-            raise RuntimeError(f"{self.store.url}: another writer took the lock of this output")
+            raise FaultError(
+                f"output {self.store.url}: another writer took its lock, since this one did not "
+                f"move for {STALE_SECONDS:.0f} s or the lock was deleted; the other goes on"
+            )
 
     def release(self) -> None:
         """Stop renewing, and remove the lock when it is still ours."""

@@ -45,7 +45,11 @@ def trainable_class(system: str) -> type[Trainable]:
 
 
 def train(
-    recipe: TrainRecipe, out: str, tracked: Run, max_steps: int | None = None
+    recipe: TrainRecipe,
+    out: str,
+    tracked: Run,
+    max_steps: int | None = None,
+    check_lock: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run the training on the connected Ray cluster and return its summary.
 
@@ -54,6 +58,7 @@ def train(
         out: folder or URL of the checkpoints, samples and the finished weights.
         tracked: where rows of the curve, pictures of samples and the weights go.
         max_steps: stop after this step of the schedule, saved and marked as unfinished.
+        check_lock: as in `launch`.
 
     Raises:
         FaultError: the training failed, with the worker's reason.
@@ -68,7 +73,7 @@ def train(
     def log(row: dict[str, float]) -> None:
         tracked.metrics(row, int(row["step"]))
 
-    return launch(partial(run, max_steps=max_steps), recipe, out, log, show)
+    return launch(partial(run, max_steps=max_steps), recipe, out, log, show, check_lock)
 
 
 def run(

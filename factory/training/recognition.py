@@ -51,7 +51,9 @@ class Watch(Protocol):
         ...
 
 
-def train(recipe: FRRecipe, out: str, report: Report) -> dict[str, Any]:
+def train(
+    recipe: FRRecipe, out: str, report: Report, check_lock: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Train a recognizer on the connected Ray cluster, or continue one.
 
     Args:
@@ -61,6 +63,7 @@ def train(recipe: FRRecipe, out: str, report: Report) -> dict[str, Any]:
             arcface_torch's names) and `training.json` (curve, seconds, images/s).
         report: called in the driver with each row of the curve: step, epoch, loss, lr,
             gradient_norm, images_per_second, data_wait, memory_gb, seconds, eta_seconds.
+        check_lock: as in `launch`.
 
     Returns:
         The content of `training.json`.
@@ -80,7 +83,7 @@ def train(recipe: FRRecipe, out: str, report: Report) -> dict[str, Any]:
 
     wanted = recipe.engine
     engine.require([("engine.", wanted.workers, wanted.num_cpus, wanted.num_gpus)])
-    return launch(run, recipe, out, report)
+    return launch(run, recipe, out, report, check_lock=check_lock)
 
 
 def check(recipe: FRRecipe) -> None:

@@ -55,6 +55,7 @@ def launch(
     out: str,
     row: Callable[[Row], None] = lambda row: None,
     picture: Callable[[str], None] = lambda name: None,
+    check_lock: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run a training loop in the workers a recipe asks for, on the connected Ray cluster.
 
@@ -65,6 +66,8 @@ def launch(
         out: folder or URL of the output, reachable by all workers.
         row: called in the driver with the numbers of each row, once a step.
         picture: called in the driver with the name of each picture in the output.
+        check_lock: called in the driver now and then; the FaultError it raises where the output is
+            another writer's by now ends the training.
 
     Raises:
         InputError: a worker found a mistake of the user's.
@@ -105,11 +108,12 @@ def launch(
         ),
     )
     failure = ""
-    with _relayed(board, row, picture):
+    with _relayed(board, row, picture, check_lock):
         try:
             trainer.fit()
         except ray_train.TrainingFailedError as error:
             failure = " ".join(str(error).split())
+    check_lock()  # what lies there now is the other's
     _sweep(Store(out))
     fault = ray.get(board.fault.remote())
     if fault:
@@ -145,11 +149,16 @@ class Board:
         self.result: dict[str, Any] = {}
         self.error: tuple[str, str] | None = None
 
-    def note(self, line: str, rows: list[Row], pictures: list[str]) -> None:
-        """Take the newest line, and rows and pictures beside those not yet taken."""
+    def note(self, line: str, rows: list[Row], pictures: list[str]) -> tuple[str, str] | None:
+        """Take the newest line, and rows and pictures beside those not yet taken.
+
+        Returns:
+            As `fault` does: whether there is any reason to go on.
+        """
         self.line = line
         self.rows += rows
         self.pictures += pictures
+        return self.error
 
     def take(self) -> tuple[str, list[Row], list[str]]:
         """Hand over the line, and the rows and pictures since the last call."""
@@ -185,7 +194,10 @@ def start_board() -> Any:
 
 @contextmanager
 def _relayed(
-    board: Any, row: Callable[[Row], None], picture: Callable[[str], None]
+    board: Any,
+    row: Callable[[Row], None],
+    picture: Callable[[str], None],
+    check_lock: Callable[[], None],
 ) -> Iterator[None]:
     """Show the board's line and hand over what is new while the trainer blocks this thread."""
     import ray
@@ -208,6 +220,11 @@ def _relayed(
 
     def follow() -> None:
         while not ended.wait(RELAY_SEC):
+            try:
+                check_lock()
+            except FaultError as error:  # the workers read it with their next note, and end
+                ray.get(board.fail.remote("run", str(error)))
+                return
             relay()
 
     thread = threading.Thread(target=follow, name="relay", daemon=True)
@@ -218,6 +235,18 @@ def _relayed(
         ended.set()
         thread.join()
         relay()
+
+
+def _noting(board: Any) -> Callable[[str, list[Row], list[str]], None]:
+    """Return how a worker tells the driver; it raises FaultError where the training is to end."""
+    import ray
+
+    def note(line: str, rows: list[Row], pictures: list[str]) -> None:
+        fault = ray.get(board.note.remote(line, rows, pictures))
+        if fault:
+            raise FaultError(fault[1])
+
+    return note
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -237,12 +266,8 @@ def _work(config: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         device = get_device()
-    worker = Worker(
-        context.get_world_rank(),
-        context.get_world_size(),
-        device,
-        lambda line, rows, pictures: ray.get(board.note.remote(line, rows, pictures)),
-    )
+    world = context.get_world_size()
+    worker = Worker(context.get_world_rank(), world, device, _noting(board))
     try:
         result = config["loop"](recipe, config["store"], worker)
     except (InputError, FaultError) as error:

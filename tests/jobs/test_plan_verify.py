@@ -1,3 +1,5 @@
+import argparse
+import importlib.util
 import subprocess
 import sys
 import time
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from factory.shards.manifest import TAR, shard_file
-from factory.shards.store import Store
+from factory.shards.store import LOCK, Store
+from factory.shards.verify import Fault, verify
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "jobs/recipes/desk/generate/studio.yaml"
@@ -92,8 +95,28 @@ def test_verify_names_a_flipped_byte_and_repairs(made_dataset: Callable[..., Sto
     assert not store.exists("lock")
 
 
+def test_repair_looks_only_once_nobody_else_writes(
+    made_dataset: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard without a manifest may be one that generate commits right now."""
+    spec = importlib.util.spec_from_file_location("verify_job", ROOT / "jobs/verify.py")
+    assert spec is not None and spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    store, held = made_dataset(), []
+
+    def looked(store: Store) -> list[Fault]:
+        held.append(store.exists(LOCK))
+        return verify(store)
+
+    monkeypatch.setattr(job, "verify", looked)
+    for repair in (False, True):
+        assert job.job(argparse.Namespace(url=str(store.root), repair=repair)) == 0
+    assert held == [False, True] and not store.exists(LOCK)
+
+
 def test_verify_without_a_dataset_is_exit_code_2(tmp_path: Path) -> None:
-    done = run("jobs/verify.py", tmp_path)
+    done = run("jobs/verify.py", tmp_path, "--repair")
     assert done.returncode == 2
     assert "no dataset there" in done.stderr
     assert list(tmp_path.iterdir()) == []

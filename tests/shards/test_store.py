@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 from factory.shards import store as module
 from factory.shards.manifest import committed, load_manifest
 from factory.shards.store import LOCK, Store, in_order, public
@@ -206,7 +206,7 @@ def test_a_lock_is_renewed_and_its_loss_is_noticed(
         assert json.loads(store.read(LOCK))["time"] > before
         store.write(LOCK, b'{"token": "another"}')
         lock._thread.join(5)
-        with pytest.raises(RuntimeError, match="another writer"):
+        with pytest.raises(FaultError, match="another writer took its lock"):
             lock.check()
     assert store.read(LOCK) == b'{"token": "another"}'
 
