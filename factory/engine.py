@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import torch
 from ray.data import ActorPoolStrategy
 
 from factory import hardware, identities, metrics
@@ -39,6 +41,8 @@ BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes la
 WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
+REFUSED, FAILED = "refused", "failed"  # columns of a row that says why there is nothing else
+REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # by a worker, as such a row
 
 
 def connect(address: str) -> None:
@@ -164,16 +168,14 @@ class StageActor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Take one row, a ShardWork, through the stages; a committed shard leaves its manifest.
 
-        A disk or store that fails leaves its error as the row, which every later actor passes on.
+        What goes wrong is reported with the shard's name.
         """
-        if "failed" in batch:
-            return batch
         (work,) = batch["work"]
         started = time.time()
         try:
             done = self.line(work)
-        except OSError as error:
-            return {"failed": _column(f"shard {work.shard.name}: {public(str(error))}")}
+        except REPORTED as error:
+            return _report(error, f"shard {work.shard.name}: ")
         if isinstance(done, ShardWork):
             return {"work": _column(done)}
         return {
@@ -182,6 +184,39 @@ class StageActor:
             "started": np.array([started]),
             "finished": np.array([time.time()]),
         }
+
+
+class Guarded:
+    """An actor whose errors become rows, which every later actor passes on.
+
+    As exceptions they would reach the user as a traceback of Ray's. An actor that could not be made
+    says so when it is handed its first row.
+    """
+
+    def __init__(self, actor: type, *arguments: Any) -> None:
+        """Make the actor."""
+        self.report: dict[str, np.ndarray] = {}
+        try:
+            self.actor = actor(*arguments)
+        except REPORTED as error:
+            self.report = _report(error, f"node {socket.gethostname()}: ")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Take one row through the actor."""
+        if self.report or REFUSED in batch or FAILED in batch:
+            return self.report or batch
+        try:
+            return self.actor(batch)
+        except REPORTED as error:
+            return _report(error, "")
+
+
+def _report(error: Exception, what: str) -> dict[str, np.ndarray]:
+    """Return a row that says what went wrong, and by its column whether the user can mend it."""
+    said = " ".join(public(str(error)).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        said = f"a GPU ran out of memory; lower sampler.batch_size, or raise num_gpus ({said})"
+    return {REFUSED if isinstance(error, InputError) else FAILED: _column(f"{what}{said}")}
 
 
 def _column(value: Any) -> np.ndarray:
@@ -234,10 +269,10 @@ def wiring(recipe: GenerateRecipe) -> list[Crew]:
 
 
 def _pooled(dataset: Any, actor: type, crew: Crew, threads: int, *arguments: Any) -> Any:
-    named = type("".join(part.title() for part in crew.stages[0].split(":")[:1]), (actor,), {})
+    named = type("".join(part.title() for part in crew.stages[0].split(":")[:1]), (Guarded,), {})
     return dataset.map_batches(
         named,
-        fn_constructor_args=arguments,
+        fn_constructor_args=(actor, *arguments),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=crew.size, max_tasks_in_flight_per_actor=2),
@@ -278,8 +313,9 @@ def each(
         num_gpus: GPUs one actor reserves.
 
     Raises:
-        InputError: the cluster cannot hold so many actors.
-        FaultError: an actor left a row {"failed": why}.
+        InputError: the cluster cannot hold so many actors, or an actor found a mistake of the
+            user's, as weights that are not on its node.
+        FaultError: a disk, store or GPU failed, or an actor left a row {"failed": why}.
     """
     if not rows:
         return
@@ -291,7 +327,9 @@ def each(
 def _windows(
     rows: Iterable[dict[str, Any]], actors: int, pooled: Callable[[Any], Any], what: str
 ) -> Iterator[dict[str, Any]]:
-    """Run rows through pools, a window at a time; FaultError, begun with `what`, where one failed.
+    """Run rows through pools, a window at a time.
+
+    InputError where one was refused; FaultError, begun with `what`, where one failed.
 
     What Ray keeps of a row stays in the driver until its dataset is done (about 15 kB), so only so
     many are handed over at once, but enough that starting the actors again costs little.
@@ -300,8 +338,10 @@ def _windows(
     left = iter(rows)
     while handed := list(islice(left, window)):
         for row in pooled(ray.data.from_items(handed, override_num_blocks=len(handed))).iter_rows():
-            if "failed" in row:
-                raise FaultError(f"{what}{row['failed']}; the same command goes on from here")
+            if REFUSED in row:
+                raise InputError(str(row[REFUSED]))
+            if FAILED in row:
+                raise FaultError(f"{what}{row[FAILED]}; the same command goes on from here")
             yield row
         gc.collect()  # Ray's notes on a finished dataset refer to each other
 
@@ -331,12 +371,18 @@ def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) 
     on how many actors drew it. Identities that were committed before stay as they are.
 
     Raises:
-        FaultError: `identities.max_cosine` leaves too few candidates.
+        InputError: weights are not on a worker's node, or not what they should be.
+        FaultError: `identities.max_cosine` leaves too few candidates, or a store failed.
     """
     digest = bank_digest(recipe)
     bank = identities.load_bank(store, digest)
     wanted, start = recipe.identities.count, 0 if bank is None else len(bank)
     crew = Crew(("bank",), "pool.", recipe.pool.size, recipe.pool.num_cpus, recipe.pool.num_gpus)
+
+    def pooled(dataset: Any) -> Any:
+        threads, raw = recipe.pool.threads, recipe.model_dump(mode="json")
+        return _pooled(dataset, BankActor, crew, threads, raw)
+
     while bank is None or len(bank) < wanted:
         drawn, have = (0, 0) if bank is None else (bank.drawn, len(bank))
         if drawn > DRAWS_PER_IDENTITY * wanted:
@@ -347,12 +393,9 @@ def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) 
         rate = max(have / drawn, 0.2) if drawn else 0.9
         first = drawn // BANK_BLOCK
         blocks = max(math.ceil((wanted - have) / rate / BANK_BLOCK), 1)
-        rows = [{"block": first + n} for n in range(blocks)]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        dataset = _pooled(
-            dataset, BankActor, crew, recipe.pool.threads, recipe.model_dump(mode="json")
-        )
-        drawn_rows = {int(row["block"]): np.asarray(row["contexts"]) for row in dataset.iter_rows()}
+        rows = ({"block": first + n} for n in range(blocks))
+        made = _windows(rows, crew.size, pooled, f"output {store.url}: ")
+        drawn_rows = {int(row["block"]): np.asarray(row["contexts"]) for row in made}
         for block in sorted(drawn_rows):
             contexts = drawn_rows[block].astype(np.float32)
             if bank is None:
@@ -470,8 +513,9 @@ def generate(
         check_lock: called once a shard; it raises where the folder is another writer's by now.
 
     Raises:
-        InputError: the cluster cannot schedule what the recipe reserves.
-        FaultError: a disk or store failed for good, or a planned shard is missing at the end.
+        InputError: the cluster cannot schedule what the recipe reserves, or a worker found a
+            mistake of the user's, as weights that are not on its node.
+        FaultError: a disk, store or GPU failed for good, or a planned shard is missing at the end.
     """
     preflight(recipe)
     crews = wiring(recipe)

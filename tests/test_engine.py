@@ -2,26 +2,45 @@
 
 import hashlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import ray.data
+import torch
 
 from factory import engine
 from factory.cli import FaultError
-from factory.engine import Crew, connect, generate, require, wiring
+from factory.engine import (
+    FAILED,
+    REFUSED,
+    BankActor,
+    Crew,
+    Guarded,
+    StageActor,
+    connect,
+    generate,
+    require,
+    wiring,
+)
 from factory.plan import shards
 from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
 from factory.shards.claim import check_claim, write_claim
 from factory.shards.store import Store
 from factory.shards.verify import verify
+from factory.stages.line import Assignment
+from factory.stages.work import ShardWork
 
 ROOT = Path(__file__).parents[1]
 STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"
@@ -121,6 +140,63 @@ def test_a_driver_whose_folder_another_took_over_stops(
     with pytest.raises(FaultError, match="another writer"):
         generate(studio(), Store(tmp_path), (), said.append, check)
     assert taken == [0, 1] and len(said) == 1
+
+
+@pytest.mark.parametrize("actor", [StageActor, BankActor])
+def test_weights_missing_on_a_workers_node_are_a_mistake_of_the_users(
+    tmp_path: Path, actor: type
+) -> None:
+    recipe = load(IDIFF, [f"weights.denoiser.location={tmp_path}/gone.safetensors"])
+    raw, store = recipe.model_dump(mode="json"), Store(tmp_path)
+    given = (Assignment(raw, store, "", versions()), ("render",))
+    guarded = Guarded(actor, *(given if actor is StageActor else (raw,)))
+    for row in ("work", "block"):  # told at every row: it has to reach the driver
+        (said,) = guarded({row: np.array([0])})[REFUSED]
+        named = r"recipe field weights\.denoiser\.location: no file .*gone\.safetensors"
+        assert re.match(rf"node {socket.gethostname()}: {named}", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "column", "words"),
+    [
+        (InputError("recipe field x: 3"), REFUSED, "recipe field x: 3"),
+        (OSError(28, "No space left"), FAILED, r"\[Errno 28\] No space left"),
+        (FaultError("its tar is missing"), FAILED, "its tar is missing"),
+        (torch.OutOfMemoryError("CUDA:\n 3 GB"), FAILED, r".*sampler\.batch_size.*\(CUDA: 3 GB\)"),
+    ],
+)
+def test_what_a_shard_ends_in_is_one_row_with_its_name(
+    tmp_path: Path, error: Exception, column: str, words: str
+) -> None:
+    def fail(work: ShardWork) -> None:
+        raise error
+
+    raw = studio().model_dump(mode="json")
+    guarded = Guarded(StageActor, Assignment(raw, Store(tmp_path), "", versions()), ("render",))
+    guarded.actor.line = fail
+    shard = next(shards(studio()))
+    work = np.empty(1, object)
+    work[0] = ShardWork(shard)
+    row = guarded({"work": work})
+    (said,) = row[column]
+    assert re.fullmatch(rf"shard {shard.name}: {words}", said)
+    assert guarded(row) is row  # as a later pool passes it on
+
+
+def test_rows_of_errors_reach_the_user_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pooled(rows: list[dict[str, Any]]) -> SimpleNamespace:
+        return SimpleNamespace(iter_rows=lambda: rows)
+
+    monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: rows)
+    with pytest.raises(InputError, match=r"^node a: recipe field x$"):
+        list(engine._windows([{REFUSED: "node a: recipe field x"}], 1, pooled, "output u: "))
+    with pytest.raises(FaultError, match=r"^output u: full; the same command goes on from here$"):
+        list(engine._windows([{FAILED: "full"}], 1, pooled, "output u: "))
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        Guarded(StageActor, None)
 
 
 def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
