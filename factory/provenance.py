@@ -1,6 +1,7 @@
 """Where a dataset comes from: the models and libraries that made its pixels, and their licences."""
 
 import hashlib
+import socket
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -137,8 +138,33 @@ def versions() -> dict[str, str]:
     """
     found = {"factory": factory.__version__}
     for name in PIXEL_LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        version = _version(name)
+        if version is not None:
+            found[name] = version
     return found
+
+
+def check_versions(stated: Mapping[str, str]) -> None:
+    """Refuse to work on a node that has other libraries than what is made will state.
+
+    Args:
+        stated: versions by name, as `versions` returned them where the run was started.
+
+    Raises:
+        InputError: a library has another version here, or is not installed.
+    """
+    for name, wanted in stated.items():
+        here = factory.__version__ if name == "factory" else _version(name)
+        if here != wanted:
+            raise InputError(
+                f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "
+                "where the run was started, which the dataset would state; accepted are equal "
+                "versions on all nodes"
+            )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

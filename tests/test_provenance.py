@@ -1,4 +1,5 @@
 import hashlib
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_keys_in_a_location_stand_in_no_manifest(s3, tmp_path, monkeypatch):
     Store(s3 % "teachers").write("a.bin", b"weights")
     keyed = Weights(location=s3.replace("%s", "teachers/a.bin"))
     assert "a-secret" not in str(provenance.models({"teacher": keyed}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"torch": "1.0"}, r"torch: \S+ on node NODE, but 1\.0 where"),
+        ({"factory": "0.0.0"}, r"factory: \S+ on node NODE, but 0\.0\.0 where"),
+        ({"no-such-library": "3.1"}, r"no-such-library: not installed on node NODE, but 3\.1"),
+    ],
+)
+def test_a_node_with_other_libraries_is_refused(changes, words):
+    provenance.check_versions(provenance.versions())
+    with pytest.raises(InputError, match=words.replace("NODE", socket.gethostname())):
+        provenance.check_versions(provenance.versions() | changes)
 
 
 def test_versions_match_the_libraries_and_import_none_of_them():

@@ -18,7 +18,7 @@ from factory.prepare.detector import Detector
 from factory.prepare.images import Made, make_image
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
 from factory.prepare.sources import Entry, Reader
-from factory.provenance import sha256_file
+from factory.provenance import check_versions, sha256_file
 from factory.recipe import FaultError, InputError
 from factory.seeding import hex16
 from factory.shards.embeddings import embeddings_file, write_embeddings
@@ -75,7 +75,8 @@ class Worker:
     """Makes shards one after another; loads detector and recognizer once."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Load what the assignment needs."""
+        """Load what the assignment needs; InputError where this node has other libraries."""
+        check_versions(assignment.versions)
         self.given = assignment
         self.reader = Reader(assignment.source, assignment.recipe.source_kind)
         self.detector = self.recognizer = None

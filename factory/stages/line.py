@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory import hardware, identities
-from factory.provenance import checked_sha256
+from factory.provenance import check_versions, checked_sha256
 from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.manifest import ShardManifest
@@ -42,7 +42,12 @@ class Line:
     """
 
     def __init__(self, assignment: Assignment, stages: tuple[str, ...]) -> None:
-        """Load the system, the teacher and the bank, each only where a stage needs it."""
+        """Load the system, the teacher and the bank, each only where a stage needs it.
+
+        Raises:
+            InputError: weights, datasets or libraries here are not those of the assignment.
+        """
+        check_versions(assignment.versions)
         recipe = parse(assignment.recipe)
         assert isinstance(recipe, GenerateRecipe)
         pool, kinds = recipe.pool, {stage.partition(":")[0] for stage in stages}

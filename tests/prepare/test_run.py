@@ -24,6 +24,7 @@ from PIL import Image
 from factory import engine
 from factory.cli import FaultError
 from factory.evaluation.dataset import embed_dataset, samples
+from factory.prepare import run
 from factory.prepare.run import Preparation, Wishes, check_claim, plan, prepare
 from factory.recipe import InputError
 from factory.recognition.recognizers import load_recognizer
@@ -227,6 +228,15 @@ def test_a_stopped_run_is_completed_by_the_same_call(here, tmp_path: Path, monke
     next((tmp_path / "out" / "shards").glob("*.tar")).unlink()
     prepare(given, store, 1, lambda line: None)
     assert verify(store) == []
+
+
+def test_a_worker_with_other_libraries_makes_nothing(
+    here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = plan(Wishes(str(folders(tmp_path / "source")), "CC-BY-4.0"))
+    monkeypatch.setattr(run, "_versions", lambda align: {"simplejpeg": "0.1"})
+    with pytest.raises(InputError, match=r"simplejpeg: .* on node .*, but 0\.1 where"):
+        prepare(given, Store(tmp_path / "out"), 1, lambda line: None)
 
 
 def test_a_folder_of_another_dataset_is_left_alone(here, tmp_path: Path) -> None:

@@ -117,6 +117,14 @@ def test_a_teacher_of_another_size_sees_images_resized(tmp_path: Path) -> None:
     assert np.allclose(found, cosines, atol=1e-3) and np.std(found) > 0
 
 
+def test_a_worker_with_other_libraries_makes_nothing(tmp_path: Path) -> None:
+    """Its shards would state the versions of the driver, which did not make them."""
+    stated = versions() | {"torch": "1.0"}
+    assignment = Assignment(idiff().model_dump(mode="json"), Store(tmp_path), "", stated)
+    with pytest.raises(InputError, match=r"torch: .* on node .*, but 1\.0"):
+        Line(assignment, ("identities",))
+
+
 def test_known_faces_of_another_dimension_are_refused(tmp_path: Path) -> None:
     teacher = idiff().weights["teacher"]
     sha256 = save_faces(tmp_path / "real.safetensors", np.eye(3), teacher.sha256)
