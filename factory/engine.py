@@ -38,6 +38,7 @@ from factory.stages.work import ShardWork
 from factory.systems import create
 
 BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes last bits
+COMMIT_BLOCKS = 32  # drawn between two commits of a bank; fixed, so that its files have fixed names
 WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
@@ -364,11 +365,23 @@ class BankActor:
         return {"block": batch["block"], "contexts": self.system.draw_contexts(indices)[None]}
 
 
-def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) -> Bank:
+def fill_bank(
+    recipe: GenerateRecipe,
+    store: Store,
+    say: Callable[[str], None],
+    check_lock: Callable[[], None] = lambda: None,
+) -> Bank:
     """Make the identity bank as long as the recipe asks for, and commit what is new.
 
     Blocks of candidates are drawn in parallel and judged in order, so that the bank does not depend
-    on how many actors drew it. Identities that were committed before stay as they are.
+    on how many actors drew it. Identities that were committed before stay as they are, and those of
+    every `COMMIT_BLOCKS` are committed before the next are judged.
+
+    Args:
+        recipe: what to make.
+        store: the dataset's folder, locked by the caller.
+        say: receives one line of progress at a time.
+        check_lock: called before each commit; it raises where the folder is another writer's.
 
     Raises:
         InputError: weights are not on a worker's node, or not what they should be.
@@ -395,19 +408,42 @@ def fill_bank(recipe: GenerateRecipe, store: Store, say: Callable[[str], None]) 
         blocks = max(math.ceil((wanted - have) / rate / BANK_BLOCK), 1)
         rows = ({"block": first + n} for n in range(blocks))
         made = _windows(rows, crew.size, pooled, f"output {store.url}: ")
-        drawn_rows = {int(row["block"]): np.asarray(row["contexts"]) for row in made}
-        for block in sorted(drawn_rows):
-            contexts = drawn_rows[block].astype(np.float32)
+        for candidate, contexts in _in_order(made, first):
             if bank is None:
                 bank = identities.empty_bank(contexts.shape[1])
-            if len(bank) < wanted:
-                fresh = contexts[max(bank.drawn - block * BANK_BLOCK, 0) :]
-                bank = identities.extend(bank, fresh, wanted, recipe.identities.max_cosine)
-        assert bank is not None
-        say(f"identity bank: {len(bank)} of {wanted} identities from {bank.drawn} candidates")
-    if len(bank) > start:
-        identities.save_block(store, bank, start, digest)
+            if len(bank) == wanted:
+                continue  # the pool ends what it was handed
+            fresh = contexts[max(bank.drawn - candidate, 0) :]
+            bank = identities.extend(bank, fresh, wanted, recipe.identities.max_cosine)
+            say(f"identity bank: {len(bank)} of {wanted} identities from {bank.drawn} candidates")
+            whole = bank.drawn % (COMMIT_BLOCKS * BANK_BLOCK) == 0 or len(bank) == wanted
+            if whole and len(bank) > start:
+                check_lock()
+                identities.save_block(store, bank, start, digest)
+                start = len(bank)
     return bank
+
+
+def _in_order(rows: Iterable[dict[str, Any]], first: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the blocks that were drawn, joined up to the next commit, and their first candidate.
+
+    Args:
+        rows: one a block, in any order.
+        first: the lowest block among them; the others follow it without a gap.
+    """
+    early: dict[int, np.ndarray] = {}
+    ready: list[np.ndarray] = []
+    start = due = first
+    for row in rows:
+        early[int(row["block"])] = np.asarray(row["contexts"]).astype(np.float32)
+        while due in early:
+            ready.append(early.pop(due))
+            due += 1
+            if due % COMMIT_BLOCKS == 0:
+                yield start * BANK_BLOCK, np.concatenate(ready)
+                start, ready = due, []
+    if ready:
+        yield start * BANK_BLOCK, np.concatenate(ready)
 
 
 @dataclass
@@ -521,7 +557,7 @@ def generate(
     crews = wiring(recipe)
     system = create(recipe)
     if system.banked:
-        for line in system.remarks(fill_bank(recipe, store, say).contexts):
+        for line in system.remarks(fill_bank(recipe, store, say, check_lock).contexts):
             say(line)
     done = committed(store)
     planned = sum(1 for _ in shards(recipe, grown))

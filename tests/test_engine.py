@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,10 @@ import ray
 import ray.data
 import torch
 
-from factory import engine
+from factory import engine, identities
 from factory.cli import FaultError
 from factory.engine import (
+    BANK_BLOCK,
     FAILED,
     REFUSED,
     BankActor,
@@ -29,6 +30,7 @@ from factory.engine import (
     Guarded,
     StageActor,
     connect,
+    fill_bank,
     generate,
     require,
     wiring,
@@ -197,6 +199,66 @@ def test_rows_of_errors_reach_the_user_as_errors(monkeypatch: pytest.MonkeyPatch
 def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Guarded(StageActor, None)
+
+
+def test_a_bank_is_committed_as_it_grows_and_is_the_same_however_it_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "COMMIT_BLOCKS", 2)
+    recipe = load(IDIFF, ["identities.count=300", "identities.max_cosine=0.6"])
+    assert isinstance(recipe, GenerateRecipe)
+    left = [10**6]
+
+    def drawn(rows: Iterable[dict[str, Any]], *_: Any) -> Iterator[dict[str, Any]]:
+        blocks = np.array([row["block"] for row in rows])
+        late = np.random.default_rng(3).uniform(0, 3, len(blocks))
+        for block in blocks[np.argsort(blocks + late)]:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            indices = range(block * BANK_BLOCK, (block + 1) * BANK_BLOCK)
+            yield {"block": block, "contexts": identities.uniform(9, indices, 16)}
+
+    monkeypatch.setattr(engine, "_windows", drawn)
+    whole = fill_bank(recipe, Store(tmp_path / "whole"), lambda line: None)
+    bank, rows = np.zeros((0, 16), np.float32), []
+    candidates = identities.uniform(9, range(whole.drawn), 16)
+    for row, candidate in enumerate(candidates):  # one after another, as they are numbered
+        if not len(bank) or (bank @ candidate).max() <= 0.6:
+            bank, rows = np.concatenate([bank, candidate[None]]), [*rows, row]
+    assert len(rows) == 300 and rows[-1] == whole.drawn - 1
+    assert whole.candidates.tolist() == rows and (whole.contexts == bank).all()
+    assert whole.reasons == {"identity_collision": whole.drawn - 300}
+
+    store, saved = Store(tmp_path / "killed"), [0]
+    while True:
+        left[0] = 4 * len(saved)
+        try:
+            again = fill_bank(recipe, store, lambda line: None)
+            break
+        except KeyboardInterrupt:
+            saved.append(len(sorted(store.list("bank"))))
+    assert saved == sorted(saved) and len(set(saved)) > 2  # what a kill left is kept
+    files = {name: store.read(name) for name in store.list("bank")}
+    assert files == {name: Store(tmp_path / "whole").read(name) for name in files}
+    assert sorted(files) == sorted(Store(tmp_path / "whole").list("bank"))
+    assert (again.contexts == whole.contexts).all() and again.drawn == whole.drawn
+
+
+def test_a_bank_of_a_folder_that_another_took_over_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, store = load(IDIFF, ["identities.count=5"]), Store(tmp_path)
+    assert isinstance(recipe, GenerateRecipe)
+    row = {"block": 0, "contexts": identities.uniform(9, range(BANK_BLOCK), 512)}
+    monkeypatch.setattr(engine, "_windows", lambda *_: iter([row]))
+
+    def check_lock() -> None:
+        raise FaultError("another writer")
+
+    with pytest.raises(FaultError, match="another writer"):
+        fill_bank(recipe, store, lambda line: None, check_lock)
+    assert list(store.list()) == []
 
 
 def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
