@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 
 class InputError(ValueError):
@@ -55,6 +62,16 @@ class Weights(Part):
     )
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     licence: str = "unknown"
+
+
+def _named(weights: Any) -> Any:
+    """Leave out entries that are null, so that `--set weights.NAME=null` drops one."""
+    if not isinstance(weights, dict):
+        return weights
+    return {name: part for name, part in weights.items() if part is not None}
+
+
+NamedWeights = Annotated[dict[str, Weights], BeforeValidator(_named)]
 
 
 def local_path(location: str) -> Path:
@@ -197,7 +214,7 @@ class GenerateRecipe(Part):
     shard: ShardShape
     pool: Pool
     cost: Cost
-    weights: dict[str, Weights] = {}
+    weights: NamedWeights = {}
     sampler: Sampler | None = None
     screens: Screens = Screens()
     options: dict[str, Any] = Field(default={}, description="The system's own fields.")
@@ -339,7 +356,7 @@ class TrainRecipe(Part):
     schedule: Schedule
     engine: Engine
     checkpoint: Checkpoints
-    weights: dict[str, Weights] = Field(
+    weights: NamedWeights = Field(
         default={}, description="Frozen parts, and `start`: weights to continue from."
     )
     ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
@@ -501,7 +518,7 @@ class BankRecipe(Part):
     generate: GenerateRecipe | None = Field(
         default=None, description="Or what makes the candidates, as OUT-candidates."
     )
-    weights: dict[str, Weights] = Field(
+    weights: NamedWeights = Field(
         description="`recognizer`, under which faces are compared; `attributes`, if rules need it."
     )
     max_cosine: Cosine = Field(description="r: kept identities stay below this to each other.")

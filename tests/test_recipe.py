@@ -50,6 +50,23 @@ TRAIN: dict[str, Any] = {
     "engine": ENGINE,
     "checkpoint": {"every_steps": 5},
 }
+BANK: dict[str, Any] = {
+    "kind": "bank",
+    "name": "bank",
+    "seed": 1,
+    "licence": "CC0-1.0",
+    "candidates": {"url": "runs/faces", "digest": "0" * 16},
+    "weights": {"recognizer": {"location": "r.safetensors"}},
+    "max_cosine": 0.3,
+    "known": {"location": "real.npy", "sha256": "c" * 64},
+    "pool": {"size": 1},
+}
+COMPOSE: dict[str, Any] = {
+    "kind": "compose",
+    "name": "mix",
+    "seed": 1,
+    "pools": {"a": {"url": "runs/faces"}},
+}
 FR: dict[str, Any] = {
     **{name: TRAIN[name] for name in TRAIN if name not in ("system", "model")},
     "kind": "fr",
@@ -275,3 +292,15 @@ def test_options_are_ours_and_the_rest_of_a_query_is_the_urls() -> None:
     assert with_options(f"{url}&channels=bgr") == (url, {"channels": "bgr"})
     assert with_options("s3://b/a?channels=bgr") == ("s3://b/a", {"channels": "bgr"})
     assert file_of(f"adaface:{url}&channels=bgr") == url == file_of(url)
+
+
+def test_null_drops_one_of_the_weights(path: Path) -> None:
+    two = ["weights.judge={location: b.safetensors}", "weights.teacher=null"]
+    recipe = load(path, two)
+    assert isinstance(recipe, GenerateRecipe) and set(recipe.weights) == {"judge"}
+    dropped = parse(changed(TRAIN, "weights", {"start": None}))
+    assert isinstance(dropped, TrainRecipe) and dropped.weights == {}
+    with pytest.raises(InputError, match=r"weights.recognizer is missing"):
+        parse(BANK | {"weights": {"recognizer": None}})
+    with pytest.raises(InputError, match="recipe field weights: 3"):
+        load(path, ["weights=3"])

@@ -1,12 +1,14 @@
 """Every recipe in the repository loads, and its system accepts it."""
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from factory import plan, recipe, systems
-from factory.recipe import ComposeRecipe, GenerateRecipe
+from factory.recipe import BankRecipe, ComposeRecipe, GenerateRecipe
 from factory.recognition import catalog
 
 ROOT = Path(__file__).parent.parent
@@ -86,3 +88,17 @@ def test_a_compose_recipe_names_its_recognizer_by_the_shipped_sha256(path: Path)
     if loaded.recognizer is not None:
         data = recipe.local_path(loaded.recognizer.location).read_bytes()
         assert hashlib.sha256(data).hexdigest() == loaded.recognizer.sha256
+
+
+def test_dcface_goes_without_an_attribute_model_as_the_page_says() -> None:
+    page = (ROOT / "docs" / "paper-scale.md").read_text()
+    for told, kind in (("bank", "bank"), ("styles", "generate")):
+        (given,) = re.findall(rf"{told}: `(--set [^`]*)`", page)
+        words = [word for word in shlex.split(given) if word != "--set"]
+        path = ROOT / "jobs/recipes/paper" / kind / "dcface.yaml"
+        before, after = recipe.load(path), recipe.load(path, words)
+        assert isinstance(before, BankRecipe | GenerateRecipe)
+        assert isinstance(after, BankRecipe | GenerateRecipe)
+        assert before.weights.keys() - after.weights.keys() == {"attributes"}
+        if isinstance(after, GenerateRecipe):
+            systems.create(after)
