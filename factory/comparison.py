@@ -13,7 +13,7 @@ from factory.evaluation.verification import bin_files, read_bin
 from factory.export.sheet import ContactSheet
 from factory.recipe import FRRecipe, InputError
 from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
+from factory.shards.store import Store, parted
 
 LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
@@ -62,7 +62,7 @@ def named_datasets(real: str, urls: Sequence[str], part: Part) -> dict[str, str]
     """
     found = {REAL: real}
     for url in urls:
-        name = Path(url.rstrip("/")).name
+        name = Path(parted(url)[0]).name
         if name in found:
             raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
         found[name] = url

@@ -37,7 +37,7 @@ from factory.shards.manifest import (
     DatasetManifest,
     load_manifest,
 )
-from factory.shards.store import Store, public
+from factory.shards.store import Store
 
 Say = Callable[[str], None]
 
@@ -302,11 +302,6 @@ def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
 
 def _opened(name: str, view: PoolView, cache: Path | None) -> Pool:
     field = f"recipe field pools.{name}"
-    if public(view.url) != view.url:
-        raise InputError(
-            f"{field}.url: {public(view.url)} holds credentials, which a composition would keep; "
-            "accepted is a URL without, and credentials in the environment"
-        )
     store = Store(view.url)
     try:
         manifest = load_manifest(store)

@@ -8,6 +8,7 @@ that names the field, the value and what would be accepted.
 
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -35,10 +37,37 @@ class FaultError(RuntimeError):
 class Part(BaseModel):
     """A frozen part of a recipe that refuses fields it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+def public(address: str) -> str:
+    """Return an address without user, password or secret query values, fit to be shown."""
+    address = re.sub(r"(?<=://)[^/@]*@", "", address)
+    secret = r"(?i)([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*"
+    return re.sub(secret, r"\1...", address)
+
+
+def keyless(address: str, *, what: str = "") -> str:
+    """Return an address that may be kept; InputError, begun with `what`, where it holds keys."""
+    if public(address) != address:
+        raise InputError(
+            f"{what}{public(address)} holds credentials, which manifests, cards and records would "
+            "keep; accepted is a URL without, and credentials in the environment"
+        )
+    return address
+
+
+def _all_keyless(addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    for address in (addresses,) if isinstance(addresses, str) else addresses:
+        keyless(address)
+    return addresses
 
 
 P = TypeVar("P", bound=BaseModel)
+Address = Annotated[str, AfterValidator(keyless)]
+Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -56,7 +85,7 @@ DECIDING = ("channels", "names", "pixels")  # what a network computes, in a cont
 class Weights(Part):
     """A file of weights, named by where it lies and what it holds."""
 
-    location: str = Field(
+    location: Address = Field(
         description="Path, package:PATH inside the factory package, or URL without credentials; "
         "or one of them behind a prefix, as adaface:FILE?channels=bgr."
     )
@@ -158,7 +187,7 @@ class NearDuplicate(Part):
 class KnownFaces(Part):
     """Embeddings of real faces under the teacher, named by where they lie and what they are."""
 
-    location: str = Field(
+    location: Address = Field(
         description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of such."
     )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -238,7 +267,7 @@ class GenerateRecipe(Part):
 class Data(Part):
     """Which datasets a training reads, and how much of them."""
 
-    train: str | tuple[str, ...] = Field(description="Folder or URL of a dataset, or several.")
+    train: Addresses = Field(description="Folder or URL of a dataset, or several.")
     identities: Positive | None = Field(default=None, description="Use the first N identities.")
     images_each: Positive | None = Field(default=None, description="Use the first N images each.")
     shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
@@ -335,7 +364,9 @@ class Checkpoints(Part):
 class Precompute(Part):
     """A pool of actors that runs the frozen networks on all images before the training."""
 
-    sidecar: str = Field(description="Folder or URL of what they make, reachable by all workers.")
+    sidecar: Address = Field(
+        description="Folder or URL of what they make, reachable by all workers."
+    )
     actors: Positive = 1
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
@@ -404,13 +435,15 @@ class FRRecipe(Part):
     engine: Engine
     checkpoint: Checkpoints
     augment: tuple[str, ...] = Field(default=("flip",), description="Augmentations, in order.")
-    benchmarks: str = Field(default="", description="Folder of .bin files, evaluated at the end.")
+    benchmarks: Address = Field(
+        default="", description="Folder of .bin files, evaluated at the end."
+    )
 
 
 class PoolView(Part):
     """What a composition takes of one pool, a finished dataset."""
 
-    url: str = Field(description="Folder or URL, without credentials.")
+    url: Address = Field(description="Folder or URL, without credentials.")
     content_digest: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = Field(
         default="", description="When given, the pool's must be equal."
     )
@@ -491,7 +524,7 @@ class ComposeRecipe(Part):
 class NamedDataset(Part):
     """A dataset, named by where it lies and what it holds."""
 
-    url: str = Field(description="Folder or URL, or package:PATH inside the factory package.")
+    url: Address = Field(description="Folder or URL, or package:PATH inside the factory package.")
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
         description="Of the sha256 of its shards; a wrong one is answered with the right one."
     )
@@ -624,7 +657,8 @@ def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
         return f"{what}{field}: missing"
     if fault["type"] == "value_error":
         return f"{what}{field}: {fault['ctx']['error']}"
-    return f"{what}{field}: {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    given = public(repr(fault["input"]))
+    return f"{what}{field}: {given}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

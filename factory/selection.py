@@ -43,7 +43,7 @@ from factory.shards.manifest import (
     load_manifest,
     merge,
 )
-from factory.shards.store import Store, scratch
+from factory.shards.store import Store, parted, scratch
 from factory.shards.tar import write_tar
 from factory.stages.encode import write_rejects
 
@@ -245,7 +245,8 @@ def decisive(recipe: BankRecipe, candidates: NamedDataset) -> str:
 def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> NamedDataset:
     """Make the candidates, or find them made."""
     assert recipe.generate is not None
-    store, handed_down = Store(out.rstrip("/") + CANDIDATES), check_sources(recipe.generate)
+    place, query = parted(out)
+    store, handed_down = Store(place + CANDIDATES + query), check_sources(recipe.generate)
     generate = pinned(recipe.generate)
     with store.lock("make_bank") as lock:
         fill(generate, lock, handed_down, say, extend=store.exists(CLAIM))

@@ -15,7 +15,7 @@ from factory.recipe import InputError
 from factory.report.page import REPORT, collect, page, write_page
 from factory.report.sweep import sweep_page
 from factory.search.results import is_sweep
-from factory.shards.store import Store
+from factory.shards.store import Store, below
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def job(arguments: argparse.Namespace) -> None:
         print(f"report: {write_page(arguments.to, text)}")
         return
     store.write(REPORT, text.encode())
-    print(f"report: {store.url.rstrip('/')}/{REPORT}")
+    print(f"report: {below(store.url, REPORT)}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from factory import cli
 from factory.recipe import InputError
+from factory.search.results import BEST
 from factory.search.space import load_space
-from factory.shards.store import Store
+from factory.shards.store import Store, below
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -38,7 +39,7 @@ def job(arguments: argparse.Namespace) -> None:
         arguments.tracking_uri,
         lambda line: print(line, flush=True),
     )
-    url = Store(arguments.out).url.rstrip("/")
+    url = Store(arguments.out).url
     spent = summary["generation"]
     print(
         f"{url}: {summary['done']} trials; wall time over their own {summary['overhead']}, "
@@ -47,7 +48,7 @@ def job(arguments: argparse.Namespace) -> None:
         "pools that were there"
     )
     if summary["best"] is not None:
-        print(f"best: trial {summary['best']}; its recipes are in {url}/best")
+        print(f"best: trial {summary['best']}; its recipes are in {below(url, BEST)}")
     if len(space.objectives) > 1:
         print(f"Pareto front in {', '.join(space.objectives)}: trials {summary['front']}")
 

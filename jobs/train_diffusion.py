@@ -9,7 +9,7 @@ import argparse
 
 from factory import cli, tracking
 from factory.recipe import TrainRecipe, load
-from factory.shards.store import Store
+from factory.shards.store import Store, below
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def job(arguments: argparse.Namespace) -> None:
     output.check_output(store, recipe)
     done = output.finished(store)
     if done is not None:
-        print(f"{store.url}/{done['file']}: finished already, {done['steps']} steps")
+        print(f"{below(store.url, done['file'])}: finished already, {done['steps']} steps")
         return
     connect(arguments.address)
     engine = recipe.engine
@@ -43,7 +43,7 @@ def job(arguments: argparse.Namespace) -> None:
             files = [summary["file"], output.RECORD]
             output.finish(store, output.register(tracked, store, recipe, files))
     print(
-        f"{store.url}/{summary['file']}: {summary['steps']} of {summary['total']} steps, "
+        f"{below(store.url, summary['file'])}: {summary['steps']} of {summary['total']} steps, "
         f"{summary['parameters']:,} parameters, {summary['bytes'] / 1e6:.1f} MB"
     )
 

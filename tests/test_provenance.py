@@ -84,13 +84,6 @@ def test_a_file_behind_a_url_is_compared_too(tmp_path, monkeypatch):
         provenance.models({"teacher": Weights(location=f"onnx:{store.url}/none")})
 
 
-def test_keys_in_a_location_stand_in_no_manifest(s3, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    Store(s3 % "teachers").write("a.bin", b"weights")
-    keyed = Weights(location=s3.replace("%s", "teachers/a.bin"))
-    assert "a-secret" not in str(provenance.models({"teacher": keyed}))
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

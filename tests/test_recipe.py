@@ -304,3 +304,49 @@ def test_null_drops_one_of_the_weights(path: Path) -> None:
         parse(BANK | {"weights": {"recognizer": None}})
     with pytest.raises(InputError, match="recipe field weights: 3"):
         load(path, ["weights=3"])
+
+
+KEYED = (
+    "s3://a-key:a-secret@bucket/x?region=r",
+    "s3://bucket/x?access_key=a-key&secret_key=a-secret&region=r",
+)
+
+
+@pytest.mark.parametrize("url", KEYED)
+@pytest.mark.parametrize(
+    ("base", "field", "place"),
+    [
+        (GENERATE, "weights.teacher.location", "{}"),
+        (GENERATE, "weights.teacher.location", "adaface:{}&channels=bgr"),
+        (GENERATE, "screens.real_lookalike.embeddings.location", "{}"),
+        (TRAIN, "data.train", "{}"),
+        (TRAIN, "data.train", ("runs/a", "{}")),
+        (TRAIN, "precompute.sidecar", "{}"),
+        (TRAIN, "weights.start.location", "{}"),
+        (FR, "data.train", "{}"),
+        (FR, "benchmarks", "{}"),
+        (BANK, "candidates.url", "{}"),
+        (BANK, "known.location", "{}"),
+        (COMPOSE, "pools.a.url", "{}"),
+        (COMPOSE, "recognizer.location", "onnx:{}"),
+    ],
+)
+def test_keys_in_an_address_are_refused_and_not_shown(
+    base: dict[str, Any], field: str, place: str | tuple[str, ...], url: str
+) -> None:
+    screened = changed(base, "screens.real_lookalike", LOOKALIKE) if base is GENERATE else base
+
+    def at(address: str) -> dict[str, Any]:
+        kept = place.format(address) if isinstance(place, str) else [place[0], address]
+        return changed(screened, field, kept)
+
+    with pytest.raises(InputError) as caught:
+        parse(at(url))
+    said = str(caught.value)
+    assert said.startswith(f"recipe field {field}: ") and said.count("; ") == 1, said
+    assert "holds credentials" in said and "credentials in the environment" in said
+    assert "a-key" not in said and "a-secret" not in said
+    with pytest.raises(InputError) as caught:  # nor where a field is no address at all
+        parse(changed(base, field.partition(".")[0], [url]))
+    assert "a-secret" not in str(caught.value)
+    parse(at("s3://bucket/x?region=r&endpoint_override=h:9000"))

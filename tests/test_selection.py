@@ -1,5 +1,6 @@
 """Choosing identities: each step against brute force."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import torch
 from faces import face, make_pool
 from irnet import IRNet
 
+from factory import selection
 from factory.banks import contents_digest
 from factory.cli import FaultError
 from factory.provenance import models
-from factory.recipe import BankRecipe, InputError, parse
+from factory.recipe import BankRecipe, GenerateRecipe, InputError, load, parse
 from factory.selection import Beholder, Seen, select
 from factory.shards.store import Store
 
 COUNT, SIZE = 300, 6
+PLAIN = Path(__file__).parents[1] / "jobs/recipes/desk/generate/studio_plain.yaml"
 
 
 def recipe(**changes: Any) -> BankRecipe:
@@ -146,3 +149,29 @@ def test_candidates_are_seen_by_a_checkpoint_of_adaface(tmp_path: Path):
         bgr = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2) / 127.5 - 1
         unit, length = network(bgr)
     np.testing.assert_allclose(found, (unit * length).numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_candidates_lie_beside_the_bank_whatever_its_query(monkeypatch):
+    opened = []
+
+    class Opened:
+        def __init__(self, url: str) -> None:
+            opened.append(url)
+            self.url = url
+
+        def lock(self, owner: str):
+            return nullcontext()
+
+        def exists(self, name: str) -> bool:
+            return False
+
+    monkeypatch.setattr(selection, "Store", Opened)
+    monkeypatch.setattr(selection, "check_sources", lambda recipe: None)
+    monkeypatch.setattr(selection, "fill", lambda *given, **named: None)
+    monkeypatch.setattr(selection, "contents_digest", lambda store: "0" * 16)
+    generated = load(PLAIN)
+    assert isinstance(generated, GenerateRecipe)
+    asked = recipe().model_copy(update={"generate": generated})
+    for out in ("s3://b/bank?endpoint_override=h:9000", "s3://b/bank/?endpoint_override=h:9000"):
+        made = selection._generated(asked, out, print)
+        assert made.url == opened[-1] == "s3://b/bank-candidates?endpoint_override=h:9000"

@@ -19,6 +19,7 @@ from torch import Tensor
 from factory.diffusion.autoencoder import VQConfig
 from factory.recipe import InputError, Weights, checked, with_options
 from factory.shards.located import local_file
+from factory.shards.store import parted
 
 PREFIX, CONFIG = "diffusers:", "config.json"
 ACCEPTED = (
@@ -59,8 +60,8 @@ def vq_config(weights: Weights, name: str) -> VQConfig:
     file, options = with_options(weights.location.removeprefix(PREFIX))
     if options:
         raise InputError(f"{field}: option {', '.join(options)}; {PREFIX} accepts none")
-    address, mark, query = file.partition("?")
-    beside = posixpath.join(posixpath.dirname(address), CONFIG) + mark + query
+    place, query = parted(file)
+    beside = posixpath.join(posixpath.dirname(place), CONFIG) + query
     path = local_file(beside, field, ACCEPTED)
     try:
         raw = json.loads(path.read_text())

@@ -28,7 +28,7 @@ from factory.recognition import catalog
 from factory.shards.claim import CLAIM, claimed, differences
 from factory.shards.embeddings import embeddings_file
 from factory.shards.manifest import DatasetManifest, committed, load_manifest, merge
-from factory.shards.store import Store
+from factory.shards.store import Store, parted
 
 PEEK = 64  # images looked at to tell size and format, evenly spread over the source
 ALIGNED_SIZE = 112
@@ -98,7 +98,7 @@ def plan(wishes: Wishes) -> Preparation:
     if wishes.align:
         weights["detector"] = _detector(wishes.detector)
     recipe = PrepareRecipe(
-        name=wishes.name or Path(source.url.partition("?")[0]).name or "prepared",
+        name=wishes.name or Path(parted(source.url)[0]).name or "prepared",
         licence=wishes.licence,
         source=source.url,
         source_kind=listing.kind,

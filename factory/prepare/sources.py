@@ -18,7 +18,7 @@ from factory.prepare import recordio
 from factory.recipe import InputError
 from factory.shards.manifest import MANIFEST, load_manifest
 from factory.shards.recordio import LARGEST_LABEL
-from factory.shards.store import Store
+from factory.shards.store import Store, parted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FOLDER, RECORDIO, WEBDATASET, DATASET = "folder", "recordio", "webdataset", "dataset"
@@ -79,14 +79,14 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     Raises:
         InputError: nothing there, no images, or what is there is damaged or of no known kind.
     """
-    address, mark, query = source.partition("?")
-    path = PurePosixPath(address)
+    place, query = parted(source)
+    path = PurePosixPath(place)
     labelled = InputError(f"SOURCE {source}: --unlabelled; accepted is a folder of images")
     if path.suffix in (".rec", ".tar"):
         if unlabelled:
             raise labelled
-        folder = address[: -len(path.name)].rstrip("/") or ("/" if address[0] == "/" else ".")
-        store = Store(folder + mark + query)
+        folder = place[: -len(path.name)].rstrip("/") or ("/" if place[0] == "/" else ".")
+        store = Store(folder + query)
         if not store.exists(path.name):
             raise InputError(f"SOURCE {source}: no such file; accepted: {ACCEPTED}")
         return store, _listed(store, [path.name])

@@ -24,7 +24,7 @@ from factory.report.measures import (
     sorted_measures,
 )
 from factory.shards.manifest import MANIFEST, DatasetManifest, load_manifest
-from factory.shards.store import Store
+from factory.shards.store import Store, below
 from factory.tracking import masked
 
 RESULTS = "results.json"
@@ -214,7 +214,7 @@ def _inside(url: str, location: str) -> str:
     if "://" in location or Path(location).is_absolute():
         return location
     if Store(url).exists(f"{location}/{MANIFEST}"):
-        return f"{url.rstrip('/')}/{location}"
+        return below(url, location)
     return location
 
 

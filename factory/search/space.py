@@ -23,10 +23,12 @@ from factory.recipe import (
     KnownFaces,
     apply,
     content_digest,
+    keyless,
     load,
     parse,
 )
 from factory.seeding import generator, seed64
+from factory.shards.store import below
 
 Point = dict[str, Any]  # the value of each axis, JSON values
 
@@ -275,6 +277,7 @@ class Space:
                 f"space {self.name}: {self.asha}, but a trial reports {most} times; accepted is "
                 f"grace of 1 to {most}"
             )
+        keyless(self.benchmarks, what=f"space {self.name}: benchmarks: ")
         for override in self.sets:
             _check_set(override)
 
@@ -320,7 +323,7 @@ class Space:
                 if view.fields.get("weight", 1.0) == 0:
                     continue  # nothing is taken of it: it need not be there
                 recipe = self._pool(view.pool)
-                url = f"{pools.rstrip('/')}/{pool_name(recipe)}"
+                url = below(pools, pool_name(recipe))
                 made[name], view = (recipe, url), {**view.fields, "url": url}
             views[name] = view
         given = {"kind": "compose", "name": f"{self.name}-{number:04d}", "seed": self.seed}

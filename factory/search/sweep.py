@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import ray
 import yaml
@@ -28,7 +29,7 @@ from ray.tune.search import Searcher
 from factory import engine, metrics
 from factory.cli import FaultError
 from factory.evaluation.verification import bin_files
-from factory.recipe import InputError, local_path
+from factory.recipe import InputError, keyless, local_path, public, with_options
 from factory.recognition.faces import load_faces
 from factory.search.leakage import checked_recognizer
 from factory.search.results import BEST, SWEEP, best, front, generation, overhead, startup
@@ -38,7 +39,7 @@ from factory.search.trial import ACCURACY, ENDED, Judged, Objective, Pools, tria
 from factory.seeding import seed64
 from factory.shards.claim import differences
 from factory.shards.manifest import MANIFEST
-from factory.shards.store import LOCK, PART, Store, public
+from factory.shards.store import LOCK, PART, Store, below, parted
 from factory.training import recognition
 
 RAY = "ray"  # Tune's own notes, below the output while it runs
@@ -81,6 +82,8 @@ def sweep(
         FaultError: trials failed; the others are kept, and the same command tries those again. Or
             none finished.
     """
+    for flag, url in (("--out", out), ("--pools", pools)):
+        keyless(url, what=f"{flag}: ")  # recipes of its trials name what lies there
     started, store = time.time(), Store(out)
     space.check_samples(samples)
     book = Book(store, space)
@@ -191,7 +194,7 @@ def run(
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # who comes to nothing reports none
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # lines of progress are ours
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not its trials alone
-    notes = str(store.root / RAY) if store.root else f"{objective.out.rstrip('/')}/{RAY}"
+    notes = str(store.root / RAY) if store.root else below(objective.out, RAY)
     tuner = tune.Tuner(
         tune.with_resources(functools.partial(_call, objective), RESERVED),
         tune_config=tune.TuneConfig(
@@ -365,15 +368,19 @@ def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _placeless(values: Any) -> Any:
-    """Keep of each address its last part, which a copy of the folder has too."""
+    """Keep of each address its last part, which a copy of the folder has too, and its options."""
     if not isinstance(values, dict):
         return values
     return {
-        name: value.rstrip("/").rpartition("/")[2]
-        if name in ("url", "location", "benchmarks")
-        else _placeless(value)
+        name: _last(value) if name in ("url", "location", "benchmarks") else _placeless(value)
         for name, value in values.items()
     }
+
+
+def _last(address: str) -> str:
+    file, options = with_options(address)
+    name = parted(file)[0].rpartition("/")[2]
+    return f"{name}?{urlencode(options)}" if options else name
 
 
 class Suggestions(Searcher):

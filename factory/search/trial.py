@@ -37,7 +37,7 @@ from factory.search.space import Trial
 from factory.seeding import generator, seed64
 from factory.shards.composition import Composition, load_composition, read_rows
 from factory.shards.manifest import MANIFEST, load_manifest
-from factory.shards.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store
+from factory.shards.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store, below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +175,7 @@ class Objective:
         from ray import tune
 
         _enter(self.folder)
-        where = f"{self.out.rstrip('/')}/{trial_folder(config['number'])}"
+        where = below(self.out, trial_folder(config["number"]))
         trial = Trial.of(json.loads(Store(where).read("trial.json")))
         with closing(self.reports(trial, where)) as reports:
             try:
@@ -200,7 +200,8 @@ class Objective:
         except RayTaskError as error:
             raise error.cause from None
         clock.lap("pools")
-        composition = Store(f"{where}/composition")
+        whole = below(where, "composition")
+        composition = Store(whole)
         given = (trial.compose, composition, made, self.folder)
         waited, facts = _elsewhere(composing, self.env, *given)
         clock.lap("compose", waited)
@@ -212,10 +213,8 @@ class Objective:
             clock.lap("leakage", waited)
         finals: list[Row] = []
         for number, seed in enumerate(self.seeds):
-            recipe = trial.fr.model_copy(
-                update={"seed": seed, "data": Data(train=f"{where}/composition")}
-            )
-            out = f"{where}/fr/seed{seed}"
+            recipe = trial.fr.model_copy(update={"seed": seed, "data": Data(train=whole)})
+            out = below(where, f"fr/seed{seed}")
             for row in trained(recipe, out, self.watch, self.folder, self.env):
                 if STARTED in row:
                     clock.lap("startup")

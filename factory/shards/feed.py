@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 from factory.seeding import generator, seed64
 from factory.shards.composition import (
     is_composition,
@@ -103,15 +103,16 @@ class Feed:
             parts.append(found.numbered(labels + self.classes, len(self._paths)))
             self.classes += len(named)
             self._paths += found.paths
+        read = ", ".join(map(public, urls))
         if identities is not None and self.classes < identities:
-            raise InputError(f"data.identities: {identities}; {', '.join(urls)} has {self.classes}")
+            raise InputError(f"data.identities: {identities}; {read} has {self.classes}")
         self.labels, self._keys, self._shards, self._offsets, self._sizes = (
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("labels", "keys", "shard", "offset", "size")
         )
         if len(self) < batch_size:
             raise InputError(
-                f"data.train {', '.join(urls)}: {len(self)} images; schedule.batch_size "
+                f"data.train {read}: {len(self)} images; schedule.batch_size "
                 f"{batch_size} needs at least as many"
             )
         if shuffle_labels:

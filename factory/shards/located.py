@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from factory.recipe import InputError, file_of, local_path
-from factory.shards.store import Store, cache_home, public
+from factory.recipe import InputError, file_of, local_path, public
+from factory.shards.store import Store, cache_home, parted
 
 COPIES = "weights"  # folder of the cache
 _fetched: set[Path] = set()  # by this process, of stores that tell no times
@@ -74,13 +74,12 @@ def _on_disk(location: str, inside: str) -> Path:
 
 def _places(url: str, inside: str) -> Iterator[tuple[Store, str]]:
     """Yield where the file may be: at the URL, else inside of it."""
-    address, mark, query = url.partition("?")
-    address = address.rstrip("/")
-    folder, _, name = address.rpartition("/")
+    place, query = parted(url)
+    folder, _, name = place.rpartition("/")
     if not folder.endswith("/"):  # otherwise the URL is of a bucket
-        yield Store(folder + mark + query), name
+        yield Store(folder + query), name
     if inside:
-        yield Store(address + mark + query), inside
+        yield Store(place + query), inside
 
 
 def _copied(store: Store, name: str) -> Path | None:
@@ -89,7 +88,7 @@ def _copied(store: Store, name: str) -> Path | None:
     if version is None:
         return None
     known = hashlib.sha256("\n".join(map(str, (store.url, name, *version))).encode()).hexdigest()
-    folder = store.url.partition("?")[0].rstrip("/").rpartition("/")[2]
+    folder = parted(store.url)[0].rpartition("/")[2]
     # Folder and file keep their names: the catalog of licences knows weights by them.
     path = cache_home() / COPIES / known / folder / name
     if not path.exists() or (version[1] is None and path not in _fetched):

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import random
-import re
 import secrets
 import shutil
 import socket
@@ -24,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
-from factory.recipe import FaultError, InputError
+from factory.recipe import FaultError, InputError, public
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -392,7 +391,7 @@ class Lock:
     def _refuse(self, holder: dict[str, Any], why: str) -> NoReturn:
         raise InputError(
             f"output {self.store.url} is being written by {_describe(holder)}, {why}; stop it, or, "
-            f"if it is dead, wait {STALE_SECONDS:.0f} s or delete {self.store.url}/{LOCK}"
+            f"if it is dead, wait {STALE_SECONDS:.0f} s or delete {below(self.store.url, LOCK)}"
         )
 
 
@@ -413,10 +412,20 @@ def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
             yield pending.popleft().result()
 
 
-def public(url: str) -> str:
-    """Return an address without user, password or secret query values, fit to be shown."""
-    url = re.sub(r"(?<=://)[^/@]*@", "", url)
-    return re.sub(r"(?i)([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*", r"\1...", url)
+def parted(url: str) -> tuple[str, str]:
+    """Split an address into where it leads, without a slash at its end, and its query.
+
+    The query begins with its question mark; what is on local disk has none.
+    """
+    remote = "://" in url and not url.startswith("file://")
+    place, mark, query = url.partition("?") if remote else (url, "", "")
+    return place.rstrip("/"), mark + query
+
+
+def below(url: str, name: str) -> str:
+    """Return the address of a file or folder below another; a query stays at the end."""
+    place, query = parted(url)
+    return f"{place}/{name}{query}"
 
 
 def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:

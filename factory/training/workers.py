@@ -17,7 +17,7 @@ import torch
 
 from factory.cli import FaultError, ProgressLine
 from factory.recipe import FRRecipe, InputError, TrainRecipe, parse
-from factory.shards.store import Store
+from factory.shards.store import Store, below
 
 SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs
 RELAY_SEC = 1.0
@@ -102,7 +102,7 @@ def launch(
         ),
         run_config=ray_train.RunConfig(
             name=f"run-{time.time_ns()}",
-            storage_path=f"{out.rstrip('/')}/{SCRATCH}" if root is None else str(root / SCRATCH),
+            storage_path=below(out, SCRATCH) if root is None else str(root / SCRATCH),
             failure_config=ray_train.FailureConfig(max_failures=wanted.max_failures),
             worker_runtime_env=env,
         ),

@@ -168,3 +168,25 @@ def test_shipped_spaces_make_valid_recipes(path, monkeypatch):
     for number in range(min(len(shipped.grid), 12)):
         trial = shipped.trial(number, shipped.draw(number), "runs/pools")
         assert trial.pools and set(trial.pools) == set(trial.compose.pools)
+
+
+def test_pools_lie_below_their_folder_whatever_its_query():
+    trial = made().trial(0, made().draw(0), "s3://b/pools?endpoint_override=h:9000")
+    for name, (recipe, url) in trial.pools.items():
+        assert url == f"s3://b/pools/{pool_name(recipe)}?endpoint_override=h:9000"
+        assert trial.compose.pools[name].url == url
+
+
+def test_keys_in_a_space_are_refused_and_not_shown(tmp_path):
+    keyed = "s3://a-key:a-secret@b/x"
+    with pytest.raises(InputError, match=r"benchmarks: s3://b/x holds credentials") as caught:
+        made(benchmarks=keyed)
+    assert "a-secret" not in str(caught.value)
+    file = tmp_path / "keyed.py"
+    file.write_text(
+        "from factory.recipe import KnownFaces\n"
+        f"KnownFaces(location={keyed!r}, sha256={'0' * 64!r})\n"
+    )
+    with pytest.raises(InputError, match="s3://b/x holds credentials") as caught:
+        load_space(str(file))
+    assert "a-secret" not in str(caught.value)

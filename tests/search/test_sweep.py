@@ -22,6 +22,7 @@ from factory.search.results import SWEEP
 from factory.search.sweep import (
     Book,
     Following,
+    _placeless,
     check_ended,
     check_inputs,
     fitting,
@@ -347,3 +348,24 @@ def test_a_sweep_with_failed_trials_keeps_why_and_is_no_success(tmp_path, runs, 
     assert [(one["number"], one["state"]) for one in kept["failed"]] == [(1, "failed")]
     assert [run.ended for run in runs] == ["FAILED", "FINISHED", "FINISHED"]
     assert kept["runs"][0]["concurrent"] == 3  # of 8 that would fit
+
+
+@pytest.mark.parametrize("flag", ["--out", "--pools"])
+def test_keys_in_the_addresses_of_a_sweep_are_refused(flag, tmp_path):
+    given = {"--out": str(tmp_path / "out"), "--pools": "runs/pools"} | {flag: "s3://k:secret@b/x"}
+    with pytest.raises(InputError, match=f"^{flag}: s3://b/x holds credentials"):
+        sweep(space(), given["--out"], 1, given["--pools"], 0, "", print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_address_with_a_query_keeps_its_last_part_and_its_options():
+    kept = {
+        "runs/pools/a": "a",
+        "s3://b/pools/a?endpoint_override=http://h:9000": "a",
+        "adaface:s3://b/f.ckpt?endpoint_override=h:1&channels=bgr": "f.ckpt?channels=bgr",
+        "adaface:/home/f.ckpt?channels=bgr": "f.ckpt?channels=bgr",
+    }
+    for address, last in kept.items():
+        assert _placeless({"location": address, "name": address}) == {
+            "location": last, "name": address,
+        }  # fmt: skip

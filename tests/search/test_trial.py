@@ -15,7 +15,7 @@ from factory.cli import FaultError
 from factory.compose import compose
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FRRecipe, InputError, parse
-from factory.search import Choice, Space
+from factory.search import Choice, Space, trial
 from factory.search.trial import (
     ACCURACY,
     ENDED,
@@ -246,3 +246,16 @@ def test_a_training_without_its_last_report_is_a_fault(tmp_path, monkeypatch, he
     assert not next(reports)["complete"]
     with pytest.raises(FaultError, match="training of seed 1 ended without its last report"):
         next(reports)
+
+
+def test_a_trial_lies_below_its_sweep_whatever_the_query(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def opened(url):
+        raise Asked(url)
+
+    monkeypatch.setattr(trial, "Store", opened)
+    asked = Objective("s3://b/sweep?endpoint_override=h:9000", "", None, (1,), Judged(1, 1), {})
+    with pytest.raises(Asked, match=r"s3://b/sweep/trials/0007\?endpoint_override=h:9000$"):
+        asked({"number": 7})

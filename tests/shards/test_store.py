@@ -13,7 +13,7 @@ import pytest
 from factory.recipe import FaultError, InputError
 from factory.shards import store as module
 from factory.shards.manifest import committed, load_manifest
-from factory.shards.store import LOCK, Store, in_order, public
+from factory.shards.store import LOCK, Store, below, in_order, parted, public
 from factory.shards.verify import verify
 
 KEY, SECRET = "a-key", "a-secret"  # of the fixture `s3`
@@ -223,3 +223,29 @@ def test_in_order_keeps_order_and_stays_lazy() -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert len(taken) <= 7
     assert list(results) == [item * item for item in range(3, 100)]
+
+
+@pytest.mark.parametrize(
+    ("url", "inside"),
+    [
+        ("s3://b/p?endpoint_override=h:9000", "s3://b/p/ray/1?endpoint_override=h:9000"),
+        (
+            "s3://b/p/?endpoint_override=http://h:9000",
+            "s3://b/p/ray/1?endpoint_override=http://h:9000",
+        ),
+        ("gs://b", "gs://b/ray/1"),
+        ("runs/a/", "runs/a/ray/1"),
+        ("runs/what?", "runs/what?/ray/1"),
+        ("file:///runs/what?", "file:///runs/what?/ray/1"),
+    ],
+)
+def test_a_name_below_an_address_stands_before_its_query(url: str, inside: str) -> None:
+    assert below(url, "ray/1") == inside
+    assert "".join(parted(inside)) == inside
+    assert parted(url)[0] + "/ray/1" == parted(inside)[0]
+
+
+def test_what_lies_below_is_what_the_store_finds(s3: str, tmp_path: Path) -> None:
+    for url in (s3 % "below", str(tmp_path)):
+        Store(url).write("inner/a.bin", b"1")
+        assert Store(below(url, "inner")).read("a.bin") == b"1"

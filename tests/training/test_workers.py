@@ -1,12 +1,14 @@
-"""What workers and driver tell each other, without Ray between them."""
+"""What a training asks of Ray, and what workers and driver tell each other; without Ray."""
 
 import time
 from typing import Any
 
 import pytest
 import ray
+import ray.train.torch
 
 from factory.cli import FaultError
+from factory.recipe import load
 from factory.training import workers
 from factory.training.workers import Board
 
@@ -44,3 +46,28 @@ def test_a_training_whose_output_another_took_over_ends(monkeypatch: pytest.Monk
             note("step 2", [{"step": 2.0}], [])
     assert board.fault() == ("run", "another writer took its lock")
     assert rows[0] == {"step": 1.0}
+
+
+class Asked(Exception):
+    """Carries what was asked for."""
+
+
+@pytest.mark.parametrize(
+    ("out", "storage"),
+    [
+        ("s3://b/run?endpoint_override=h:9000", "s3://b/run/ray?endpoint_override=h:9000"),
+        ("/runs/fr", "/runs/fr/ray"),
+    ],
+)
+def test_rays_notes_lie_below_the_output_whatever_its_query(
+    monkeypatch: pytest.MonkeyPatch, out: str, storage: str
+) -> None:
+    def trainer(*given: Any, run_config: Any, **named: Any) -> None:
+        raise Asked(run_config.storage_path)
+
+    monkeypatch.setattr(workers, "start_board", lambda: None)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
+    recipe: Any = load("jobs/recipes/desk/fr/desk.yaml")
+    with pytest.raises(Asked) as caught:
+        workers.launch(lambda *given: {}, recipe, out)
+    assert str(caught.value) == storage
