@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.provenance import Model, strictest
+from factory.provenance import Model, licence_of, strictest
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.recognition.centres import Embeds, centre_cosines, pool_embeddings
 from factory.seeding import seed64
@@ -280,7 +280,7 @@ class _Recognizer:
                 name="centre_band recognizer",
                 location=part.location,
                 sha256=self.sha256,
-                licence=part.licence,
+                licence=licence_of(part, "recipe field recognizer.location"),
             )
         ]
 

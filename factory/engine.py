@@ -521,13 +521,14 @@ def fill(
         extend: whether a smaller dataset of the same recipe may grow.
 
     Raises:
-        InputError: the store holds another recipe's dataset; or as `generate`.
+        InputError: the store holds another recipe's dataset, or weights are not what the recipe
+            says; or as `generate`.
         FaultError: as `generate`.
     """
     assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
     store, digest = lock.store, content_digest(recipe, versions())
     grown = check_claim(store, recipe, digest, extend)
-    write_claim(store, recipe, digest, grown, handed_down)
+    write_claim(store, recipe, digest, grown, handed_down, models(recipe.weights))
     store.sweep()
     return generate(recipe, store, grown, say, lock.check)
 

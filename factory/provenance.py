@@ -1,16 +1,27 @@
 """Where a dataset comes from: the models and libraries that made its pixels, and their licences."""
 
 import hashlib
+import json
 import socket
 from collections.abc import Iterable, Mapping
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import factory
-from factory.recipe import FOREIGN, BankRecipe, GenerateRecipe, InputError, Part, Weights
-from factory.shards.located import local_file
-from factory.shards.store import public
+from factory.recipe import (
+    FOREIGN,
+    BankRecipe,
+    GenerateRecipe,
+    InputError,
+    Part,
+    Weights,
+    public,
+    with_options,
+)
+from factory.recognition import catalog
+from factory.shards.located import find_file, local_file
+from factory.shards.store import parted
 
 DIGITAL_SOURCE_TYPE = "trainedAlgorithmicMedia"  # IPTC's term for an image made by a trained model
 
@@ -36,6 +47,8 @@ LICENCES = (  # from the most permissive to the strictest
     "unknown",
 )
 ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' for p in FOREIGN)}"
+OURS = "face-data-factory/"  # begins the format that files of ours state
+RECOGNIZER = "recognizer.safetensors"  # of a folder that holds one
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
 
 
@@ -59,7 +72,7 @@ class Inherited(Part):
 
 
 def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
-    """Return the models a recipe names, with the sha256 of the files as they lie there.
+    """Return the models a recipe names, with sha256 and licence of the files as they lie there.
 
     Raises:
         InputError: a file is missing, or is not the one whose sha256 the recipe states.
@@ -69,10 +82,52 @@ def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
             name=name,
             location=public(part.location),
             sha256=checked_sha256(name, part),
-            licence=part.licence,
+            licence=licence_of(part, f"recipe field weights.{name}.location"),
         )
         for name, part in sorted(weights.items())
     )
+
+
+def licence_of(weights: Weights, what: str) -> str:
+    """Return the licence of a network: the recipe's, or a stricter one that is known of its file.
+
+    Known is what the file's own metadata states, else what the catalog says of its publisher.
+    `licence=NAME` among the location's options stands in for both: it belongs to this file, where
+    the recipe's may be left from the one that a location was put in place of.
+
+    Args:
+        weights: the file, or a reference such as `insightface:NAME`.
+        what: names the location in errors.
+
+    Raises:
+        InputError: the location is a URL that cannot be read.
+    """
+    known = with_options(weights.location)[1].get("licence") or _known(weights.location, what)
+    return strictest([weights.licence, known]) if known else weights.licence
+
+
+def _known(location: str, what: str) -> str:
+    """Return the licence that a file states or the catalog knows; empty where neither does."""
+    file = find_file(location, what, RECOGNIZER)
+    if file is not None and file.suffix == ".safetensors" and (stated := _stated(file)):
+        return stated
+    place = parted(with_options(location)[0])[0].rpartition(":")[2]
+    entry = catalog.entry_of(PurePosixPath(place))
+    return entry.licence if entry else ""
+
+
+def _stated(file: Path) -> str:
+    """Return the licence in the metadata of a file of ours; empty for a file of others."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            facts = opened.metadata() or {}
+    except SafetensorError:  # whoever loads it says what it should have been
+        return ""
+    if not facts.get("format", "").startswith(OURS):
+        return ""
+    return facts.get("licence") or json.loads(facts.get("config", "{}")).get("licence", "")
 
 
 def pinned(recipe: R) -> R:

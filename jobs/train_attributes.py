@@ -43,7 +43,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=cli.local, required=True, help="folder of the predictor")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the dataset")
     parser.add_argument("--seed", type=int, default=31, help="root seed")
-    parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights made")
+    parser.add_argument(
+        "--licence",
+        default="Apache-2.0",
+        help="licence of the weights made, or a stricter one of the dataset",
+    )
     parser.add_argument("--identities", type=int, help="only labels below this")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     cli.run(parser, job)

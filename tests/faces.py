@@ -79,9 +79,10 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
     """Write a finished dataset, with claim and manifest, and return its address.
 
     Its content digest follows from `world`, which decides what its people look like; `how` goes to
-    `make_dataset`.
+    `make_dataset`, but for `licence`.
     """
     digest, per = f"{world:016x}", how.pop("per", 8)
+    licence = how.pop("licence", "CC0-1.0")
     make_dataset(folder, identities, images_each, world=world, per=per, digest=digest, **how)
     recipe = parse(
         {
@@ -89,7 +90,7 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
             "name": "blobs",
             "seed": 1,
             "system": "blobs",
-            "licence": "CC0-1.0",
+            "licence": licence,
             "image": {"size": how.get("size", 32)},
             "identities": {"count": identities, "images_each": images_each, "source": "blobs"},
             "shard": {"identities": per},

@@ -38,7 +38,8 @@ from factory.engine import (
 from factory.plan import shards
 from factory.provenance import versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
-from factory.shards.claim import check_claim, write_claim
+from factory.shards.claim import check_claim, read_claim, write_claim
+from factory.shards.manifest import merged
 from factory.shards.store import Store
 from factory.shards.verify import verify
 from factory.stages.line import Assignment
@@ -351,3 +352,26 @@ def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path)
     assert ran.returncode == 2, ran.stderr
     assert "pool.num_gpus: 1, but the largest node of the cluster has 0 GPU" in ran.stderr
     assert not out.exists()
+
+
+def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "w600k_r50.onnx"
+    teacher.write_bytes(b"weights")
+    recipe = load(IDIFF, [f"weights.teacher.location=onnx:{teacher}", "weights.teacher.sha256=''"])
+    assert isinstance(recipe, GenerateRecipe)
+    assert recipe.weights["teacher"].licence == "Apache-2.0"  # of the file it stands in place of
+    monkeypatch.setattr(engine, "generate", lambda *given: None)
+    engine.fill(recipe, Store(tmp_path / "out"), None, print)
+    made = merged(read_claim(Store(tmp_path / "out")), ())
+    assert made.licence == "non-commercial-research"
+    (found,) = (model for model in made.models if model.name == "teacher")
+    assert found.licence == made.licence and found.sha256 == hashlib.sha256(b"weights").hexdigest()
+    shipped = load(IDIFF)
+    assert isinstance(shipped, GenerateRecipe)
+    engine.fill(shipped, Store(tmp_path / "shipped"), None, print)
+    made, stated = merged(read_claim(Store(tmp_path / "shipped")), ()), shipped.model_dump()
+    assert made.licence == stated["licence"]
+    models = {model.name: model.model_dump(exclude={"name"}) for model in made.models}
+    assert models == stated["weights"]

@@ -4,10 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from factory import provenance
-from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load
+from factory.recipe import (
+    GenerateRecipe,
+    InputError,
+    Weights,
+    content_digest,
+    load,
+    local_path,
+)
 from factory.shards.store import Store
 
 IDIFF = Path(__file__).parents[1] / "jobs/recipes/desk/generate/idiff_face.yaml"
@@ -108,3 +117,53 @@ def test_versions_match_the_libraries_and_import_none_of_them():
         "assert not {'torch', 'numpy', 'diffusers', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def file_of_ours(path, **facts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"w": np.zeros(1, np.float32)}, path, {"format": f"{provenance.OURS}x", **facts})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("location", "stated", "expected"),
+    [
+        ("onnx:{}/w600k_r50.onnx", "Apache-2.0", "non-commercial-research"),  # the catalog's
+        ("onnx:{}/w600k_r50.onnx", "unknown", "unknown"),
+        ("onnx:{}/w600k_r50.onnx", "Bought from Acme", "Bought from Acme"),
+        ("onnx:{}/w600k_r50.onnx?licence=MIT", "Apache-2.0", "Apache-2.0"),
+        ("onnx:{}/w600k_r50.onnx?licence=proprietary&pixels=byte", "MIT", "proprietary"),
+        ("adaface:{}/adaface_ir50_casia.ckpt?channels=bgr", "MIT", "unknown"),
+        ("arcface_torch:{}/ms1mv3_arcface_r18_fp16/backbone.pth", "MIT", "non-commercial-research"),
+        ("onnx:{}/mine.onnx", "MIT", "MIT"),
+        ("{}/mine.safetensors", "MIT", "CC-BY-NC-4.0"),  # its own metadata's
+        ("{}/mine.safetensors", "proprietary", "proprietary"),
+        ("{}/arcface_torch/recognizer.safetensors", "MIT", "Apache-2.0"),  # before the catalog's
+        ("{}/attributes.safetensors", "MIT", "CC-BY-SA-4.0"),
+        ("{}/no-weights.safetensors", "MIT", "MIT"),
+    ],
+)
+def test_a_licence_that_is_known_of_a_file_counts_where_it_is_stricter(
+    location, stated, expected, tmp_path
+):
+    file_of_ours(tmp_path / "mine.safetensors", licence="CC-BY-NC-4.0")
+    file_of_ours(tmp_path / "arcface_torch/recognizer.safetensors", licence="Apache-2.0")
+    file_of_ours(tmp_path / "attributes.safetensors", config='{"licence": "CC-BY-SA-4.0"}')
+    part = Weights(location=location.format(tmp_path), licence=stated)
+    file = local_path(part.location)
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"weights")
+    (model,) = provenance.models({"teacher": part})
+    assert model.licence == expected
+
+
+def test_references_that_name_no_file_have_the_licence_that_is_known_of_them(tmp_path):
+    folder = Path(file_of_ours(tmp_path / "fr/recognizer.safetensors", licence="CC-BY-4.0")).parent
+    for location, expected in (
+        ("insightface:buffalo_l?download=yes", "non-commercial-research"),
+        (str(folder), "CC-BY-4.0"),
+        (str(tmp_path / "gone.safetensors"), "MIT"),
+    ):
+        part = Weights(location=location, licence="MIT")
+        assert provenance.licence_of(part, "recognizer") == expected

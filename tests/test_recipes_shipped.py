@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from factory import plan, recipe, systems
+from factory.provenance import models
 from factory.recipe import BankRecipe, ComposeRecipe, GenerateRecipe
 from factory.recognition import catalog
 
@@ -102,3 +103,11 @@ def test_dcface_goes_without_an_attribute_model_as_the_page_says() -> None:
         assert before.weights.keys() - after.weights.keys() == {"attributes"}
         if isinstance(after, GenerateRecipe):
             systems.create(after)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=shown)
+def test_shipped_weights_have_the_licence_it_states(path: Path) -> None:
+    weights = getattr(recipe.load(path), "weights", {})
+    shipped = {n: part for n, part in weights.items() if part.location.startswith("package:")}
+    stated = {name: (part.licence, part.sha256) for name, part in shipped.items()}
+    assert {m.name: (m.licence, m.sha256) for m in models(shipped)} == stated

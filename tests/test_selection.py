@@ -138,9 +138,9 @@ def test_candidates_are_seen_by_a_checkpoint_of_adaface(tmp_path: Path):
     torch.save(network.state_dict(), path)
     url = make_pool(tmp_path / "faces", 3, 1, size=32)
     named = {"url": url, "digest": contents_digest(Store(url))}
-    weights = {"recognizer": {"location": f"adaface:{path}?channels=bgr", "licence": "MIT"}}
+    weights = {"recognizer": {"location": f"adaface:{path}?channels=bgr", "licence": "own"}}
     made = recipe(candidates=named, weights=weights)
-    assert models(made.weights)[0].licence == "MIT"
+    assert models(made.weights)[0].licence == "own"
     beholder = Beholder((made.model_dump(mode="json"), named, 32))
     found = beholder({"start": np.array([0])})["embeddings"][0]
     images = beholder.bank.images(range(3))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 UNKNOWN = "unknown"
 RESEARCH = "non-commercial-research"
@@ -109,13 +109,18 @@ def find(name: str) -> Entry | None:
     return next((e for e in CATALOG if name in (e.name.lower(), *e.files)), None)
 
 
-def licence_of(path: Path, stated: str = "") -> str:
-    """Return the licence of a file of weights: the one stated, else the catalog's, else unknown.
+def entry_of(path: PurePath) -> Entry | None:
+    """Return what is known of a file of weights, if anything is.
 
     The catalog knows files by their stem or by the name of their folder, which is how publishers
     name them.
     """
-    entry = find(path.stem) or find(path.parent.name)
+    return find(path.stem) or find(path.parent.name)
+
+
+def licence_of(path: PurePath, stated: str = "") -> str:
+    """Return the licence of a file of weights: the one stated, else the catalog's, else unknown."""
+    entry = entry_of(path)
     return stated or (entry.licence if entry else UNKNOWN)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from factory.provenance import sha256_file
+from factory.provenance import RECOGNIZER, sha256_file
 from factory.recipe import Backbone, InputError, checked
 from factory.recognition.backbones import channels_last, make_backbone
 from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/recognizer"
-FILE = "recognizer.safetensors"
+FILE = RECOGNIZER
 BATCH = 128
 ACCEPTED = (
     "a checkpoint folder or a .safetensors file, by path or URL, package:FILE.safetensors, "

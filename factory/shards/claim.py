@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
-from factory.provenance import Inherited
+from factory.provenance import Inherited, Model
 from factory.recipe import ComposeRecipe, GenerateRecipe, InputError, bank_digest, parse
 from factory.shards.store import Store
 
@@ -141,6 +141,7 @@ def write_claim(
     content_digest: str,
     grown: tuple[Extent, ...],
     inherited: Inherited | None = None,
+    models: tuple[Model, ...] | None = None,
 ) -> None:
     """State whose folder it is; called under the folder's lock.
 
@@ -150,6 +151,7 @@ def write_claim(
         content_digest: of the recipe, with the versions of this environment.
         grown: the extents it had before.
         inherited: what the datasets that images are drawn from hand down.
+        models: the recipe's, as their files lie there; default: as the recipe states them.
     """
     claim = {
         "recipe": recipe.model_dump(mode="json"),
@@ -159,6 +161,8 @@ def write_claim(
     }
     if inherited is not None:
         claim["inherited"] = inherited.model_dump(mode="json")
+    if models is not None:
+        claim["models"] = [model.model_dump(mode="json") for model in models]
     store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
 
 

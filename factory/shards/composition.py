@@ -20,7 +20,7 @@ from factory.provenance import Model
 from factory.recipe import InputError, Natural, Part
 from factory.shards.claim import COMPOSITION, read_claim
 from factory.shards.index import Copies, column
-from factory.shards.manifest import DatasetManifest, Sha256, load_manifest
+from factory.shards.manifest import DatasetManifest, Sha256, load_manifest, merged
 from factory.shards.store import Store
 
 INDEX = "index.parquet"
@@ -137,6 +137,17 @@ def source_digest(store: Store) -> str:
     if is_composition(store):
         return load_composition(store).content_digest
     return str(read_claim(store)["content_digest"])
+
+
+def source_licence(store: Store) -> str:
+    """Return the licence of a dataset, finished or not, or of a composition.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if is_composition(store):
+        return load_composition(store).licence
+    return merged(read_claim(store), ()).licence
 
 
 def load_composition(store: Store) -> Composition:

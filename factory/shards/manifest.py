@@ -235,7 +235,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
         for library, version in one.versions.items():
             versions.setdefault(library, set()).add(version)
     recipe = claim["recipe"]
-    if "models" in claim:  # of a composition: its pools'
+    if "models" in claim:  # as their files lay there; of a composition also its pools'
         models = tuple(Model(**part) for part in claim["models"])
     else:
         models = tuple(

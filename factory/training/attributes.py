@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from factory.evaluation.dataset import samples
 from factory.evaluation.images import decode
+from factory.provenance import strictest
 from factory.recipe import InputError
 from factory.recognition.attributes import (
     FILE,
@@ -87,7 +88,7 @@ def train_attributes(
         out: folder of `attributes.safetensors` and `recipe.json`.
         epochs: passes over the rest.
         seed: root seed of weights, order and augmentation.
-        licence: of the weights made.
+        licence: of the weights made; the dataset's counts where it is stricter.
         say: called with a line an epoch.
         identities: only labels below this.
 
@@ -123,12 +124,13 @@ def train_attributes(
         error[name] = float(np.abs(predicted[name] - known).mean())
         baseline[name] = float(np.abs(median[column] - known).mean())
         reference[name] = STUDIO[name].histogram(predicted[name])
+    made = load_manifest(store)
     record = {
         "kind": "attributes",
-        "train": load_manifest(store).content_digest,
+        "train": made.content_digest,
         "epochs": epochs,
         "seed": seed,
-        "licence": licence,
+        "licence": strictest([licence, made.licence]),
         "images": len(train.labels),
         "held_out_images": len(test.labels),
         "error": error,

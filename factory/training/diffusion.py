@@ -30,7 +30,7 @@ from factory.training.average import Average
 from factory.training.checkpoint import STATE
 from factory.training.engines import Engine, check_engine, make_engine, micro_batches
 from factory.training.faults import explained
-from factory.training.output import RECORD
+from factory.training.output import RECORD, licence
 from factory.training.progress import Progress
 from factory.training.schedules import learning_rate
 from factory.training.workers import Worker, launch
@@ -98,6 +98,7 @@ def run(
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check_engine(recipe)
+    inherited = licence(recipe)
     hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
@@ -137,7 +138,7 @@ def run(
         whole = engine.whole(average.state)
         if worker.rank > 0:
             return {}
-        return _finish(recipe, store, trainable, engine, whole, progress, step)
+        return _finish(recipe, store, trainable, engine, whole, progress, step, inherited)
 
 
 @contextmanager
@@ -205,16 +206,18 @@ def _finish(
     whole: dict[str, Tensor],
     progress: Progress,
     step: int,
+    inherited: str,
 ) -> dict[str, Any]:
     """Write the averaged weights, with what a later reader must know of them."""
     facts = {
-        "licence": recipe.licence,
+        "licence": inherited,
         "recipe": canonical(recipe),
         "steps": f"{step}/{trainable.total_steps}",
         "random_init": ",".join(trainable.random_init),
     }
     summary = {
         "name": recipe.name,
+        "licence": inherited,
         "steps": step,
         "total": trainable.total_steps,
         "seconds": round(progress.state()["seconds"], 3),

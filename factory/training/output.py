@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from factory.provenance import sha256_file, strictest
+from factory.diffusion.files import RANDOM_INIT
+from factory.provenance import licence_of, sha256_file, strictest
 from factory.recipe import FRRecipe, InputError, TrainRecipe, canonical, digest, parse
+from factory.shards.composition import source_licence
 from factory.shards.store import Store
 from factory.tracking import Run
 from factory.training import checkpoint
@@ -57,13 +59,38 @@ def finish(store: Store, version: str) -> None:
     store.write(DONE, json.dumps({"version": version}).encode())
 
 
+def weights_licences(recipe: TrainRecipe | FRRecipe) -> dict[str, str]:
+    """Return the licence of each file of weights that a recipe trains with, by name.
+
+    Raises:
+        InputError: a URL of weights cannot be read.
+    """
+    frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
+    return {
+        name: part.licence
+        if part.location == RANDOM_INIT
+        else licence_of(part, f"recipe field weights.{name}.location")
+        for name, part in frozen.items()
+    }
+
+
+def licence(recipe: TrainRecipe | FRRecipe) -> str:
+    """Return the licence of what is trained: the strictest of recipe, weights and datasets.
+
+    Raises:
+        InputError: a dataset is not there, or a URL of weights cannot be read.
+    """
+    datasets = (source_licence(Store(url)) for url in recipe.data.urls())
+    return strictest([recipe.licence, *weights_licences(recipe).values(), *datasets])
+
+
 def register(
     tracked: Run, store: Store, recipe: TrainRecipe | FRRecipe, files: Sequence[str]
 ) -> str:
     """Keep finished weights with the run, registered as the next version of the recipe's model.
 
-    Its tags are the licence, the strictest of the recipe's and of the weights it was trained with,
-    the sha256 of each file, the recipe's digest, its data, and those weights.
+    Its tags are the licence, the strictest of the recipe's, of the weights it was trained with and
+    of its datasets', the sha256 of each file, the recipe's digest, its data, and those weights.
 
     Args:
         tracked: the training's run.
@@ -75,13 +102,14 @@ def register(
         The version of the registered model.
     """
     frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
+    licences = weights_licences(recipe)
     tags = {
-        "licence": strictest([recipe.licence, *(part.licence for part in frozen.values())]),
+        "licence": licence(recipe),
         "recipe": digest(recipe),
         "data": ", ".join(recipe.data.urls()),
     }
     for name, part in frozen.items():
-        tags[f"with.{name}"] = f"{part.location} ({part.licence})"
+        tags[f"with.{name}"] = f"{part.location} ({licences[name]})"
     with tempfile.TemporaryDirectory() as folder:
         for name in files:
             store.fetch(name, Path(folder) / name)

@@ -28,7 +28,7 @@ from factory.training.centres import Centres
 from factory.training.checkpoint import STATE
 from factory.training.engines import check_engine, make_engine, micro_batches
 from factory.training.faults import explained
-from factory.training.output import RECORD, claim
+from factory.training.output import RECORD, claim, licence
 from factory.training.progress import Progress
 from factory.training.schedules import learning_rate, total_steps
 from factory.training.workers import Worker, launch
@@ -146,6 +146,7 @@ def run(
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check(recipe)
+    inherited = licence(recipe)
     feed = _feed(recipe, worker)
     total, per_epoch = total_steps(recipe.schedule, feed.steps_per_epoch), feed.steps_per_epoch
     hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
@@ -197,8 +198,8 @@ def run(
     whole = engine.whole(engine.held())
     if worker.rank > 0:
         return {}
-    _publish(recipe, store, whole)
-    return _record(recipe, store, feed, progress)
+    _publish(recipe, store, whole, inherited)
+    return _record(recipe, store, feed, progress, inherited)
 
 
 def _feed(recipe: FRRecipe, worker: Worker) -> Feed:
@@ -226,22 +227,23 @@ def _inputs(recipe: FRRecipe, batch: Batch, worker: Worker) -> tuple[Tensor, Ten
     return images, torch.from_numpy(batch.labels).to(worker.device)
 
 
-def _publish(recipe: FRRecipe, store: Store, whole: dict[str, Tensor]) -> None:
+def _publish(recipe: FRRecipe, store: Store, whole: dict[str, Tensor], inherited: str) -> None:
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in whole.items()}
     with tempfile.TemporaryDirectory() as folder:
         own, theirs = Path(folder) / FILE, Path(folder) / ARCFACE_TORCH
-        save_recognizer(
-            own, weights, recipe.backbone, recipe.image.size, recipe.name, recipe.licence
-        )
+        save_recognizer(own, weights, recipe.backbone, recipe.image.size, recipe.name, inherited)
         torch.save(weights, theirs)
         store.put(theirs, ARCFACE_TORCH)
         store.put(own, FILE)
 
 
-def _record(recipe: FRRecipe, store: Store, feed: Feed, progress: Progress) -> dict[str, Any]:
+def _record(
+    recipe: FRRecipe, store: Store, feed: Feed, progress: Progress, inherited: str
+) -> dict[str, Any]:
     last = progress.curve[-1]
     record = {
         "name": recipe.name,
+        "licence": inherited,
         "steps": progress.total,
         "epochs": last["epoch"],
         "images": len(feed),

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from faces import make_dataset
+from faces import make_pool
 from gpu import GPU, on_gpu, pretended_gpu
 
 from factory.cli import FaultError
@@ -27,7 +27,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_dataset(tmp_path_factory.mktemp("data") / "a", 12, 4, SIZE)
+    return make_pool(tmp_path_factory.mktemp("data") / "a", 12, 4, size=SIZE, licence="CC-BY-4.0")
 
 
 def recipe(dataset: str, **changes: Any) -> TrainRecipe:
@@ -101,7 +101,8 @@ def test_what_is_kept(dataset: str, tmp_path: Path) -> None:
     assert (tmp_path / "samples" / "000000012.png").is_file()
     with safe_open(tmp_path / "autoencoder.safetensors", "pt") as file:
         facts = file.metadata()
-    assert facts["licence"] == "Apache-2.0" and facts["steps"] == "12/12"
+    assert facts["licence"] == summary["licence"] == "CC-BY-4.0"  # the dataset's
+    assert facts["steps"] == "12/12"
     assert facts["recipe"] == canonical(recipe(dataset))
     network = load_autoencoder(Weights(location=str(tmp_path / "autoencoder.safetensors")), SIZE)
     assert network.encode(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 4, SIZE // 4, SIZE // 4)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from faces import make_dataset
+from faces import make_pool
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -35,7 +35,7 @@ KINDS = ("fr", pytest.param("train", marks=pytest.mark.slow))
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_dataset(tmp_path_factory.mktemp("data") / "a", 12, 4, SIZE)
+    return make_pool(tmp_path_factory.mktemp("data") / "a", 12, 4, size=SIZE, licence="CC-BY-4.0")
 
 
 def raw(kind: str, dataset: str) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     assert same(out, tmp_path / "whole")
     kept = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     version = kept.get_model_version("killed", "1")
-    assert version.tags["licence"] == "Apache-2.0" and version.tags["data"] == dataset
+    assert version.tags["licence"] == "CC-BY-4.0" and version.tags["data"] == dataset
     assert (kind == "fr") == (tmp_path / "made.onnx").is_file()
 
     def versions() -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from faces import face, make_dataset
+from faces import face, make_pool
 from gpu import GPU, pretended_gpu
 
 from factory.cli import FaultError
@@ -24,7 +24,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "a", 24, 8, SIZE)
+    return make_pool(tmp_path_factory.mktemp("data") / "a", 24, 8, size=SIZE, licence="CC-BY-4.0")
 
 
 def recipe(dataset, **changes) -> FRRecipe:
@@ -126,7 +126,8 @@ def test_output_is_complete(dataset, tmp_path):
     assert record["seconds"] > 0
     assert record["images_per_second"] > 0
     own = load_recognizer(str(tmp_path))
-    assert (own.name, own.size, own.dimension, own.licence) == ("tiny", SIZE, 32, "Apache-2.0")
+    assert (own.name, own.size, own.dimension, own.licence) == ("tiny", SIZE, 32, "CC-BY-4.0")
+    assert record["licence"] == own.licence  # the dataset's
     assert own.module is not None
     theirs = weights(Store(tmp_path))
     assert all(torch.equal(theirs[name], v) for name, v in own.module.state_dict().items())
