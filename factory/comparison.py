@@ -5,19 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from factory.chain import WHOLE, Chain
 from factory.evaluation.dataset import samples
 from factory.evaluation.gap import REAL, gap, over_seeds
 from factory.evaluation.images import Embeds, decode, fitted
 from factory.evaluation.verification import bin_files, read_bin
 from factory.export.sheet import ContactSheet
-from factory.recipe import FRRecipe, InputError
+from factory.recipe import FRRecipe, InputError, keyless
+from factory.shards.index import first_rows, index
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store, parted
 
 LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
+ALIKE = 0.01  # share by which equal parts may differ: slots that stayed empty
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
 UNITS = {
+    "images": "that a recognizer was trained on",
     "diversity": "diversity_unmatched of measure.py, beside the row `real`, in `features`",
     "accuracy": "mean over benchmarks, percent, mean over seeds",
     "accuracy_sd": "sample standard deviation over seeds, points",
@@ -49,16 +54,28 @@ class Part:
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
-def named_datasets(real: str, urls: Sequence[str], part: Part) -> dict[str, str]:
+@dataclass(frozen=True)
+class Size:
+    """How many images of how many people a recognizer is trained on."""
+
+    images: int
+    people: int
+
+    def __str__(self) -> str:
+        """Say both."""
+        return f"{self.images:,} images of {self.people:,}"
+
+    def like(self, other: "Size") -> bool:
+        """Tell whether two are equal, but for slots that stayed empty."""
+        pairs = (self.images, other.images), (self.people, other.people)
+        return all(abs(one - two) <= ALIKE * max(one, two) for one, two in pairs)
+
+
+def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
     """Return the datasets by their rows' names: `real`, then the last part of each URL.
 
-    Args:
-        real, urls: the datasets.
-        part: what is compared of each.
-
     Raises:
-        InputError: one is no finished dataset, two have one name, their sizes differ, or the part
-            is larger than one of them.
+        InputError: one is no finished dataset, two have one name, or an address holds keys.
     """
     found = {REAL: real}
     for url in urls:
@@ -66,19 +83,43 @@ def named_datasets(real: str, urls: Sequence[str], part: Part) -> dict[str, str]
         if name in found:
             raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
         found[name] = url
-    sizes = {}
     for name, url in found.items():
-        manifest = load_manifest(Store(url))
-        people = manifest.recipe["identities"]["count"]
-        sizes[name] = f"{manifest.totals.planned} images of {people}"
-        if part.identities is not None and people < part.identities:
-            raise InputError(f"--identities {part.identities}: {name} has {people}")
-    if None in (part.identities, part.images_each) and len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        load_manifest(Store(keyless(url, what=f"dataset {name}: ")))
+    return found
+
+
+def sizes(datasets: Mapping[str, str], part: Part, unequal: bool = False) -> dict[str, Size]:
+    """Count what a recognizer is trained on of each dataset, from labels alone.
+
+    Args:
+        datasets: URLs by name.
+        part: what is compared of each.
+        unequal: accept counts that differ.
+
+    Raises:
+        InputError: the part has more people than a dataset, or counts differ.
+    """
+    found = {name: _size(url, part) for name, url in datasets.items()}
+    for name, size in found.items():
+        if part.identities is not None and size.people < part.identities:
+            raise InputError(f"--identities {part.identities}: {name} has {size.people:,}")
+    largest = max(found.values(), key=lambda size: (size.images, size.people))
+    if not unequal and not all(size.like(largest) for size in found.values()):
+        listed = ", ".join(f"{name} {size} people" for name, size in found.items())
+        asked = ""
+        if part.identities and part.images_each:
+            asked = f", asked for were {part.identities * part.images_each:,} images of each"
         raise InputError(
-            f"datasets: {listed}; accepted is one size for all, or --identities N --images-each M"
+            f"datasets: {listed}{asked}; accepted are --identities N and --images-each M that all "
+            "of them have, or --unequal, which compares them as they are"
         )
     return found
+
+
+def _size(url: str, part: Part) -> Size:
+    labels = index(Store(url)).labels
+    labels = labels[first_rows(labels, part.identities, part.images_each)]
+    return Size(len(labels), len(np.unique(labels)))
 
 
 def check_sizes(
@@ -116,12 +157,15 @@ class Comparison(Chain):
     features: str
     measured: Sequence[str] = ()
 
-    def compare(self, datasets: Mapping[str, str], trained: FRRecipe) -> dict[str, Any]:
+    def compare(
+        self, datasets: Mapping[str, str], trained: FRRecipe, counted: Mapping[str, Size]
+    ) -> dict[str, Any]:
         """Measure and train on every dataset; return what `report.py` shows and the rows.
 
         Args:
             datasets: URLs by name, `real` first.
             trained: the recipe of the recognizers, for the record.
+            counted: what they are trained on of each dataset.
         """
         quality, benchmarks, rows = {}, {}, {}
         for name, url in datasets.items():
@@ -130,7 +174,8 @@ class Comparison(Chain):
             judged = self.measure(name, url, "judge", self.judge, *flags)
             quality[name] = {"judge": judged}
             benchmarks[name] = self.train(name, url, self.recipe, self.sets)
-            rows[name] = _row(url, judged, benchmarks[name], benchmarks[REAL])
+            images = counted[name].images
+            rows[name] = _row(url, images, judged, benchmarks[name], benchmarks[REAL])
         return {
             "title": "Datasets compared",
             "datasets": dict(datasets),
@@ -139,6 +184,7 @@ class Comparison(Chain):
             "resize": self.resize,
             "features": self.features,
             "rows": rows,
+            "images": {name: size.images for name, size in counted.items()},
             "units": UNITS,
             "benchmarks": benchmarks,
             "quality": quality,
@@ -147,7 +193,11 @@ class Comparison(Chain):
 
 
 def _row(
-    url: str, judged: Mapping[str, Any], trained: Mapping[str, Any], real: Mapping[str, Any]
+    url: str,
+    images: int,
+    judged: Mapping[str, Any],
+    trained: Mapping[str, Any],
+    real: Mapping[str, Any],
 ) -> dict[str, Any]:
     manifest = load_manifest(Store(url))
     seconds = sum(manifest.totals.seconds.values())
@@ -155,7 +205,7 @@ def _row(
     behind = gap(real["average"], trained["average"])
     return {
         "content_digest": manifest.content_digest,
-        "images": judged["images"],
+        "images": images,
         **{name: judged[name] for name in SHOWN},
         "diversity": judged.get("variety", {}).get("diversity_unmatched"),
         "accuracy": accuracy.mean,
@@ -166,23 +216,26 @@ def _row(
     }
 
 
-def sheet(url: str) -> bytes:
-    """Return a JPEG of the first images of a dataset's first identities, a row each, unselected."""
-    made = ContactSheet()
-    for sample in samples(Store(url)):
-        made.see(sample.label, sample.encoded)
-    return made.jpeg()
+def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
+    """Write NAME.jpg: the first images of a dataset's first identities, a row each, unselected."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, url in datasets.items():
+        made = ContactSheet()
+        for sample in samples(Store(url)):
+            made.see(sample.label, sample.encoded)
+        (folder / f"{name}.jpg").write_bytes(made.jpeg())
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the rows as a table of Markdown; a figure that does not exist is a dash."""
-    head = ["dataset", "uniqueness", "consistency", "diversity", "EER %", "spread"]
+    head = ["dataset", "images", "uniqueness", "consistency", "diversity", "EER %", "spread"]
     head += ["accuracy", "gap, points", "images/s"]
     lines = [head, ["---"] * len(head)]
     for name, row in rows.items():
         itself = name == REAL
         lines.append([
             name,
+            f"{row['images']:,}",
             *(_figure(row[column], 3) for column in ("uniqueness", "consistency", "diversity")),
             _figure(None if row["eer"] is None else 100 * row["eer"], 2),
             _figure(row["spread"], 3),

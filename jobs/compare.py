@@ -11,49 +11,44 @@ import argparse
 import json
 from pathlib import Path
 
-from factory import cli, tracking
+from factory import cli, comparison, tracking
 from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import LAYER, Comparison, Part, check_sizes, named_datasets, sheet, table
+from factory.comparison import LAYER, Comparison, Part
 from factory.recipe import FRRecipe, load, local_path
 
 
 def job(given: argparse.Namespace) -> None:
     """Check the datasets, fill the rows and write the table and its report."""
-    recipe, part = (
-        load(given.recipe, given.overrides, kind="fr"),
-        Part(given.identities, given.images_each),
-    )
+    recipe = load(given.recipe, given.overrides, kind="fr")
+    part = Part(given.identities, given.images_each)
     assert isinstance(recipe, FRRecipe)
-    datasets = named_datasets(given.real, given.dataset, part)
+    datasets = comparison.named_datasets(given.real, given.dataset)
+    counted = comparison.sizes(datasets, part, given.unequal)
+    print("\n".join(f"{name}: {size} people" for name, size in counted.items()), flush=True)
     benchmarks = local_path(given.benchmarks)
+    import ray
+
+    from factory.engine import connect
     from factory.recognition.recognizers import load_recognizer
 
     judge = load_recognizer(given.judge)
     if not given.resize:
-        check_sizes(datasets, recipe, judge, benchmarks)
+        comparison.check_sizes(datasets, recipe, judge, benchmarks)
     measured = (*part.flags, *(() if given.r is None else (f"--r={given.r}",)))
-    features = given.features or f"{given.judge}#{LAYER}"
-    import ray
-
-    from factory.engine import connect
-
-    out = Path(given.out)
-    (out / "sheets").mkdir(parents=True, exist_ok=True)
-    for name, url in datasets.items():
-        (out / "sheets" / f"{name}.jpg").write_bytes(sheet(url))
-    uri = tracking.resolve(given.tracking_uri)
+    out, uri = Path(given.out), tracking.resolve(given.tracking_uri)
+    comparison.write_sheets(datasets, out / "sheets")
     what = {"datasets": datasets, "seeds": given.seeds, "judge": given.judge}
     with tracking.run(uri, "compare", out.name, what) as tracked:
         connect(given.address)
         address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
         chain = Comparison(out, address, uri, seeds, benchmarks, given.recipe, given.overrides,
-                           given.judge, features, measured,
+                           given.judge, given.features or f"{given.judge}#{LAYER}", measured,
                            part=part.sets, resize=given.resize)  # fmt: skip
-        results = chain.compare(datasets, recipe)
+        results = chain.compare(datasets, recipe, counted)
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         for name, row in results["rows"].items():
             tracked.metrics({f"{name}.{key}": row[key] for key in ("accuracy", "gap", "eer")})
-        text = table(results["rows"])
+        text = comparison.table(results["rows"])
         (out / "table.md").write_text(text + "\n")
         chain.step("report", "report", out)
         for name in ("results.json", "table.md", "report.html", "sheets"):
@@ -65,7 +60,12 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML); its data is each dataset in turn")
     add = parser.add_argument
     add("--real", required=True, help="dataset the gap is taken to")
-    add("--dataset", action="append", required=True, help="a dataset (repeatable), of that size")
+    add(
+        "--dataset",
+        action="append",
+        required=True,
+        help="a dataset (repeatable), of as many images",
+    )
     add("--out", type=cli.local, required=True, help="folder of the comparison")
     add("--seeds", type=cli.positive, default=1, help="trainings of each row (default 1)")
     add("--judge", default=JUDGE, help="recognizer that measures")
@@ -74,5 +74,6 @@ if __name__ == "__main__":
     add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
     add("--identities", type=cli.positive, help="compare the first N identities of each")
     add("--images-each", type=cli.positive, help="compare the first N images of each")
+    add("--unequal", action="store_true", help="compare datasets of unlike counts as they are")
     add("--resize", action="store_true", help="resize images of another size")
     cli.run(parser, job)

@@ -23,7 +23,7 @@ FLAGS: dict[str, set[str]] = {
     "bench": {"--repeats", "--json"},
     "compare": {
         *("--real", "--dataset", "--out", "--seeds", "--judge", "--features"),
-        *("--benchmarks", "--r", "--identities", "--images-each", "--resize"),
+        *("--benchmarks", "--r", "--identities", "--images-each", "--resize", "--unequal"),
     },
     "compose": {"--out", "--materialise"},
     "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},

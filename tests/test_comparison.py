@@ -11,9 +11,10 @@ from faces import make_pool
 from PIL import Image
 
 from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import Part, check_sizes, named_datasets, table
+from factory.comparison import Part, Size, check_sizes, named_datasets, sizes, table
 from factory.recipe import FRRecipe, InputError, load, local_path
 from factory.recognition.recognizers import load_recognizer
+from factory.shards.feed import Feed
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")
@@ -21,17 +22,53 @@ SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")
 
 def test_rows_are_datasets_of_one_size_and_unlike_names(tmp_path: Path) -> None:
     real, made = (make_pool(tmp_path / name, 3, 2) for name in ("studio", "made"))
-    assert named_datasets(real, [made + "/"], Part()) == {"real": real, "made": made + "/"}
+    assert named_datasets(real, [made + "/"]) == {"real": real, "made": made + "/"}
+    assert set(sizes({"real": real, "made": made}, Part()).values()) == {Size(6, 3)}
     with pytest.raises(InputError, match="two rows 'made'"):
-        named_datasets(real, [made, made], Part())
+        named_datasets(real, [made, made])
     smaller = make_pool(tmp_path / "smaller", 2, 2)
-    with pytest.raises(InputError, match=r"real 6 images of 3, .* of 2; accepted"):
-        named_datasets(real, [smaller], Part())
-    assert set(named_datasets(real, [smaller], Part(2, 2))) == {"real", "smaller"}
+    rows = named_datasets(real, [smaller])
+    with pytest.raises(InputError, match=r"real 6 images of 3 .* 4 images of 2 .*; accepted"):
+        sizes(rows, Part())
+    assert sizes(rows, Part(2, 2)) == {"real": Size(4, 2), "smaller": Size(4, 2)}
     with pytest.raises(InputError, match="--identities 3: smaller has 2"):
-        named_datasets(real, [smaller], Part(3, 2))
+        sizes(rows, Part(3, 2), unequal=True)
     with pytest.raises(InputError, match="nowhere"):
-        named_datasets(real, [str(tmp_path / "nowhere")], Part())
+        named_datasets(real, [str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match=r"dataset x: s3://b/x holds credentials"):
+        named_datasets(real, ["s3://k:secret@b/x"])
+
+
+def test_people_with_fewer_images_make_a_part_smaller(tmp_path: Path) -> None:
+    tail = tuple((person, slot) for person in (1, 2) for slot in range(2, 5))  # two images each
+    real = make_pool(tmp_path / "studio", 4, 5, lost=tail)
+    made = make_pool(tmp_path / "made", 4, 5, world=1)
+    rows = {"real": real, "made": made}
+    with pytest.raises(InputError) as caught:
+        sizes(rows, Part(4, 3))
+    for words in ("real 10 images of 4 people", "made 12 images", "asked for were 12", "--unequal"):
+        assert words in str(caught.value)
+    counted = sizes(rows, Part(4, 3), unequal=True)
+    assert counted == {"real": Size(10, 4), "made": Size(12, 4)}
+    for name, size in counted.items():  # as a training counts them
+        fed = Feed([rows[name]], 4, seed=1, size=32, identities=4, images_each=3)
+        assert (len(fed), fed.classes) == (size.images, size.people)
+        fed.close()
+    assert set(sizes(rows, Part(4, 2)).values()) == {Size(8, 4)}
+    with pytest.raises(InputError, match="real 14 images of 4 people, made 20 images"):
+        sizes(rows, Part())
+
+
+def test_some_slots_that_stayed_empty_are_no_other_size(tmp_path: Path) -> None:
+    whole = make_pool(tmp_path / "whole", 10, 20)
+    for lost, alike in ((((0, 3), (4, 4)), True), (((0, 3), (4, 4), (5, 5)), False)):
+        other = make_pool(tmp_path / f"lost{len(lost)}", 10, 20, world=1, lost=lost)
+        rows = {"real": whole, "other": other}
+        if alike:
+            assert sizes(rows, Part())["other"] == Size(198, 10)
+            continue
+        with pytest.raises(InputError, match="other 197 images"):
+            sizes(rows, Part())
 
 
 def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -50,13 +87,13 @@ def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path:
 
 
 def test_the_table_leaves_out_what_does_not_exist() -> None:
-    row = {"uniqueness": 0.5, "consistency": 1.0, "diversity": None, "eer": 0.0123, "spread": 0.2,
-           "accuracy": 81.25, "accuracy_sd": 0.5, "gap": 0.0, "gap_error": 0.25,
+    row = {"images": 1200, "uniqueness": 0.5, "consistency": 1.0, "diversity": None,
+           "eer": 0.0123, "spread": 0.2, "accuracy": 81.25, "accuracy_sd": 0.5, "gap": 0.0, "gap_error": 0.25,
            "images_per_second": None}  # fmt: skip
     *_, real, made = table({"real": row, "made": row | {"diversity": 0.25}}).splitlines()
-    assert real == "| real | 0.500 | 1.000 | - | 1.23 | 0.200 | 81.25 +- 0.50 | - | - |"
-    assert (
-        made == "| made | 0.500 | 1.000 | 0.250 | 1.23 | 0.200 | 81.25 +- 0.50 | 0.00 +- 0.25 | - |"
+    assert real == "| real | 1,200 | 0.500 | 1.000 | - | 1.23 | 0.200 | 81.25 +- 0.50 | - | - |"
+    assert made == (
+        "| made | 1,200 | 0.500 | 1.000 | 0.250 | 1.23 | 0.200 | 81.25 +- 0.50 | 0.00 +- 0.25 | - |"
     )
 
 
@@ -65,13 +102,13 @@ def test_the_table_leaves_out_what_does_not_exist() -> None:
 @pytest.mark.timeout(900)
 def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
     real, made = (
-        make_pool(tmp_path / name, 12, 4, size=64, world=world)
+        make_pool(tmp_path / name, 12, 5, size=64, world=world)
         for world, name in enumerate(("studio", "made"))
     )
     out = tmp_path / "compared"
     words = ["jobs/compare.py", "jobs/recipes/desk/fr/desk.yaml", "--real", real]
     words += ["--dataset", made, "--out", str(out), "--seeds", "2", "--r", "0.5"]
-    words += ["--identities", "11", "--images-each", "3"]
+    words += ["--identities", "11", "--images-each", "4"]
     words += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     for override in SMALLEST:
         words += ["--set", override]
@@ -81,6 +118,7 @@ def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
     assert set(results["rows"]) == {"real", "made"}
     averages = results["benchmarks"]["made"]["average"]
     row = results["rows"]["made"]
+    assert row["images"] == results["quality"]["made"]["judge"]["images"] == 44
     assert row["accuracy"] == pytest.approx(100 * statistics.mean(averages))
     assert row["accuracy_sd"] == pytest.approx(100 * statistics.stdev(averages))
     behind = 100 * statistics.mean(results["benchmarks"]["real"]["average"]) - row["accuracy"]
@@ -89,7 +127,7 @@ def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
     assert (out / "table.md").read_text().strip() in run.stdout
     for name in ("real", "made"):
         with Image.open(out / f"sheets/{name}.jpg") as sheet:
-            assert sheet.size == (4 * 66 - 2, 8 * 66 - 2)
+            assert sheet.size == (5 * 66 - 2, 8 * 66 - 2)
     page = (out / "report.html").read_text()
     assert '<th scope="row">made<' in page
     again = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

@@ -97,6 +97,7 @@ def page(results: Mapping[str, Any]) -> str:
             datasets: {name: url}; contact sheets, screens and stage seconds are read from there.
             benchmarks: {row: {"seeds": [...], benchmark: [accuracy in [0, 1] a seed], "average":
                 [...]}}.
+            images: {row: how many it was trained on}.
             gap: `Gap.as_dict()`.
             quality: {dataset: {recognizer: `quality.measure(...)`}}, each with the parts
                 "leakage", "variety" and "coverage" where they were measured.
@@ -129,6 +130,7 @@ def page(results: Mapping[str, Any]) -> str:
         columns=columns,
         rows={row: _cells(values, columns) for row, values in rows.items()},
         seeds={row: len(values["average"]) for row, values in rows.items()},
+        images=results.get("images", {}),
         accuracy_chart=_accuracy_chart(rows, columns),
         sheets=sheets,
         paired=_paired(sheets),

@@ -23,7 +23,7 @@ from factory.shards.composition import (
     local_shards,
     read_rows,
 )
-from factory.shards.index import Copies, Reader, contents, index, ranks
+from factory.shards.index import Copies, Reader, contents, first_rows, index
 from factory.shards.store import Store
 
 AHEAD = 3  # batches decoded before they are asked for
@@ -284,10 +284,5 @@ def _composed(store: Store, cache: Path | None) -> Images:
 
 def _chosen(found: Images, identities: int | None, images_each: int | None) -> Images:
     """Return the first images of the first identities, each as often as it is repeated."""
-    rows = np.arange(len(found.labels))
-    if identities is not None:
-        first = np.unique(found.labels)[: max(identities, 0)]
-        rows = rows[np.isin(found.labels, first)]
-    if images_each is not None:
-        rows = rows[ranks(found.labels[rows]) < images_each]
+    rows = first_rows(found.labels, identities, images_each)
     return found.rows(np.repeat(rows, found.repeat[rows]))

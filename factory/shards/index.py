@@ -180,6 +180,18 @@ def ranks(labels: np.ndarray) -> np.ndarray:
     return found
 
 
+def first_rows(
+    labels: np.ndarray, identities: int | None = None, images_each: int | None = None
+) -> np.ndarray:
+    """Return the rows, int64 [n], of the first images of the first identities; None is all."""
+    rows = np.arange(len(labels))
+    if identities is not None:
+        rows = rows[np.isin(labels, np.unique(labels)[: max(identities, 0)])]
+    if images_each is not None:
+        rows = rows[ranks(labels[rows]) < images_each]
+    return rows
+
+
 def _scanned(store: Store, held: dict[str, str], cache: Path) -> Index:
     copies, names = Copies(store, held, cache), tuple(held)
 

@@ -94,6 +94,7 @@ def results():
         "title": "A <script> run",
         "recipe": {"name": "demo"},
         "benchmarks": rows,
+        "images": {"synthetic": 3200, "real": 3184},
         "gap": gap(rows["real"]["average"], rows["synthetic"]["average"]).as_dict(),
         "quality": {"synthetic": {"judge": judged}, "real": {"judge": judged}},
         "timings": {"generate": 61.0, "train": 3.0},
@@ -116,6 +117,7 @@ def test_a_run_is_one_file_with_every_section(tmp_path):
     assert "A <script> run" in text
     assert "81.00 ± 1.00" in text  # 80, 81, 82: the sample standard deviation is 1
     assert "10.00 points, error 0.41" in text  # sd 0.5 on both averages: 0.5 * sqrt(2 / 3)
+    assert "3,200" in text and "3,184" in text
     assert "10.00 ± 0.41" in text and "gap, points" in text  # the row's own column
     assert "it is resolved" in text
     assert "abs = real - syn" in text
