@@ -88,8 +88,8 @@ def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path:
 
 def test_the_table_leaves_out_what_does_not_exist() -> None:
     row = {"images": 1200, "uniqueness": 0.5, "consistency": 1.0, "diversity": None,
-           "eer": 0.0123, "spread": 0.2, "accuracy": 81.25, "accuracy_sd": 0.5, "gap": 0.0, "gap_error": 0.25,
-           "images_per_second": None}  # fmt: skip
+           "eer": 0.0123, "spread": 0.2, "accuracy": 81.25, "accuracy_sd": 0.5, "gap": 0.0,
+           "gap_error": 0.25, "images_per_second": None}  # fmt: skip
     *_, real, made = table({"real": row, "made": row | {"diversity": 0.25}}).splitlines()
     assert real == "| real | 1,200 | 0.500 | 1.000 | - | 1.23 | 0.200 | 81.25 +- 0.50 | - | - |"
     assert made == (

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from factory.prepare import recordio
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 from factory.shards.manifest import MANIFEST, load_manifest
 from factory.shards.recordio import LARGEST_LABEL
 from factory.shards.store import Store, parted
@@ -81,18 +81,18 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     """
     place, query = parted(source)
     path = PurePosixPath(place)
-    labelled = InputError(f"SOURCE {source}: --unlabelled; accepted is a folder of images")
+    labelled = InputError(f"SOURCE {public(source)}: --unlabelled; accepted is a folder of images")
     if path.suffix in (".rec", ".tar"):
         if unlabelled:
             raise labelled
         folder = place[: -len(path.name)].rstrip("/") or ("/" if place[0] == "/" else ".")
         store = Store(folder + query)
         if not store.exists(path.name):
-            raise InputError(f"SOURCE {source}: no such file; accepted: {ACCEPTED}")
+            raise InputError(f"SOURCE {public(source)}: no such file; accepted: {ACCEPTED}")
         return store, _listed(store, [path.name])
     store = Store(source)
     if store.root is not None and not store.root.is_dir():
-        raise InputError(f"SOURCE {source}: no such folder; accepted: {ACCEPTED}")
+        raise InputError(f"SOURCE {public(source)}: no such folder; accepted: {ACCEPTED}")
     if store.exists(MANIFEST):
         if unlabelled:
             raise labelled

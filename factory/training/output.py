@@ -104,7 +104,7 @@ def register(
     frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
     licences = weights_licences(recipe)
     tags = {
-        "licence": licence(recipe),
+        "licence": json.loads(store.read(RECORD))["licence"],
         "recipe": digest(recipe),
         "data": ", ".join(recipe.data.urls()),
     }

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from faces import make_pool
 
 from factory.recipe import InputError
+from factory.recognition.attributes import STUDIO, load_predictor
 from factory.training import attributes
 from factory.training.attributes import Truth, train_attributes
 
@@ -21,3 +23,15 @@ def test_a_dataset_that_is_too_small_is_one_error(
     with pytest.raises(InputError, match=message):
         train_attributes(str(tmp_path), tmp_path / "out", 1, 1, "MIT", print)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stricter_licence_of_the_dataset_is_inherited(monkeypatch, tmp_path) -> None:
+    url, labels = make_pool(tmp_path / "d", 2, 2, licence="CC-BY-SA-4.0"), np.arange(160) % 16
+    draws = np.random.default_rng(1)
+    images = draws.integers(0, 255, (160, 16, 16, 3), np.uint8)
+    truth = Truth(images, draws.normal(size=(160, len(STUDIO))).astype(np.float32), labels)
+    monkeypatch.setattr(attributes, "read_truth", lambda store, identities: truth)
+    for stated, expected in (("Apache-2.0", "CC-BY-SA-4.0"), ("proprietary", "proprietary")):
+        made = train_attributes(url, tmp_path / "out", 1, 1, stated, lambda line: None)
+        assert made["licence"] == expected
+        assert load_predictor(str(tmp_path / "out")).licence == expected
