@@ -199,8 +199,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_versions(stated: Mapping[str, str]) -> None:
-    """Refuse to work on a node that has other libraries than what is made will state.
+def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
+    """Return this node's versions, having refused to work with others than the run began with.
+
+    What follows a `+` may differ: `2.13.0+cpu` where the run was started and `2.13.0` on nodes with
+    GPUs are builds of one version.
 
     Args:
         stated: versions by name, as `versions` returned them where the run was started.
@@ -208,14 +211,17 @@ def check_versions(stated: Mapping[str, str]) -> None:
     Raises:
         InputError: a library has another version here, or is not installed.
     """
+    found = {}
     for name, wanted in stated.items():
         here = factory.__version__ if name == "factory" else _version(name)
-        if here != wanted:
+        if here is None or here.partition("+")[0] != wanted.partition("+")[0]:
             raise InputError(
                 f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "
                 "where the run was started, which the dataset would state; accepted are equal "
                 "versions on all nodes"
             )
+        found[name] = here
+    return found
 
 
 def _version(name: str) -> str | None:

@@ -36,7 +36,7 @@ from factory.engine import (
     wiring,
 )
 from factory.plan import shards
-from factory.provenance import versions
+from factory.provenance import pinned, versions
 from factory.recipe import GenerateRecipe, InputError, content_digest, load
 from factory.shards.claim import check_claim, read_claim, write_claim
 from factory.shards.manifest import merged
@@ -363,14 +363,16 @@ def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
     assert isinstance(recipe, GenerateRecipe)
     assert recipe.weights["teacher"].licence == "Apache-2.0"  # of the file it stands in place of
     monkeypatch.setattr(engine, "generate", lambda *given: None)
-    engine.fill(recipe, Store(tmp_path / "out"), None, print)
+    with Store(tmp_path / "out").lock("test") as lock:
+        engine.fill(pinned(recipe), lock, None, print)
     made = merged(read_claim(Store(tmp_path / "out")), ())
     assert made.licence == "non-commercial-research"
     (found,) = (model for model in made.models if model.name == "teacher")
     assert found.licence == made.licence and found.sha256 == hashlib.sha256(b"weights").hexdigest()
     shipped = load(IDIFF)
     assert isinstance(shipped, GenerateRecipe)
-    engine.fill(shipped, Store(tmp_path / "shipped"), None, print)
+    with Store(tmp_path / "shipped").lock("test") as lock:
+        engine.fill(shipped, lock, None, print)
     made, stated = merged(read_claim(Store(tmp_path / "shipped")), ()), shipped.model_dump()
     assert made.licence == stated["licence"]
     models = {model.name: model.model_dump(exclude={"name"}) for model in made.models}

@@ -56,7 +56,7 @@ class Assignment:
         recipe: of the dataset.
         content_digest: what every sidecar and manifest states.
         source_type: IPTC's term for what the images are.
-        versions: of the libraries that compute pixels.
+        versions: of the libraries that compute pixels, where the run was started.
         detector: path of the detector; empty for none.
         recognizer: reference of the recognizer whose embeddings are kept; empty for none.
     """
@@ -76,7 +76,7 @@ class Worker:
 
     def __init__(self, assignment: Assignment) -> None:
         """Load what the assignment needs; InputError where this node has other libraries."""
-        check_versions(assignment.versions)
+        self.versions = check_versions(assignment.versions)
         self.given = assignment
         self.reader = Reader(assignment.source, assignment.recipe.source_kind)
         self.detector = self.recognizer = None
@@ -128,7 +128,7 @@ class Worker:
                 seconds={"prepare": round(time.perf_counter() - start, 4)},
                 content_digest=self.given.content_digest,
                 system=SYSTEM,
-                versions=self.given.versions,
+                versions=self.versions,
                 rejects_sha256=sha256_file(beside),
             )
             commit_shard(self.given.store, tar, beside, manifest)

@@ -26,7 +26,7 @@ class Assignment:
         recipe: the generate recipe as JSON-able values.
         store: the dataset's folder.
         content_digest: what every sidecar and manifest states.
-        versions: of the libraries that compute pixels.
+        versions: of the libraries that compute pixels, where the run was started.
     """
 
     recipe: dict[str, Any]
@@ -47,7 +47,7 @@ class Line:
         Raises:
             InputError: weights, datasets or libraries here are not those of the assignment.
         """
-        check_versions(assignment.versions)
+        versions = check_versions(assignment.versions)
         recipe = parse(assignment.recipe)
         assert isinstance(recipe, GenerateRecipe)
         pool, kinds = recipe.pool, {stage.partition(":")[0] for stage in stages}
@@ -71,9 +71,7 @@ class Line:
                     "recipe field screens.real_lookalike.embeddings: dimension "
                     f"{faces.unit.shape[1]}, accepted is the teacher's {teacher.dimension}"
                 )
-        self.commit = Commit(
-            recipe, assignment.store, assignment.content_digest, assignment.versions
-        )
+        self.commit = Commit(recipe, assignment.store, assignment.content_digest, versions)
         made = {
             "identities": lambda _: Identities(system, bank),
             "styles": lambda attempt: Styles(system, int(attempt)),
