@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory.cli import FaultError
+from factory.recipe import FaultError
 
 RECIPES = Path("jobs/recipes/desk")
 FR = RECIPES / "fr/desk.yaml"

@@ -24,14 +24,21 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from factory import hardware, identities, metrics
-from factory.cli import FaultError
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
 from factory.provenance import models, versions
-from factory.recipe import GenerateRecipe, InputError, bank_digest, content_digest, parse
+from factory.recipe import (
+    FaultError,
+    GenerateRecipe,
+    InputError,
+    bank_digest,
+    content_digest,
+    parse,
+    public,
+)
 from factory.shards.claim import check_claim, write_claim
 from factory.shards.manifest import DatasetManifest, Inherited, committed, inherited, merge
-from factory.shards.store import Lock, Store, public
+from factory.shards.store import Lock, Store
 from factory.stages.line import Assignment, Line
 from factory.stages.screen import known_faces
 from factory.stages.work import ShardWork

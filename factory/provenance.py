@@ -46,6 +46,7 @@ LICENCES = (  # from the most permissive to the strictest
     "proprietary",
     "unknown",
 )
+FORBIDS = "CC-BY-NC-4.0"  # commercial use, as all that are stricter
 ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' for p in FOREIGN)}"
 OURS = "face-data-factory/"  # begins the format that files of ours state
 RECOGNIZER = "recognizer.safetensors"  # of a folder that holds one
@@ -174,16 +175,15 @@ def sha256_file(path: str | Path) -> str:
 def strictest(licences: Iterable[str]) -> str:
     """Return the licence a dataset inherits: the strictest of those of its recipe and models.
 
-    A licence that is not in `LICENCES` is taken to be as strict as "unknown" and keeps its name,
-    since nobody has compared its terms; several such are joined by AND.
+    A licence that is not in `LICENCES` keeps its name, since nobody has compared its terms; several
+    such, and the strictest that is in it where that forbids commercial use, are joined by AND.
     """
-    found = set(licences) or {"unknown"}
-    top = max(_rank(licence) for licence in found)
-    return " AND ".join(sorted(licence for licence in found if _rank(licence) == top))
-
-
-def _rank(licence: str) -> int:
-    return LICENCES.index(licence) if licence in LICENCES else len(LICENCES)
+    found = {part for licence in licences for part in licence.split(" AND ")} or {"unknown"}
+    known = sorted(found & set(LICENCES), key=LICENCES.index)[-1:]
+    own = sorted(found - set(LICENCES))
+    if own and known and LICENCES.index(known[0]) < LICENCES.index(FORBIDS):
+        known = []
+    return " AND ".join(sorted([*own, *known]))
 
 
 def versions() -> dict[str, str]:

@@ -50,8 +50,12 @@ def public(address: str) -> str:
 
 
 def keyless(address: str, *, what: str = "") -> str:
-    """Return an address that may be kept; InputError, begun with `what`, where it holds keys."""
-    if public(address) != address:
+    """Return an address that may be kept; InputError, begun with `what`, where it holds keys.
+
+    A user without a password is none: a container of Azure's, `anonymous` of a public bucket.
+    """
+    named = re.sub(r"(?<=://)[^/:@]*@", "", address)
+    if public(named) != named:
         raise InputError(
             f"{what}{public(address)} holds credentials, which manifests, cards and records would "
             "keep; accepted is a URL without, and credentials in the environment"
@@ -744,7 +748,10 @@ def _screens(screens: Screens) -> dict[str, Any]:
 
 
 def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
-    return {
+    sampler = recipe.sampler.name if recipe.sampler else ""
+    clipped = sampler in ("ddpm", "ddim") and "autoencoder" not in recipe.weights
+    since = {"clipped": True} if clipped else {}  # absent, digests are those of before it was done
+    return since | {
         "seed": recipe.seed,
         "system": recipe.system,
         "size": recipe.image.size,

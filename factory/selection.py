@@ -15,7 +15,6 @@ import numpy as np
 
 from factory import hardware
 from factory.banks import ImageBank, contents_digest
-from factory.cli import FaultError
 from factory.engine import check_sources, each, fill
 from factory.evaluation.images import fitted
 from factory.plan import ListedShard, sample_key
@@ -28,7 +27,7 @@ from factory.provenance import (
     strictest,
     versions,
 )
-from factory.recipe import BankRecipe, InputError, NamedDataset, digest
+from factory.recipe import BankRecipe, FaultError, InputError, NamedDataset, digest
 from factory.recognition.attributes import load_predictor
 from factory.recognition.faces import load_faces
 from factory.recognition.neighbours import packed
@@ -188,7 +187,10 @@ def _drawn(recipe: BankRecipe, seen: Seen, rows: np.ndarray, wanted: int) -> np.
 
 
 def make_bank(
-    recipe: BankRecipe, out: str, say: Callable[[str], None]
+    recipe: BankRecipe,
+    out: str,
+    say: Callable[[str], None],
+    check_lock: Callable[[], None] = lambda: None,
 ) -> tuple[DatasetManifest, dict[str, int]]:
     """Make the candidates where that is asked for, choose among them and commit the bank.
 
@@ -196,6 +198,7 @@ def make_bank(
         recipe: what is wanted.
         out: folder or URL of the bank; candidates that are made lie beside it, as OUT-candidates.
         say: receives one line of progress at a time.
+        check_lock: called before each write; it raises where the folder is another writer's by now.
 
     Returns:
         The bank's manifest, and how many were left after each step.
@@ -223,7 +226,8 @@ def make_bank(
     seen = _joined([blocks[start] for start in sorted(blocks)])
     selection = select(recipe, seen)
     say(", ".join(f"{step} {count}" for step, count in selection.counts.items()))
-    return _committed(recipe, store, images, seen, selection, chosen), selection.counts
+    made = _committed(recipe, store, images, seen, selection, chosen, check_lock)
+    return made, selection.counts
 
 
 def decisive(recipe: BankRecipe, candidates: NamedDataset) -> str:
@@ -270,6 +274,7 @@ def _committed(
     seen: Seen,
     selection: Selection,
     chosen: str,
+    check_lock: Callable[[], None],
 ) -> DatasetManifest:
     """Write the bank's shards with their embeddings, then merge the manifests."""
     count, most = len(selection.rows), recipe.shard_images
@@ -291,6 +296,7 @@ def _committed(
         "shards": [[s.identity_start, s.identity_stop, 0, 1, s.planned] for s in shards],
         "selection": selection.counts,
     }
+    check_lock()
     store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
     recognizer = load_recognizer(recipe.weights["recognizer"].location)
     for shard in shards:
@@ -335,6 +341,7 @@ def _committed(
                 versions=versions(),
                 rejects_sha256=sha256_file(rejects),
             )
+            check_lock()
             commit_shard(store, tar, rejects, manifest)
         identity = recognizer.name, recognizer.sha256
         write_embeddings(store, shard.name, sha256, identity, keys, seen.embeddings[rows])

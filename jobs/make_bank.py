@@ -34,10 +34,10 @@ def job(arguments: argparse.Namespace) -> None:
     if recipe.generate is not None:
         preflight(recipe.generate)
     with (
-        store.lock("make_bank"),
+        store.lock("make_bank") as lock,
         tracking.run(arguments.tracking_uri, "make_bank", recipe.name, recipe) as tracked,
     ):
-        manifest, counts = make_bank(recipe, arguments.out, cli.ProgressLine())
+        manifest, counts = make_bank(recipe, arguments.out, cli.ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, manifest.content_digest)
         tracked.metrics({f"left/{step}": count for step, count in counts.items()})
     print(", ".join(f"{step} {count:,}" for step, count in counts.items()))

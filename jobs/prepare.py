@@ -38,10 +38,10 @@ def job(arguments: argparse.Namespace) -> None:
 
     connect(arguments.address)
     with (
-        store.lock("prepare"),
+        store.lock("prepare") as lock,
         tracking.run(arguments.tracking_uri, "prepare", recipe.name, recipe) as tracked,
     ):
-        manifest = prepare(given, store, arguments.actors, cli.ProgressLine())
+        manifest = prepare(given, store, arguments.actors, cli.ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, given.content_digest)
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
         tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})

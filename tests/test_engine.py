@@ -20,7 +20,6 @@ import ray.data
 import torch
 
 from factory import engine, identities
-from factory.cli import FaultError
 from factory.engine import (
     BANK_BLOCK,
     FAILED,
@@ -37,7 +36,7 @@ from factory.engine import (
 )
 from factory.plan import shards
 from factory.provenance import pinned, versions
-from factory.recipe import GenerateRecipe, InputError, content_digest, load
+from factory.recipe import FaultError, GenerateRecipe, InputError, content_digest, load
 from factory.shards.claim import check_claim, read_claim, write_claim
 from factory.shards.manifest import merged
 from factory.shards.store import Store

@@ -34,7 +34,9 @@ def test_sha256_file(tmp_path):
         (["Apache-2.0", "MIT"], "Apache-2.0"),
         (["Apache-2.0", "CC-BY-NC-4.0", "CC0-1.0"], "CC-BY-NC-4.0"),
         (["Apache-2.0", "unknown"], "unknown"),
-        (["Apache-2.0", "Acme Faces EULA", "proprietary"], "Acme Faces EULA"),
+        (["Apache-2.0", "Acme Faces EULA", "proprietary"], "Acme Faces EULA AND proprietary"),
+        (["own", "unknown"], "own AND unknown"),
+        (["CC-BY-NC-4.0 AND own", "unknown", "MIT"], "own AND unknown"),
         (["Beta terms", "MIT", "Acme terms"], "Acme terms AND Beta terms"),
         ([], "unknown"),
     ],
@@ -132,7 +134,8 @@ def file_of_ours(path, **facts):
     [
         ("onnx:{}/w600k_r50.onnx", "Apache-2.0", "non-commercial-research"),  # the catalog's
         ("onnx:{}/w600k_r50.onnx", "unknown", "unknown"),
-        ("onnx:{}/w600k_r50.onnx", "Bought from Acme", "Bought from Acme"),
+        ("onnx:{}/w600k_r50.onnx", "own", "non-commercial-research AND own"),
+        ("onnx:{}/w600k_r50.onnx?licence=Bought", "MIT", "Bought"),
         ("onnx:{}/w600k_r50.onnx?licence=MIT", "Apache-2.0", "Apache-2.0"),
         ("onnx:{}/w600k_r50.onnx?licence=proprietary&pixels=byte", "MIT", "proprietary"),
         ("adaface:{}/adaface_ir50_casia.ckpt?channels=bgr", "MIT", "unknown"),

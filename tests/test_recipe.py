@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+import factory.recipe
 from factory.recipe import (
     FRRecipe,
     GenerateRecipe,
@@ -235,6 +236,30 @@ def test_digests_change_with_pixels_only(field: str, value: Any, content: bool, 
     assert (bank_digest(before) != bank_digest(after)) is bank
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "counts"),
+    [
+        ("ddim", "denoiser", True),
+        ("ddpm", "denoiser", True),
+        ("unipc", "denoiser", False),
+        ("ddim", "autoencoder", False),
+    ],
+)
+def test_where_pixels_are_clipped_the_digest_says_so(
+    monkeypatch: pytest.MonkeyPatch, name: str, weights: str, counts: bool
+) -> None:
+    raw = changed(GENERATE, "sampler", {"name": name, "steps": 4})
+    recipe = parse(changed(raw, f"weights.{weights}", {"location": "x"}))
+    assert isinstance(recipe, GenerateRecipe)
+    now, pixels = content_digest(recipe, {}), factory.recipe._pixels
+
+    def before(given: GenerateRecipe) -> dict[str, Any]:
+        return {key: value for key, value in pixels(given).items() if key != "clipped"}
+
+    monkeypatch.setattr(factory.recipe, "_pixels", before)
+    assert (content_digest(recipe, {}) != now) is counts
+
+
 def test_known_faces_count_by_what_they_are_not_by_where_they_lie() -> None:
     def digest(path: str, value: Any) -> str:
         recipe = parse(changed(changed(GENERATE, "screens.real_lookalike", LOOKALIKE), path, value))
@@ -349,4 +374,5 @@ def test_keys_in_an_address_are_refused_and_not_shown(
     with pytest.raises(InputError) as caught:  # nor where a field is no address at all
         parse(changed(base, field.partition(".")[0], [url]))
     assert "a-secret" not in str(caught.value)
-    parse(at("s3://bucket/x?region=r&endpoint_override=h:9000"))
+    for kept in ("s3://bucket/x?region=r&endpoint_override=h:9000", "gs://anonymous@bucket/x"):
+        parse(at(kept))

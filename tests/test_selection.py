@@ -12,9 +12,8 @@ from irnet import IRNet
 
 from factory import selection
 from factory.banks import contents_digest
-from factory.cli import FaultError
 from factory.provenance import models
-from factory.recipe import BankRecipe, GenerateRecipe, InputError, load, parse
+from factory.recipe import BankRecipe, FaultError, GenerateRecipe, InputError, load, parse
 from factory.selection import Beholder, Seen, select
 from factory.shards.store import Store
 
@@ -140,7 +139,7 @@ def test_candidates_are_seen_by_a_checkpoint_of_adaface(tmp_path: Path):
     named = {"url": url, "digest": contents_digest(Store(url))}
     weights = {"recognizer": {"location": f"adaface:{path}?channels=bgr", "licence": "own"}}
     made = recipe(candidates=named, weights=weights)
-    assert models(made.weights)[0].licence == "own"
+    assert models(made.weights)[0].licence == "own AND unknown"  # the catalog knows of none
     beholder = Beholder((made.model_dump(mode="json"), named, 32))
     found = beholder({"start": np.array([0])})["embeddings"][0]
     images = beholder.bank.images(range(3))

@@ -8,9 +8,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from factory.cli import FaultError
 from factory.provenance import Model, sha256_file
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 from factory.shards.manifest import (
     MANIFEST,
     TAR,

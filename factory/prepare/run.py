@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory import provenance
-from factory.cli import FaultError
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
@@ -23,7 +22,7 @@ from factory.prepare.recipe import (
 )
 from factory.prepare.sources import DATASET, Entry, Listing, Reader, list_source
 from factory.prepare.work import Assignment, Task, Worker
-from factory.recipe import Image, InputError, Weights, checked, local_path
+from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
 from factory.recognition import catalog
 from factory.shards.claim import CLAIM, claimed, differences
 from factory.shards.embeddings import embeddings_file
@@ -146,7 +145,11 @@ def check_claim(store: Store, claim: dict[str, Any]) -> None:
 
 
 def prepare(
-    given: Preparation, store: Store, actors: int, say: Callable[[str], None]
+    given: Preparation,
+    store: Store,
+    actors: int,
+    say: Callable[[str], None],
+    check_lock: Callable[[], None] = lambda: None,
 ) -> DatasetManifest:
     """Make every shard that is not there yet, then merge the manifests.
 
@@ -155,6 +158,7 @@ def prepare(
         store: the dataset's folder, locked by the caller.
         actors: workers at once, one CPU each; 0 takes every CPU of the cluster.
         say: receives one line of progress at a time.
+        check_lock: called once a shard; it raises where the folder is another writer's by now.
 
     Raises:
         InputError: the folder is another dataset's, or the cluster has not as many CPUs.
@@ -183,6 +187,7 @@ def prepare(
     rows = [{"task": _task(given.listing, shard)} for shard in todo]
     size = min(actors or cpus(), len(rows))
     for number, _ in enumerate(each(rows, Worker, assignment, size, "--actors "), 1):
+        check_lock()
         say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
     missing = [shard.name for shard in _todo(given, store)]
     if missing:

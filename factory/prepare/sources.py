@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 from factory.prepare import recordio
 from factory.recipe import InputError, public
+from factory.shards.claim import CLAIM
 from factory.shards.manifest import MANIFEST, load_manifest
 from factory.shards.recordio import LARGEST_LABEL
 from factory.shards.store import Store, parted
@@ -93,7 +94,7 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     store = Store(source)
     if store.root is not None and not store.root.is_dir():
         raise InputError(f"SOURCE {public(source)}: no such folder; accepted: {ACCEPTED}")
-    if store.exists(MANIFEST):
+    if store.exists(MANIFEST) and store.exists(CLAIM):
         if unlabelled:
             raise labelled
         return store, _dataset(store)

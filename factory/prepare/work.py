@@ -19,7 +19,7 @@ from factory.prepare.images import Made, make_image
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
 from factory.prepare.sources import Entry, Reader
 from factory.provenance import check_versions, sha256_file
-from factory.recipe import FaultError, InputError
+from factory.recipe import FaultError, InputError, public
 from factory.seeding import hex16
 from factory.shards.embeddings import embeddings_file, write_embeddings
 from factory.shards.manifest import (
@@ -30,7 +30,7 @@ from factory.shards.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.shards.store import Store, public, scratch
+from factory.shards.store import Store, scratch
 from factory.shards.tar import read_tar, write_tar
 from factory.stages.encode import REJECTS
 

@@ -7,10 +7,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from factory.provenance import sha256_file
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 from factory.recognition.neighbours import Faces
 from factory.shards.located import find_file, folder_files
-from factory.shards.store import public
 
 FORMAT = "face-data-factory/faces"
 COLUMN = "embedding"

@@ -27,9 +27,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from factory import engine, metrics
-from factory.cli import FaultError
 from factory.evaluation.verification import bin_files
-from factory.recipe import InputError, keyless, local_path, public, with_options
+from factory.recipe import FaultError, InputError, keyless, local_path, public, with_options
 from factory.recognition.faces import load_faces
 from factory.search.leakage import checked_recognizer
 from factory.search.results import BEST, SWEEP, best, front, generation, overhead, startup

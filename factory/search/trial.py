@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factory.cli import FaultError
 from factory.compose import TooFewError, compose
 from factory.recipe import (
     ComposeRecipe,
     Data,
+    FaultError,
     FRRecipe,
     GenerateRecipe,
     InputError,

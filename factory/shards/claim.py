@@ -78,6 +78,10 @@ def planned(claim: dict[str, Any]) -> Iterator[Shard | Slice]:
     yield from shards(recipe, tuple((int(count), int(images)) for count, images in claim["grown"]))
 
 
+def _unnamed(field: str, stated: Any) -> bool:
+    return field.startswith("weights.") and field.endswith(".sha256") and not stated
+
+
 def check_claim(
     store: Store, recipe: GenerateRecipe, content_digest: str, extend: bool
 ) -> tuple[Extent, ...]:
@@ -106,6 +110,11 @@ def check_claim(
         if field in BOUND or not field.startswith(FREE)
     ]
     foreign = [item for item in differing if item[0] not in COUNTS]
+    if foreign and all(_unnamed(field, old) for field, old, _ in foreign):
+        raise InputError(
+            f"--out {store.url}: does not say which weights it was begun with ({foreign[0][0]} is "
+            f"empty there, {foreign[0][2]} here); accepted is an empty folder"
+        )
     if foreign:
         raise InputError(
             f"--out {store.url}: holds another recipe's dataset: "

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factory.cli import FaultError
+from factory.recipe import FaultError
 from factory.shards.store import Store
 
 FOLDER = "checkpoints"

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from factory.cli import FaultError
-from factory.recipe import FRRecipe, TrainRecipe
+from factory.recipe import FaultError, FRRecipe, TrainRecipe
 from factory.training.engines import NotFiniteError
 from factory.training.workers import lower
 

@@ -16,8 +16,8 @@ from factory import hardware
 from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
-from factory.recipe import InputError, TrainRecipe, parse
-from factory.shards.store import Store, public
+from factory.recipe import InputError, TrainRecipe, parse, public
+from factory.shards.store import Store
 from factory.systems import training_class
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from factory.cli import FaultError, ProgressLine
-from factory.recipe import FRRecipe, InputError, TrainRecipe, parse
+from factory.cli import ProgressLine
+from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
 from factory.shards.store import Store, below
 
 SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs

@@ -10,12 +10,11 @@ import pytest
 import webdataset
 from patches import digest, pixels
 
-from factory.cli import FaultError
 from factory.compose import compose
 from factory.export import source as module
 from factory.export.export import Options, export
 from factory.export.source import open_source
-from factory.recipe import ComposeRecipe, InputError, parse
+from factory.recipe import ComposeRecipe, FaultError, InputError, parse
 from factory.shards.composition import Composition, read_rows
 from factory.shards.materialise import materialise
 from factory.shards.store import Store

@@ -13,11 +13,10 @@ import psutil
 import pytest
 
 from factory import engine
-from factory.cli import FaultError
 from factory.engine import generate
 from factory.plan import shards
 from factory.provenance import versions
-from factory.recipe import content_digest
+from factory.recipe import FaultError, content_digest
 from factory.shards import store as module
 from factory.shards.claim import write_claim
 from factory.shards.manifest import merge

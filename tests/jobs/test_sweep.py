@@ -16,8 +16,8 @@ import simplejpeg
 import yaml
 from faces import face
 
-from factory.cli import FaultError
 from factory.evaluation.verification import write_bin
+from factory.recipe import FaultError
 from factory.shards.store import Store
 from factory.training import checkpoint
 

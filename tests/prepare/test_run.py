@@ -22,11 +22,10 @@ from others import im2rec, insightface, write_tar
 from PIL import Image
 
 from factory import engine
-from factory.cli import FaultError
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.prepare import run
 from factory.prepare.run import Preparation, Wishes, check_claim, plan, prepare
-from factory.recipe import InputError
+from factory.recipe import FaultError, InputError
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.embeddings import embeddings_file, read_embeddings
 from factory.shards.feed import Feed
@@ -328,6 +327,8 @@ def test_a_finished_dataset_is_prepared_again_and_hands_down_what_it_states(
     assert [(int(name), Path(key).stem) for _, name, key in found] == originals
     assert [label for label, _, _ in found] == [0, 1]
     assert verify(store) == []
+    (photographs / "manifest.json").write_text("{}")  # somebody else's: no dataset of ours
+    assert plan(Wishes(str(photographs), "CC0-1.0", size=64)).listing.kind == "folder"
     next((tmp_path / "made" / "shards").glob("*.tar")).unlink()
     with pytest.raises(InputError, match=r"shards/.*tar is not there; accepted is a dataset with"):
         plan(Wishes(str(tmp_path / "made"), "CC0-1.0"))

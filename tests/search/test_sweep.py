@@ -11,9 +11,8 @@ import torch
 from faces import make_pool
 
 from factory import tracking
-from factory.cli import FaultError
 from factory.provenance import sha256_file
-from factory.recipe import Backbone, InputError, KnownFaces
+from factory.recipe import Backbone, FaultError, InputError, KnownFaces
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
 from factory.recognition.recognizers import save_recognizer

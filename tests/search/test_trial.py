@@ -11,10 +11,9 @@ import simplejpeg
 from faces import face, make_pool
 
 from factory import engine
-from factory.cli import FaultError
 from factory.compose import compose
 from factory.evaluation.verification import Pairs, write_bin
-from factory.recipe import FRRecipe, InputError, parse
+from factory.recipe import FaultError, FRRecipe, InputError, parse
 from factory.search import Choice, Space, trial
 from factory.search.trial import (
     ACCURACY,

@@ -57,6 +57,21 @@ def test_a_composition_is_refused(tmp_path: Path) -> None:
         check_claim(store, studio(), DIGEST, False)
 
 
+def test_a_dataset_that_does_not_name_its_weights_is_not_gone_on_with(
+    made_dataset: Callable[..., Store],
+) -> None:
+    store = made_dataset()
+    held = read_claim(store)
+    weights = {"teacher": {"location": "x", "sha256": "", "licence": "MIT"}}
+    held["recipe"]["weights"] = weights
+    store.write(CLAIM, json.dumps(held).encode())
+    stated = {"teacher": weights["teacher"] | {"sha256": "a" * 64}}
+    now = parse(held["recipe"] | {"weights": stated})
+    assert isinstance(now, GenerateRecipe)
+    with pytest.raises(InputError, match=r"weights\.teacher\.sha256 is empty there, a+ here"):
+        check_claim(store, now, DIGEST, False)
+
+
 @pytest.mark.parametrize("data", [b"[1]", b"not JSON", b'{"recipe": 3}'])
 def test_a_claim_that_is_none_is_one_error(tmp_path: Path, data: bytes) -> None:
     store = Store(tmp_path)

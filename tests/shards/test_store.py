@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from factory.recipe import FaultError, InputError
+from factory.recipe import FaultError, InputError, public
 from factory.shards import store as module
 from factory.shards.manifest import committed, load_manifest
-from factory.shards.store import LOCK, Store, below, in_order, parted, public
+from factory.shards.store import LOCK, Store, below, in_order, parted
 from factory.shards.verify import verify
 
 KEY, SECRET = "a-key", "a-secret"  # of the fixture `s3`

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from factory.cli import FaultError
+from factory.recipe import FaultError
 from factory.shards.store import Store
 from factory.training import checkpoint
 

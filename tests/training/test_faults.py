@@ -7,7 +7,7 @@ import pytest
 import torch
 from together import engine_recipe
 
-from factory.cli import FaultError
+from factory.recipe import FaultError
 from factory.training.engines import NotFiniteError
 from factory.training.faults import explained
 from factory.training.workers import lower

@@ -10,8 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import face, make_pool
 from gpu import GPU, pretended_gpu
 
-from factory.cli import FaultError
-from factory.recipe import FRRecipe, InputError, load, parse
+from factory.recipe import FaultError, FRRecipe, InputError, load, parse
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.store import Store
 from factory.training import recognition

@@ -7,8 +7,7 @@ import pytest
 import ray
 import ray.train.torch
 
-from factory.cli import FaultError
-from factory.recipe import load
+from factory.recipe import FaultError, load
 from factory.training import workers
 from factory.training.workers import Board
 
