@@ -104,7 +104,8 @@ def register(
     frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
     licences = weights_licences(recipe)
     tags = {
-        "licence": json.loads(store.read(RECORD))["licence"],
+        # A record of before licences were handed down has none.
+        "licence": json.loads(store.read(RECORD)).get("licence") or licence(recipe),
         "recipe": digest(recipe),
         "data": ", ".join(recipe.data.urls()),
     }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gpu import same_images, same_step
 from PIL import Image
+from tiny import IDIFF, SIZE, located
 
 from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
 from factory.diffusion.files import load_denoiser, save_weights
@@ -37,31 +38,16 @@ from factory.shards.tar import write_tar
 from factory.systems.base import Position
 from factory.systems.idiff_face import IDiffFace, IDiffFaceTraining
 
-SIZE = 16
-MODEL: dict[str, Any] = {
-    "latent_channels": 4,
-    "latent_size": 4,
-    "widths": [32, 32],
-    "attention": [False, True],
-    "blocks": 1,
-    "norm_groups": 2,
-    "conditioning": "both",
-    "context_size": 8,
-    "context_channels": 32,
-    "context_tokens": 2,
-    "learn_empty_context": True,
-}
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Weights of a denoiser that answers to its context, an autoencoder and a teacher."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(3)
-    unet = UNet(UNetConfig.model_validate(MODEL))
+    unet = UNet(UNetConfig.model_validate(IDIFF))
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.08)
-    config = {"model": MODEL, "process": Process(prediction="v_prediction").model_dump()}
+    config = {"model": IDIFF, "process": Process(prediction="v_prediction").model_dump()}
     save_weights(folder / "denoiser.safetensors", "denoiser", unet, config, {"licence": "CC0-1.0"})
     sizes = AutoencoderConfig(
         size=SIZE, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1)
@@ -77,10 +63,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     teacher = make_backbone(backbone, SIZE).state_dict()
     save_recognizer(folder / "teacher.safetensors", teacher, backbone, SIZE, "teacher", "CC0-1.0")
     return {name: folder / f"{name}.safetensors" for name in ("denoiser", "autoencoder", "teacher")}
-
-
-def located(files: dict[str, Path], *names: str) -> dict[str, Any]:
-    return {name: {"location": str(files[name])} for name in names or files}
 
 
 def generating(files: dict[str, Path], **changes: Any) -> GenerateRecipe:
@@ -298,7 +280,7 @@ def training(files: dict[str, Path], data: str, **changes: Any) -> TrainRecipe:
         "licence": "CC0-1.0",
         "image": {"size": SIZE},
         "data": {"train": data},
-        "model": MODEL,
+        "model": IDIFF,
         "weights": located(files, "autoencoder", "teacher"),
         "options": {
             "process": {"prediction": "v_prediction"},
@@ -380,10 +362,10 @@ def test_contexts_come_from_the_same_person(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": MODEL | {"learn_empty_context": False}}, "empty_context_prob is 0.2"),
-        ({"model": MODEL | {"context_size": 9}}, "context_size: 9"),
-        ({"model": MODEL | {"latent_size": 8}}, "autoencoder makes"),
-        ({"model": MODEL | {"colour": 1}}, r"model\.colour: unknown"),
+        ({"model": IDIFF | {"learn_empty_context": False}}, "empty_context_prob is 0.2"),
+        ({"model": IDIFF | {"context_size": 9}}, "context_size: 9"),
+        ({"model": IDIFF | {"latent_size": 8}}, "autoencoder makes"),
+        ({"model": IDIFF | {"colour": 1}}, r"model\.colour: unknown"),
         ({"weights": {}}, r"weights\.autoencoder: missing"),
         ({"image": {"size": 32}}, r"image\.size: 32"),
     ],
