@@ -397,12 +397,7 @@ def fill_bank(
     digest = bank_digest(recipe)
     bank = identities.load_bank(store, digest)
     wanted, start = recipe.identities.count, 0 if bank is None else len(bank)
-    crew = Crew(("bank",), "pool.", recipe.pool.size, recipe.pool.num_cpus, recipe.pool.num_gpus)
-
-    def pooled(dataset: Any) -> Any:
-        threads, raw = recipe.pool.threads, recipe.model_dump(mode="json")
-        return _pooled(dataset, BankActor, crew, threads, raw)
-
+    pool, raw = recipe.pool, recipe.model_dump(mode="json")
     while bank is None or len(bank) < wanted:
         drawn, have = (0, 0) if bank is None else (bank.drawn, len(bank))
         if drawn > DRAWS_PER_IDENTITY * wanted:
@@ -414,7 +409,13 @@ def fill_bank(
         first = drawn // BANK_BLOCK
         blocks = max(math.ceil((wanted - have) / rate / BANK_BLOCK), 1)
         rows = ({"block": first + n} for n in range(blocks))
-        made = _windows(rows, crew.size, pooled, f"output {store.url}: ")
+        size = min(pool.size, blocks)
+        crew = Crew(("bank",), "pool.", size, pool.num_cpus, pool.num_gpus)
+
+        def pooled(dataset: Any, crew: Crew = crew) -> Any:
+            return _pooled(dataset, BankActor, crew, pool.threads, raw)
+
+        made = _windows(rows, size, pooled, f"output {store.url}: ")
         for candidate, contexts in _in_order(made, first):
             if bank is None:
                 bank = identities.empty_bank(contexts.shape[1])
