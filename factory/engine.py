@@ -522,7 +522,8 @@ def fill(
     """Claim a dataset's folder for a recipe and make what it lacks.
 
     Args:
-        recipe: what to make; it states the sha256 of its weights (`provenance.pinned`).
+        recipe: what to make; it states the sha256 of its weights (`provenance.pinned`) and its
+            precision (`precision.settled`).
         lock: of the dataset's folder, held by the caller.
         handed_down: as `check_sources` returns it.
         say: receives one line of progress at a time.
@@ -534,8 +535,9 @@ def fill(
         FaultError: as `generate`.
     """
     assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
-    store, digest = lock.store, content_digest(recipe, versions())
-    grown = check_claim(store, recipe, digest, extend)
+    store, made_with = lock.store, versions()
+    grown = check_claim(store, recipe, made_with, extend)
+    digest = content_digest(recipe, made_with)
     write_claim(store, recipe, digest, grown, handed_down, models(recipe.weights))
     store.sweep()
     return generate(recipe, store, grown, say, lock.check)

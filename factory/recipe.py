@@ -76,6 +76,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+AUTO = "auto"
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of weights others made
@@ -173,7 +175,10 @@ class Sampler(Part):
     )
     eta: Fraction = 0.0
     batch_size: Positive = 16
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Precision = Field(
+        default=AUTO,
+        description="auto: bfloat16 where the workers' processors have instructions for it.",
+    )
 
 
 class IdentityDrift(Part):
@@ -345,7 +350,10 @@ class Engine(Part):
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = 1
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = Field(
+        default=AUTO,
+        description="auto: bfloat16 where the workers' processors have instructions for it.",
+    )
     max_failures: Natural = 2
     deepspeed: DeepSpeed = DeepSpeed()
 
@@ -587,6 +595,7 @@ class BankRecipe(Part):
 
 
 Recipe = GenerateRecipe | TrainRecipe | FRRecipe | ComposeRecipe | BankRecipe
+R = TypeVar("R", GenerateRecipe, TrainRecipe, FRRecipe)
 KINDS: dict[
     str,
     type[GenerateRecipe]
@@ -710,6 +719,45 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def precision_field(recipe: GenerateRecipe | TrainRecipe | FRRecipe) -> str:
+    """Return the name of the field that states the precision; "" where a recipe has none."""
+    if isinstance(recipe, GenerateRecipe):
+        return "sampler.dtype" if recipe.sampler else ""
+    return "engine.precision"
+
+
+def stated_precision(recipe: GenerateRecipe | TrainRecipe | FRRecipe) -> str:
+    """Return the precision a recipe states: float32, bfloat16 or auto; "" where it has none."""
+    value: Any = recipe
+    for name in filter(None, precision_field(recipe).split(".")):
+        value = getattr(value, name)
+    return value if isinstance(value, str) else ""
+
+
+def with_precision(recipe: R, precision: str) -> R:
+    """Return the recipe with its `auto` replaced by a precision; unchanged where it states one."""
+    if stated_precision(recipe) != AUTO:
+        return recipe
+    raw = recipe.model_dump(mode="json")
+    apply(raw, f"{precision_field(recipe)}={precision}")
+    return checked(type(recipe), raw, "recipe field ")
+
+
+def kept_precision(recipe: R, held: Any) -> R:
+    """Return the recipe with the precision that an output is claimed with, where it says `auto`.
+
+    Args:
+        recipe: what is to be made there.
+        held: the recipe in the output's claim, as JSON values; None where there is no claim.
+
+    Raises:
+        InputError: the claim states no precision that is known.
+    """
+    for name in filter(None, precision_field(recipe).split(".")):
+        held = held.get(name) if isinstance(held, dict) else None
+    return recipe if held is None else with_precision(recipe, held)
+
+
 def bank_digest(recipe: GenerateRecipe) -> str:
     """Return the digest of what decides the identity bank.
 
@@ -748,6 +796,7 @@ def _screens(screens: Screens) -> dict[str, Any]:
 
 
 def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
+    assert stated_precision(recipe) != AUTO, "what auto means is settled before a digest is taken"
     sampler = recipe.sampler.name if recipe.sampler else ""
     clipped = sampler in ("ddpm", "ddim") and "autoencoder" not in recipe.weights
     since = {"clipped": True} if clipped else {}  # absent, digests are those of before it was done

@@ -18,6 +18,7 @@ from factory.banks import ImageBank, contents_digest
 from factory.engine import check_sources, each, fill
 from factory.evaluation.images import fitted
 from factory.plan import ListedShard, sample_key
+from factory.precision import settled
 from factory.provenance import (
     DIGITAL_SOURCE_TYPE,
     checked_sha256,
@@ -33,7 +34,7 @@ from factory.recognition.faces import load_faces
 from factory.recognition.neighbours import packed
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
-from factory.shards.claim import CLAIM, claimed, read_claim
+from factory.shards.claim import CLAIM, claimed, kept, read_claim
 from factory.shards.embeddings import write_embeddings
 from factory.shards.manifest import (
     DatasetManifest,
@@ -251,7 +252,7 @@ def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> Name
     assert recipe.generate is not None
     place, query = parted(out)
     store, handed_down = Store(place + CANDIDATES + query), check_sources(recipe.generate)
-    generate = pinned(recipe.generate)
+    generate = settled(kept(store, pinned(recipe.generate)), print)
     with store.lock("make_bank") as lock:
         fill(generate, lock, handed_down, say, extend=store.exists(CLAIM))
     return NamedDataset(url=store.url, digest=contents_digest(store))

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from factory import cli
-from factory.recipe import FRRecipe, GenerateRecipe, InputError, load
+from factory.recipe import FRRecipe, GenerateRecipe, InputError, load, with_precision
 
 
 def job(arguments: argparse.Namespace) -> None:
     """Time the sides in turn and print the median ratio and its range."""
     recipe = load(arguments.recipe, arguments.overrides)
     if isinstance(recipe, FRRecipe):
+        from factory import hardware
+        from factory.precision import common
         from factory.training.speed import compare
 
-        result = compare(recipe, arguments.repeats)
+        chosen = common([hardware.processor(gpu=False)], "engine.precision")
+        result = compare(with_precision(recipe, chosen), arguments.repeats)
     elif isinstance(recipe, GenerateRecipe):
         result = generation(recipe, arguments.repeats, arguments.address)
     else:
@@ -41,10 +44,12 @@ def generation(recipe: GenerateRecipe, repeats: int, address: str) -> dict[str, 
     """Time generation on Ray and in plain processes."""
     from factory import bench
     from factory.engine import connect
+    from factory.precision import settled
     from factory.provenance import models
 
     models(recipe.weights)
     connect(address)
+    recipe = settled(recipe, print)
     rounds = []
     with tempfile.TemporaryDirectory(prefix="factory-bench-") as folder:
         for repeat in range(repeats):

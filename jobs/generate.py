@@ -10,7 +10,7 @@ import argparse
 from factory import cli, tracking
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
-from factory.shards.claim import check_claim
+from factory.shards.claim import check_claim, kept
 from factory.shards.store import Store
 
 
@@ -22,21 +22,23 @@ def job(arguments: argparse.Namespace) -> None:
         cli.show(describe(recipe))
         return
     from factory.engine import check_sources, connect, fill, preflight
+    from factory.precision import settled
     from factory.provenance import pinned, versions
 
     handed_down = check_sources(recipe)
-    recipe = pinned(recipe)
-    store, digest = Store(arguments.out), content_digest(recipe, versions())
-    check_claim(store, recipe, digest, arguments.extend)
+    store = Store(arguments.out)
+    recipe = kept(store, pinned(recipe))
+    check_claim(store, recipe, versions(), arguments.extend)
     connect(arguments.address)
     preflight(recipe)
+    recipe = settled(recipe, print)
     with (
         store.lock("generate") as lock,
         tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
     ):
         made = fill(recipe, lock, handed_down, cli.ProgressLine(), arguments.extend)
         manifest = made.manifest
-        tracked.dataset(recipe.name, store.url, digest)
+        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
         tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
         tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})

@@ -17,12 +17,14 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="train")
     assert isinstance(recipe, TrainRecipe)
     from factory.engine import connect, require
+    from factory.precision import settled
     from factory.training import output
     from factory.training.diffusion import train, trainable_class
     from factory.training.sidecar import precompute
 
     trainable_class(recipe.system)
     store = Store(arguments.out)
+    recipe = output.kept(store, recipe)
     output.check_output(store, recipe)
     done = output.finished(store)
     if done is not None:
@@ -31,6 +33,7 @@ def job(arguments: argparse.Namespace) -> None:
     connect(arguments.address)
     engine = recipe.engine
     require([("engine.", engine.workers, engine.num_cpus, engine.num_gpus)])
+    recipe = settled(recipe, print)
     with (
         store.lock("train_diffusion") as lock,
         tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,

@@ -18,18 +18,21 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="fr")
     assert isinstance(recipe, FRRecipe)
     from factory.engine import connect
+    from factory.precision import settled
     from factory.training import output, recognition
 
     store = Store(arguments.out)
     recognition.check(recipe)
     recognition.check_inputs(recipe)
-    output.claim(store, recipe)
+    recipe = output.kept(store, recipe)
+    output.check_output(store, recipe)
     done = output.finished(store)
     if done is not None:
         print(f"{store.url}: finished already, loss {done['loss']:.3f} after {done['steps']} steps")
         recognition.export(store, arguments.onnx)
         return
     connect(arguments.address)
+    recipe = settled(recipe, print)
     with (
         store.lock("train_recognizer") as lock,
         tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,

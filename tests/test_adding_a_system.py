@@ -81,6 +81,7 @@ def test_the_example_is_a_system_trains_and_generates(posed: None, tmp_path: Pat
     assert yaw[0] != yaw[1] and max(map(abs, yaw)) <= 30.0
     with pytest.raises(InputError, match="widest"):
         systems.create(generating("posed", files, "uniform", options={"widest": 100.0}))
-    guided = {"sampler": {"name": "ddim", "steps": 2, "guidance_scale": 2.0, "batch_size": 2}}
+    sampler = {"name": "ddim", "steps": 2, "guidance_scale": 2.0, "batch_size": 2}
+    guided = {"sampler": sampler | {"dtype": "float32"}}
     with pytest.raises(InputError, match="no learned empty context"):
         systems.create(generating("posed", files, "uniform", **guided)).load()

@@ -248,7 +248,7 @@ def test_digests_change_with_pixels_only(field: str, value: Any, content: bool, 
 def test_where_pixels_are_clipped_the_digest_says_so(
     monkeypatch: pytest.MonkeyPatch, name: str, weights: str, counts: bool
 ) -> None:
-    raw = changed(GENERATE, "sampler", {"name": name, "steps": 4})
+    raw = changed(GENERATE, "sampler", {"name": name, "steps": 4, "dtype": "float32"})
     recipe = parse(changed(raw, f"weights.{weights}", {"location": "x"}))
     assert isinstance(recipe, GenerateRecipe)
     now, pixels = content_digest(recipe, {}), factory.recipe._pixels

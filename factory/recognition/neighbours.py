@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factory.hardware import processor
+
 MEMORY_BYTES = 4_000_000_000  # of a search, beside what it is given and returns
 ROWS = 1024  # queries of one block
 CHUNK = 64  # cosines whose maximum is taken before any of them is looked at
@@ -22,9 +24,7 @@ DOUBTFUL = 0.01  # share of a block in doubt above which a finer scan is cheaper
 UNIT_ERROR = 1e-3  # of a squared length
 
 Scan = Literal["bfloat16", "float32"]
-SCANS: tuple[Scan, ...] = (
-    ("bfloat16", "float32") if torch.cpu._is_amx_tile_supported() else ("float32",)
-)
+SCANS: tuple[Scan, ...] = ("bfloat16", "float32") if processor(gpu=False).bfloat16 else ("float32",)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from factory.provenance import pinned, versions
 from factory.recipe import (
+    AUTO,
     ComposeRecipe,
     FRRecipe,
     GenerateRecipe,
@@ -26,6 +27,7 @@ from factory.recipe import (
     keyless,
     load,
     parse,
+    with_precision,
 )
 from factory.seeding import generator, seed64
 from factory.shards.store import below
@@ -227,6 +229,7 @@ class Space:
         known: for the objective leakage: faces of real people, embedded by the recognizer that the
             compositions name.
         asha: stops trials that look poor; None lets all finish.
+        precision: what `auto` in recipes of kind `generate` and `fr` means; the sweep settles it.
     """
 
     name: str
@@ -245,6 +248,7 @@ class Space:
     known: KnownFaces | None = None
     asha: Asha | None = None
     source: str = field(default="", compare=False)
+    precision: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.objectives if name not in OBJECTIVES]
@@ -323,6 +327,7 @@ class Space:
                 if view.fields.get("weight", 1.0) == 0:
                     continue  # nothing is taken of it: it need not be there
                 recipe = self._pool(view.pool)
+                recipe = with_precision(recipe, self.precision.get("generate", AUTO))
                 url = below(pools, pool_name(recipe))
                 made[name], view = (recipe, url), {**view.fields, "url": url}
             views[name] = view
@@ -331,13 +336,24 @@ class Space:
         for override in self._sets("compose"):
             apply(fields, override)
         compose = parse(fields)
-        fr = load(self.fr, self._sets("fr"), kind="fr")
-        assert isinstance(compose, ComposeRecipe) and isinstance(fr, FRRecipe)
+        fr = with_precision(self.recognizer(), self.precision.get("fr", AUTO))
+        assert isinstance(compose, ComposeRecipe)
         if self.known is not None and compose.recognizer is None:
             raise InputError(f"space {self.name}: recognizer of its compositions is missing")
         named = {"name": f"{self.name}-{number:04d}", "benchmarks": self.benchmarks}
         fr = fr.model_copy(update=named)
         return Trial(number, point, made, compose, fr)
+
+    def recognizer(self) -> FRRecipe:
+        """Return the recognizer's recipe as its file and the overrides state it."""
+        recipe = load(self.fr, self._sets("fr"), kind="fr")
+        assert isinstance(recipe, FRRecipe)
+        return recipe
+
+    def generated(self, point: Point) -> list[GenerateRecipe]:
+        """Return the recipes of a point's pools as their files and the overrides state them."""
+        views = self._fields(point)["pools"].values()
+        return [self._pool(view.pool) for view in views if isinstance(view, View)]
 
     def _fields(self, point: Point) -> dict[str, Any]:
         """Return what the space's function says of a point."""

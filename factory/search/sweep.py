@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
@@ -28,7 +29,17 @@ from ray.tune.search import Searcher
 
 from factory import engine, metrics
 from factory.evaluation.verification import bin_files
-from factory.recipe import FaultError, InputError, keyless, local_path, public, with_options
+from factory.precision import settled
+from factory.recipe import (
+    AUTO,
+    FaultError,
+    InputError,
+    keyless,
+    local_path,
+    public,
+    stated_precision,
+    with_options,
+)
 from factory.recognition.faces import load_faces
 from factory.search.leakage import checked_recognizer
 from factory.search.results import BEST, SWEEP, best, front, generation, overhead, startup
@@ -86,6 +97,7 @@ def sweep(
     started, store = time.time(), Store(out)
     space.check_samples(samples)
     book = Book(store, space)
+    space = book.space = replace(space, precision=book.precision(samples, say))
     book.check(pools)
     ahead = [space.trial(n, space.draw(n), pools) for n in range(samples)]
     done = book.results()
@@ -249,9 +261,34 @@ class Book:
         """Return the id of the sweep's MLflow run, "" when it has none yet."""
         return self.held.get("run_id", "")
 
+    def precision(self, samples: int, say: Say) -> dict[str, str]:
+        """Return what `auto` means in the trials' recipes: as claimed, else as the cluster is.
+
+        Args:
+            samples: trials in all.
+            say: receives a line.
+
+        Raises:
+            InputError: the nodes that can do the work differ.
+        """
+        if "precision" in self.held or "runs" in self.held:
+            # A sweep begun before `auto` was known computed in what was the default.
+            return self.held.get("precision", {"generate": "bfloat16", "fr": "bfloat16"})
+        space, found = self.space, {}
+        drawn = (recipe for n in range(samples) for recipe in space.generated(space.draw(n)))
+        asked = {
+            "generate": next((r for r in drawn if stated_precision(r) == AUTO), None),
+            "fr": space.recognizer(),
+        }
+        for kind, recipe in asked.items():
+            if recipe is not None and stated_precision(recipe) == AUTO:
+                found[kind] = stated_precision(settled(recipe, say))
+        return found
+
     def claim(self, run_id: str, samples: int) -> None:
         """State whose folder it is, and how many trials are asked for."""
         now = {"space": self.space.described(), "run_id": run_id, "samples": samples, "failed": []}
+        now["precision"] = dict(self.space.precision)
         self.held = {"runs": [], **self.held, **now}
         self.store.write(SWEEP, _json(self.held))
         self.store.write("space.py", self.space.source.encode())

@@ -6,7 +6,15 @@ from typing import Any
 
 from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
 from factory.provenance import Inherited, Model
-from factory.recipe import ComposeRecipe, GenerateRecipe, InputError, bank_digest, parse
+from factory.recipe import (
+    ComposeRecipe,
+    GenerateRecipe,
+    InputError,
+    bank_digest,
+    content_digest,
+    kept_precision,
+    parse,
+)
 from factory.shards.store import Store
 
 CLAIM = "recipe.json"
@@ -82,15 +90,25 @@ def _unnamed(field: str, stated: Any) -> bool:
     return field.startswith("weights.") and field.endswith(".sha256") and not stated
 
 
+def kept(store: Store, recipe: GenerateRecipe) -> GenerateRecipe:
+    """Return the recipe with the precision its folder is claimed with, where it says `auto`.
+
+    Raises:
+        InputError: the folder holds what a recipe of another kind made.
+    """
+    held = claimed(store, recipe.kind)
+    return recipe if held is None else kept_precision(recipe, held["recipe"])
+
+
 def check_claim(
-    store: Store, recipe: GenerateRecipe, content_digest: str, extend: bool
+    store: Store, recipe: GenerateRecipe, versions: dict[str, str], extend: bool
 ) -> tuple[Extent, ...]:
     """Compare a recipe with the folder's claim; writes nothing.
 
     Args:
         store: the output folder.
-        recipe: what is to be made there.
-        content_digest: of the recipe, with the versions of this environment.
+        recipe: what is to be made there, as `kept` returns it.
+        versions: of the libraries that compute pixels here.
         extend: whether the dataset may grow.
 
     Returns:
@@ -120,10 +138,11 @@ def check_claim(
             f"--out {store.url}: holds another recipe's dataset: "
             + ", ".join(f"{field} is {old!r} there, {new!r} here" for field, old, new in foreign)
         )
-    if held["content_digest"] != content_digest:
+    here = content_digest(recipe, versions)
+    if held["content_digest"] != here:
         raise InputError(
             f"--out {store.url}: made with other library versions (content digest "
-            f"{held['content_digest']} there, {content_digest} here); accepted are those its shard "
+            f"{held['content_digest']} there, {here} here); accepted are those its shard "
             "manifests state"
         )
     grown = tuple((count, images) for count, images in held["grown"])
@@ -147,7 +166,7 @@ def check_claim(
 def write_claim(
     store: Store,
     recipe: GenerateRecipe,
-    content_digest: str,
+    digest: str,
     grown: tuple[Extent, ...],
     inherited: Inherited | None = None,
     models: tuple[Model, ...] | None = None,
@@ -157,7 +176,7 @@ def write_claim(
     Args:
         store: the output folder.
         recipe: what is made there.
-        content_digest: of the recipe, with the versions of this environment.
+        digest: its content digest, with the versions of this environment.
         grown: the extents it had before.
         inherited: what the datasets that images are drawn from hand down.
         models: the recipe's, as their files lie there; default: as the recipe states them.
@@ -165,7 +184,7 @@ def write_claim(
     claim = {
         "recipe": recipe.model_dump(mode="json"),
         "grown": [list(extent) for extent in grown],
-        "content_digest": content_digest,
+        "content_digest": digest,
         "bank_digest": bank_digest(recipe),
     }
     if inherited is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from factory import hardware, identities
 from factory.provenance import check_versions, checked_sha256
-from factory.recipe import GenerateRecipe, InputError, bank_digest, parse
+from factory.recipe import GenerateRecipe, InputError, bank_digest, parse, stated_precision
 from factory.recognition.recognizers import load_recognizer
 from factory.shards.manifest import ShardManifest
 from factory.shards.store import Store
@@ -52,7 +52,7 @@ class Line:
         assert isinstance(recipe, GenerateRecipe)
         pool, kinds = recipe.pool, {stage.partition(":")[0] for stage in stages}
         gpu = (pool.num_gpus if "render" in kinds else pool.screen_num_gpus) > 0
-        hardware.set_up(pool.threads, gpu)
+        hardware.set_up(pool.threads, gpu, stated_precision(recipe) if "render" in kinds else "")
         system = create(recipe)
         if "render" in kinds:
             system.load()

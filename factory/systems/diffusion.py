@@ -43,6 +43,7 @@ from factory.hardware import gpu_facts
 from factory.identities import cosine_bounds, perturb
 from factory.provenance import checked_sha256
 from factory.recipe import (
+    AUTO,
     Backbone,
     Cosine,
     Fraction,
@@ -206,6 +207,7 @@ class DiffusionSystem(System):
         self.open()
         recipe = self.recipe
         assert recipe.sampler is not None
+        assert recipe.sampler.dtype != AUTO, "what auto means is settled before sampling"
         self.sampler: Sampler = recipe.sampler
         self.device = torch.device("cuda" if recipe.pool.num_gpus else "cpu")
         for name in ("denoiser", "autoencoder"):

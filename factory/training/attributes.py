@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from factory import hardware
 from factory.evaluation.dataset import samples
 from factory.evaluation.images import decode
 from factory.provenance import strictest
@@ -160,6 +161,7 @@ def _fit(
     # A value that changes its sign in a mirror does so in units, not in deviations from a mean.
     sign = np.array([attribute.mirrored for attribute in STUDIO.values()], np.float32)
     mirrored = (train.values * sign - mean) / scale
+    low = hardware.processor(gpu=False).bfloat16
     for epoch in range(epochs):
         rng = generator(seed64(seed, "attributes-epoch", epoch))
         order, total = rng.permutation(len(train.labels)), 0.0
@@ -168,7 +170,7 @@ def _fit(
             flip, blur = rng.random(len(rows)) < 0.5, rng.random(len(rows)) < BLURRED
             batch = _augmented(to_input(torch.from_numpy(train.images[rows])), flip, blur)
             target = torch.from_numpy(np.where(flip[:, None], mirrored[rows], values[rows]))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 answer = net(batch)
             loss = functional.smooth_l1_loss(answer.float(), target)
             optimizer.zero_grad()

@@ -99,7 +99,8 @@ def run(
     """
     check_engine(recipe)
     inherited = licence(recipe)
-    hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
+    gpu = worker.device.type == "cuda"
+    hardware.set_up(recipe.engine.threads, gpu, recipe.engine.precision)
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from factory.recipe import AUTO, FRRecipe, InputError, Optimizer, TrainRecipe
 from factory.recipe import Engine as EngineRecipe
-from factory.recipe import FRRecipe, InputError, Optimizer, TrainRecipe
 from factory.training.recompute import recompute_blocks
 
 P = TypeVar("P")
@@ -52,6 +52,7 @@ class Engine(ABC):
 
     def __init__(self, recipe: EngineRecipe, device: torch.device) -> None:
         """Keep what both engines need."""
+        assert recipe.precision != AUTO, "what auto means is settled before a training"
         self.recipe = recipe
         self.device = device
 

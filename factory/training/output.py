@@ -4,13 +4,23 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from factory.diffusion.files import RANDOM_INIT
 from factory.provenance import licence_of, sha256_file, strictest
-from factory.recipe import FRRecipe, InputError, TrainRecipe, canonical, digest, parse
+from factory.recipe import (
+    AUTO,
+    FRRecipe,
+    InputError,
+    TrainRecipe,
+    canonical,
+    digest,
+    kept_precision,
+    parse,
+    stated_precision,
+)
 from factory.shards.composition import source_licence
 from factory.shards.store import Store
 from factory.tracking import Run
@@ -22,6 +32,14 @@ DONE = "done.json"  # written last: nothing is left for the same command to do
 # What only decides where and how safely it runs; a resumed training may differ in it.
 FREE = ("engine.", "checkpoint.", "precompute", "benchmarks")
 BOUND = "engine.precision"
+
+Trained = TypeVar("Trained", TrainRecipe, FRRecipe)
+
+
+def kept(store: Store, recipe: Trained) -> Trained:
+    """Return the recipe with the precision its output is claimed with, where it says `auto`."""
+    held = json.loads(store.read(RECIPE)) if store.exists(RECIPE) else None
+    return kept_precision(recipe, held)
 
 
 def check_output(store: Store, recipe: BaseModel) -> None:
@@ -43,8 +61,14 @@ def check_output(store: Store, recipe: BaseModel) -> None:
         )
 
 
-def claim(store: Store, recipe: BaseModel) -> None:
-    """State whose output it is, having checked that it is nobody else's."""
+def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
+    """State whose output it is, having checked that it is nobody else's.
+
+    Args:
+        store: the output.
+        recipe: what is trained; it states its precision (`precision.settled`).
+    """
+    assert stated_precision(recipe) != AUTO, "what auto means is settled before a claim"
     check_output(store, recipe)
     store.write(RECIPE, canonical(recipe).encode())
 

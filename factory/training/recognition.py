@@ -149,7 +149,8 @@ def run(
     inherited = licence(recipe)
     feed = _feed(recipe, worker)
     total, per_epoch = total_steps(recipe.schedule, feed.steps_per_epoch), feed.steps_per_epoch
-    hardware.set_up(recipe.engine.threads, worker.device.type == "cuda")
+    gpu = worker.device.type == "cuda"
+    hardware.set_up(recipe.engine.threads, gpu, recipe.engine.precision)
     torch.manual_seed(seed64(recipe.seed, "weights"))
     backbone = make_backbone(recipe.backbone, recipe.image.size)
     centres = Centres(recipe, feed.classes, worker.device, worker.rank, worker.world)

@@ -38,7 +38,7 @@ def recipe(**screens) -> GenerateRecipe:
             "shard": {"identities": 2},
             "pool": {"size": 1},
             "cost": {"seconds_per_image": [0, 1], "source": "test"},
-            "sampler": {"name": "ddim", "steps": 1, "batch_size": 4},
+            "sampler": {"name": "ddim", "steps": 1, "batch_size": 4, "dtype": "float32"},
             "screens": screens,
             "weights": {"teacher": {"location": __file__}},  # what screens ask of it is in Teacher
         }
