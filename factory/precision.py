@@ -87,10 +87,8 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
     from factory.engine import runtime_env
 
     worker = recipe.pool if isinstance(recipe, GenerateRecipe) else recipe.engine
-    look = ray.remote(_look).options(
-        num_cpus=0, num_gpus=worker.num_gpus or None, runtime_env=runtime_env(worker.threads)
-    )
-    gpu = worker.num_gpus > 0
+    gpu, look = worker.num_gpus > 0, ray.remote(_look)
+    shared = {"num_gpus": worker.num_gpus or None, "runtime_env": runtime_env(worker.threads)}
     nodes = [
         node["NodeID"]
         for node in ray.nodes()
@@ -99,14 +97,15 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
         and node["Resources"].get("GPU", 0.0) >= worker.num_gpus
     ]
     if not nodes:
-        return [ray.get(look.options(num_cpus=worker.num_cpus).remote(gpu, timed))]
-    asked = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
-            gpu, timed
-        )
-        for node in nodes
-    ]
-    return ray.get(asked)
+        asked = look.options(**shared, num_cpus=worker.num_cpus).remote(gpu, timed)
+        return [ray.get(asked)]
+    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    return ray.get(
+        [
+            look.options(**shared, num_cpus=0, scheduling_strategy=node).remote(gpu, timed)
+            for node in there
+        ]
+    )
 
 
 def _look(gpu: bool, timed: bool) -> tuple[Processor, str]:

@@ -78,6 +78,7 @@ def test_weights_that_took_the_place_of_others_do_not_go_on_with_their_dataset(
     weights, out = tmp_path / "denoiser.safetensors", tmp_path / "out"
     weights.write_bytes(b"before")
     sets = (f"weights.denoiser.location={weights}", "weights.denoiser.sha256=''")
+    sets = (*sets, "sampler.dtype=float32")
     recipe = load(ROOT / IDIFF, sets)
     assert isinstance(recipe, GenerateRecipe)
     begun = pinned(recipe)

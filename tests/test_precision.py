@@ -1,0 +1,248 @@
+"""What `auto` means: asked of the nodes that do the work, once, and kept from then on."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from factory import hardware, precision
+from factory.hardware import Processor
+from factory.precision import common, looks, settled
+from factory.recipe import (
+    AUTO,
+    FRRecipe,
+    GenerateRecipe,
+    InputError,
+    bank_digest,
+    content_digest,
+    digest,
+    kept_precision,
+    load,
+    stated_precision,
+    with_precision,
+)
+from factory.search.results import SWEEP
+from factory.search.space import load_space
+from factory.search.sweep import Book
+from factory.shards.claim import kept, write_claim
+from factory.shards.store import Store
+from factory.training import output
+
+ROOT = Path(__file__).parents[1]
+IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
+TRAIN = ROOT / "jobs/recipes/desk/train/idiff_face.yaml"
+FR = ROOT / "jobs/recipes/desk/fr/desk.yaml"
+NEW, OLD = Processor("a", "Sapphire", True), Processor("b", "Milan", False)
+
+
+def faces(*overrides: str) -> GenerateRecipe:
+    recipe = load(IDIFF, overrides)
+    assert isinstance(recipe, GenerateRecipe)
+    return recipe
+
+
+def recognizer(*overrides: str) -> FRRecipe:
+    recipe = load(FR, overrides)
+    assert isinstance(recipe, FRRecipe)
+    return recipe
+
+
+def test_every_desk_recipe_leaves_the_precision_to_the_machine() -> None:
+    shipped = sorted((ROOT / "jobs/recipes/desk").rglob("*.yaml"))
+    loaded = [load(path) for path in shipped]
+    inner = [r.generate if r.kind == "bank" and r.generate else r for r in loaded]
+    stated = [stated_precision(r) for r in inner if r.kind in ("generate", "train", "fr")]  # type: ignore[arg-type]
+    assert len(stated) > 20 and set(stated) == {AUTO, ""}  # the studio computes in none
+
+
+def test_recipes_that_state_a_precision_keep_their_digests() -> None:
+    """The digests of the commit before `auto` was known."""
+    low, full = faces("sampler.dtype=bfloat16"), faces("sampler.dtype=float32")
+    assert (content_digest(low, {}), bank_digest(low)) == ("8192e92b0d2da59e", "1d25712b5c0dc9c4")
+    assert (content_digest(full, {}), bank_digest(full)) == ("6c04fe51cd7156a2", "839f537f1799d1b3")
+    assert digest(recognizer("engine.precision=bfloat16")) == "bcb30f1301fd868d"
+
+
+def test_auto_has_no_digest_before_it_is_settled() -> None:
+    with pytest.raises(AssertionError, match="settled"):
+        content_digest(faces(), {})
+    made = with_precision(faces(), "float32")
+    assert content_digest(made, {}) == content_digest(faces("sampler.dtype=float32"), {})
+    assert with_precision(made, "bfloat16") is made
+
+
+@pytest.mark.parametrize("word", ["float16", "bf16", "16", "true"])
+@pytest.mark.parametrize(("path", "field"), [(IDIFF, "sampler.dtype"), (FR, "engine.precision")])
+def test_another_word_is_one_error_that_names_those_accepted(
+    path: Path, field: str, word: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        load(path, [f"{field}={word}"])
+    said = str(caught.value)
+    assert said.startswith(f"recipe field {field}: ") and "'auto', 'float32' or 'bfloat16'" in said
+
+
+def test_nodes_of_one_kind_decide_and_unlike_ones_are_one_error() -> None:
+    assert common([NEW, NEW], "sampler.dtype") == "bfloat16"
+    assert common([OLD, OLD], "sampler.dtype") == "float32"
+    with pytest.raises(InputError) as caught:
+        common([OLD, NEW], "sampler.dtype")
+    for word in ("sampler.dtype", "auto", "Sapphire (a)", "Milan (b)", "float32 and bfloat16"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(NEW, "bfloat16"), (OLD, "float32")])
+def test_auto_says_once_what_it_came_to_and_why(
+    monkeypatch: pytest.MonkeyPatch, there: Processor, chosen: str
+) -> None:
+    monkeypatch.setattr(precision, "looks", lambda recipe, timed: [(there, "")])
+    said: list[str] = []
+    assert stated_precision(settled(recognizer(), said.append)) == chosen
+    (line,) = said
+    assert line.startswith(f"engine.precision: auto is {chosen} here") and there.name in line
+
+
+def test_a_stated_bfloat16_is_honoured_and_its_cost_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = "Milan of node b has no bfloat16 instructions: 7 times"
+    monkeypatch.setattr(precision, "looks", lambda recipe, timed: [(NEW, ""), (OLD, costs)])
+    asked, said = faces("sampler.dtype=bfloat16"), []
+    assert settled(asked, said.append) is asked
+    (line,) = said
+    assert line.startswith("warning: ") and costs in line and "float32" in line
+
+
+def test_float32_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "looks", None)
+    asked = faces("sampler.dtype=float32")
+    assert settled(asked, print) is asked
+
+
+def test_a_claim_keeps_its_precision_whatever_the_recipe_finds_later(tmp_path: Path) -> None:
+    for stated in ("bfloat16", "float32"):
+        made, data = faces(f"sampler.dtype={stated}"), Store(tmp_path / f"faces-{stated}")
+        write_claim(data, made, content_digest(made, {}), ())
+        assert kept(data, faces()) == made
+        trained, out = recognizer(f"engine.precision={stated}"), Store(tmp_path / f"fr-{stated}")
+        output.claim(out, trained)
+        assert output.kept(out, recognizer()) == trained
+    assert kept(Store(tmp_path / "empty"), faces()) == faces()
+    with pytest.raises(AssertionError, match="settled"):
+        output.claim(Store(tmp_path / "new"), recognizer())
+
+
+@pytest.mark.parametrize("held", [{"sampler": {"dtype": "float8"}}, {"sampler": {"dtype": [1]}}])
+def test_a_claim_with_another_word_is_one_error(held: object) -> None:
+    with pytest.raises(InputError, match=r"sampler\.dtype"):
+        kept_precision(faces(), held)
+
+
+@pytest.mark.ray
+def test_a_cluster_of_unlike_nodes_writes_nothing(
+    ray_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job that would settle it, in process: what it finds differs, and no folder is made."""
+    monkeypatch.setattr(precision, "looks", lambda recipe, timed: [(NEW, ""), (OLD, "")])
+    for job, recipe in (("generate", IDIFF), ("train_diffusion", TRAIN)):
+        spec = importlib.util.spec_from_file_location(job, ROOT / f"jobs/{job}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        given = module.argparse.Namespace(
+            recipe=str(recipe),
+            overrides=[],
+            out=str(tmp_path / "out"),
+            extend=False,
+            dry_run=False,
+            address="",
+            tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        )
+        with pytest.raises(InputError, match="nodes differ"):
+            module.job(given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_workers_say_what_they_compute_on(ray_cluster) -> None:
+    here = hardware.processor(gpu=False)
+    found = looks(faces(), timed=True)
+    assert [one for one, _ in found] == [here]
+    assert (found[0][1] == "") is here.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE"),
+        ("DNNL_MAX_CPU_ISA", "avx2_vnni"),
+        ("ATEN_CPU_CAPABILITY", "avx2"),
+    ],
+)
+def test_a_lowered_instruction_set_is_taken_at_its_word(name: str, value: str) -> None:
+    """What the libraries will use counts, not the flags alone; on processors of both kinds."""
+    code = "from factory.hardware import processor; print(processor(False).bfloat16)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
+def test_detection_agrees_with_the_clock() -> None:
+    """Where bfloat16 has instructions its convolution is no slower; emulated, it is far slower."""
+    layer = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(4, 128, 16, 16).contiguous(memory_format=torch.channels_last)
+    ratio = hardware._seconds(layer, x, True) / hardware._seconds(layer, x, False)
+    assert (ratio < 1.6) is hardware.processor(gpu=False).bfloat16
+
+
+def test_a_process_that_emulates_says_so_once_in_its_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(hardware, "processor", lambda gpu: OLD)
+    hardware.set_up(threads, False, "float32")
+    assert not caplog.records
+    hardware.set_up(threads, False, "bfloat16")
+    (record,) = caplog.records
+    assert "Milan of node b has no bfloat16 instructions" in record.message
+    assert "times as long as in float32" in record.message
+    monkeypatch.setattr(hardware, "processor", lambda gpu: NEW)
+    hardware.set_up(threads, False, "bfloat16")
+    assert len(caplog.records) == 1
+
+
+def test_a_sweep_settles_once_and_its_folder_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def found(recipe: GenerateRecipe | FRRecipe, timed: bool) -> list[tuple[Processor, str]]:
+        asked.append(recipe.kind)
+        return [(OLD, "")]
+
+    monkeypatch.setattr(precision, "looks", found)
+    space, store = load_space(str(ROOT / "tune_spaces/cpd_rate.py")), Store(tmp_path)
+    book = Book(store, space)
+    settled_as = book.precision(2, print)
+    assert settled_as == {"generate": "float32", "fr": "float32"} and asked == ["generate", "fr"]
+    book.space = replace(space, precision=settled_as)
+    book.claim("run", 2)
+    trial = book.space.trial(0, space.draw(0), "pools")
+    assert trial.fr.engine.precision == "float32"
+    assert {recipe.sampler.dtype for recipe, _ in trial.pools.values()} == {"float32"}  # type: ignore[union-attr]
+    assert Book(store, space).precision(2, print) == settled_as and len(asked) == 2
+    held = json.loads(store.read(SWEEP))
+    del held["precision"]
+    store.write(SWEEP, json.dumps(held).encode())
+    before = {"generate": "bfloat16", "fr": "bfloat16"}  # as recipes stated it before `auto`
+    assert Book(store, space).precision(2, print) == before
