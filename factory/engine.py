@@ -11,8 +11,10 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,7 +25,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from factory import hardware, identities, metrics
+from factory import hardware, identities, metrics, stops
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
 from factory.provenance import models, versions
@@ -48,7 +50,13 @@ BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes la
 COMMIT_BLOCKS = 32  # drawn between two commits of a bank; fixed, so that its files have fixed names
 WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
+# Ray's, of how long it waits for its own start; its 30 s are too few where others use the machine.
+START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
+LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
+SOCKET_BYTES = 107  # of a unix socket's path
+SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
 REFUSED, FAILED = "refused", "failed"  # columns of a row that says why there is nothing else
 REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # by a worker, as such a row
 
@@ -61,7 +69,7 @@ def connect(address: str) -> None:
     gone.
 
     Raises:
-        InputError: no cluster answers at the address.
+        InputError: no cluster answers at the address, or TMPDIR is too long for a local one.
         FaultError: a local one did not start in time.
     """
     context = ray.data.DataContext.get_current()
@@ -72,13 +80,17 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(START_SETTING, str(START_SEC))
+    joined = bool(address or os.environ.get("RAY_ADDRESS"))
     try:
-        ray.init(
-            address=address or (None if os.environ.get("RAY_ADDRESS") else "local"),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=None if address else False,
-        )
+        with _quiet():
+            ray.init(
+                address=address or (None if joined else "local"),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=None if address else False,
+                **({} if joined else _below()),
+            )
     except ConnectionError as error:
         raise InputError(
             f"--address {address!r}: no Ray cluster answers there ({error})"
@@ -87,8 +99,58 @@ def connect(address: str) -> None:
         if "timed out during startup" not in str(error):
             raise
         raise FaultError(
-            "Ray did not start within its 30 s; is the machine busy? the same command tries again"
+            f"Ray did not start within {os.environ[START_SETTING]} s; is the machine busy? the "
+            f"same command tries again, {START_SETTING}=SECONDS before it gives more time"
         ) from error
+    finally:
+        stops.install()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Start Ray in the block, of whose core this process then shows fatal errors only.
+
+    Ray Data hands every actor of a pool references to its transformation, and Ray's core reports
+    each such actor as an error (ray-project/ray, issue 57733): no argument of ours is small enough.
+    Its errors reach this process as exceptions as well. `os.putenv` sets what the core in this
+    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given.
+    """
+    if LOG_SETTING in os.environ:
+        yield
+        return
+    os.putenv(LOG_SETTING, "fatal")
+    try:
+        yield
+    finally:
+        os.unsetenv(LOG_SETTING)
+
+
+def _below() -> dict[str, str]:
+    """Return where a local Ray is to keep its sockets, where the usual folder has too long a path.
+
+    Raises:
+        InputError: no folder with a short path can be had.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if _fits(f"{usual}/ray"):
+        return {}
+    for parent in SHORT:
+        folder = f"{parent}/ray-{os.getuid()}"
+        with suppress(OSError):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            found = os.lstat(folder)
+            own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
+                return {"_temp_dir": folder}
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    most = SOCKET_BYTES - len(f"/ray/{SOCKETS}")
+    raise InputError(
+        f"{name} {usual}: too long for Ray's sockets; accepted are paths of {most} bytes or fewer"
+    )
+
+
+def _fits(folder: str) -> bool:
+    return len(os.fsencode(f"{folder}/{SOCKETS}")) <= SOCKET_BYTES
 
 
 def preflight(recipe: GenerateRecipe) -> None:
@@ -575,12 +637,14 @@ def generate(
     progress = Progress(planned)
     if found:
         say(f"resuming: {found} of {planned} shards are committed")
-    for row in _run(recipe, store, crews, todo) if todo else ():
-        check_lock()
-        progress.add(row)
-        made = row["manifest"]
-        metrics.shard(recipe.name, recipe.system, made["kept"], made["reasons"], made["seconds"])
-        say(progress.line(found))
+    with stops.keeping(lambda: f"{len(committed(store))} of {planned} shards are committed"):
+        for row in _run(recipe, store, crews, todo) if todo else ():
+            check_lock()
+            progress.add(row)
+            made = row["manifest"]
+            counts = made["kept"], made["reasons"], made["seconds"]
+            metrics.shard(recipe.name, recipe.system, *counts)
+            say(progress.line(found))
     done = committed(store)
     missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
     if missing:
