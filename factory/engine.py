@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from ray._private import services
 from ray.data import ActorPoolStrategy
 
 from factory import hardware, identities, metrics, stops
@@ -52,7 +54,7 @@ WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
-# Ray's, of how long it waits for its own start; its 30 s are too few where others use the machine.
+# How long a local Ray may take to start, and Ray's own name for a user's other wish.
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
 SOCKET_BYTES = 107  # of a unix socket's path
@@ -80,16 +82,16 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault(START_SETTING, str(START_SEC))
+    seconds = _start_seconds()
     joined = bool(address or os.environ.get("RAY_ADDRESS"))
     try:
-        with _quiet():
+        with _quiet(), _patient(seconds):
             ray.init(
                 address=address or (None if joined else "local"),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=None if address else False,
-                **({} if joined else _below()),
+                _temp_dir=None if joined else _below(),
             )
     except ConnectionError as error:
         raise InputError(
@@ -99,11 +101,44 @@ def connect(address: str) -> None:
         if "timed out during startup" not in str(error):
             raise
         raise FaultError(
-            f"Ray did not start within {os.environ[START_SETTING]} s; is the machine busy? the "
-            f"same command tries again, {START_SETTING}=SECONDS before it gives more time"
+            f"Ray did not start within {seconds:g} s; is the machine busy? the same command tries "
+            f"again, and {START_SETTING}=SECONDS before it gives Ray more time"
         ) from error
     finally:
         stops.install()
+
+
+def _start_seconds() -> float:
+    said = os.environ.get(START_SETTING, "")
+    try:
+        return float(said or START_SEC)
+    except ValueError:
+        raise InputError(f"{START_SETTING} {said!r}: accepted is a number of seconds") from None
+
+
+@contextmanager
+def _patient(seconds: float) -> Iterator[None]:
+    """Give a Ray that is started in the block so long before it counts as failed.
+
+    Its 30 s are written into its code, and its setting lengthens one request alone, which is
+    better made anew: one that was made too early may get no answer at all. So the question that
+    Ray repeats for 30 s is one that is repeated for longer.
+    """
+    once, until = services.get_node, time.monotonic() + seconds
+
+    def get_node(*given: Any) -> Any:
+        while True:
+            try:
+                return once(*given)
+            except RuntimeError:
+                if time.monotonic() >= until:
+                    raise
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = once
 
 
 @contextmanager
@@ -113,27 +148,36 @@ def _quiet() -> Iterator[None]:
     Ray Data hands every actor of a pool references to its transformation, and Ray's core reports
     each such actor as an error (ray-project/ray, issue 57733): no argument of ours is small enough.
     Its errors reach this process as exceptions as well. `os.putenv` sets what the core in this
-    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given.
+    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given. The
+    core says on stderr that it has read it: of what is written there meanwhile, all but that line
+    is shown after the block.
     """
     if LOG_SETTING in os.environ:
         yield
         return
-    os.putenv(LOG_SETTING, "fatal")
-    try:
-        yield
-    finally:
-        os.unsetenv(LOG_SETTING)
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        os.putenv(LOG_SETTING, "fatal")
+        try:
+            yield
+        finally:
+            os.unsetenv(LOG_SETTING)
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if LOG_SETTING.encode() not in line))
 
 
-def _below() -> dict[str, str]:
-    """Return where a local Ray is to keep its sockets, where the usual folder has too long a path.
+def _below() -> str | None:
+    """Return where a local Ray keeps its files, the usual folder (None) where sockets fit there.
 
     Raises:
         InputError: no folder with a short path can be had.
     """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if _fits(f"{usual}/ray"):
-        return {}
+        return None
     for parent in SHORT:
         folder = f"{parent}/ray-{os.getuid()}"
         with suppress(OSError):
@@ -141,7 +185,7 @@ def _below() -> dict[str, str]:
             found = os.lstat(folder)
             own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
             if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
-                return {"_temp_dir": folder}
+                return folder
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     most = SOCKET_BYTES - len(f"/ray/{SOCKETS}")
     raise InputError(

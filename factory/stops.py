@@ -43,7 +43,7 @@ class _Stop:
         self.raised = False  # whether the main thread has been told
         self.deadline = 0.0  # monotonic seconds, for the main thread
         self.said = False
-        self.muted: int | None = None  # the descriptor that is the user's stderr since then
+        self.stderr = 2  # the user's, whatever becomes of descriptor 2
         self.kept: list[Callable[[], str]] = []
         self.undone: list[Does] = []
         self.lock = threading.Lock()
@@ -61,6 +61,7 @@ def watched() -> Iterator[None]:
     """
     global _stop, _watching
     _stop = _Stop()
+    _stop.stderr = os.dup(2)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     told, tells = socket.socketpair()
     tells.setblocking(False)
@@ -80,6 +81,8 @@ def watched() -> Iterator[None]:
         tells.close()
         watch.join()
         told.close()
+        os.close(_stop.stderr)
+        _stop.stderr = 2
 
 
 def install() -> None:
@@ -150,7 +153,7 @@ def finish() -> NoReturn:
     stop.asked = stop.asked or signal.SIGINT
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    _mute(stop)
+    _mute()
     family = _hold()  # before anything is counted
     words: list[str] = []
     _together([lambda: words.append(stop.kept[-1]())] if stop.kept else [], LAST_SEC)
@@ -165,7 +168,7 @@ def closing(code: int) -> None:
     """
 
     def hurry(number: int, frame: FrameType | None) -> None:
-        _mute(_stop)
+        _mute()
         _kill(_hold())
         os._exit(code)
 
@@ -206,7 +209,7 @@ def _watch(told: socket.socket, stop: _Stop) -> None:
 
 def _give_up(stop: _Stop, seconds: float) -> NoReturn:
     """End the process in the main thread's place."""
-    _mute(stop)
+    _mute()
     words: list[str] = []
     kept = [lambda: words.append(stop.kept[-1]())] if stop.kept else []
     _together([*stop.undone, *kept], seconds)
@@ -223,21 +226,18 @@ def _together(does: list[Does], seconds: float) -> None:
         thread.join(max(until - time.monotonic(), 0.0))
 
 
-def _mute(stop: _Stop) -> None:
+def _mute() -> None:
     """Keep from the user's eyes what others say while they end: Ray sees its processes die."""
-    with stop.lock:
-        if stop.muted is None:
-            stop.muted = os.dup(2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
     code = 128 + stop.asked
     with stop.lock:
-        if not stop.said and stop.muted is not None:
+        if not stop.said:
             words = f"{kept}; the same command goes on" if kept else "the same command goes on"
             with suppress(OSError):
-                os.write(stop.muted, f"stopped: {words} (exit code {code})\n".encode())
+                os.write(stop.stderr, f"stopped: {words} (exit code {code})\n".encode())
         stop.said = True
     _kill(family)
     os._exit(code)
