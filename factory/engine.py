@@ -15,9 +15,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR i
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
 # How long a local Ray may take to start, and Ray's own name for a user's other wish.
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
+REQUEST_SEC = "5"
+LATE = "timed out during startup"  # in Ray's error
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
 SOCKET_BYTES = 107  # of a unix socket's path
 SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
@@ -82,28 +85,34 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    seconds = _start_seconds()
+    seconds, begun = _start_seconds(), time.monotonic()
     joined = bool(address or os.environ.get("RAY_ADDRESS"))
+    others = stops.below()
     try:
-        with _quiet(), _patient(seconds):
-            ray.init(
-                address=address or (None if joined else "local"),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=None if address else False,
-                _temp_dir=None if joined else _below(),
-            )
-    except ConnectionError as error:
-        raise InputError(
-            f"--address {address!r}: no Ray cluster answers there ({error})"
-        ) from error
-    except Exception as error:  # Ray has no class of its own for it
-        if "timed out during startup" not in str(error):
-            raise
-        raise FaultError(
-            f"Ray did not start within {seconds:g} s; is the machine busy? the same command tries "
-            f"again, and {START_SETTING}=SECONDS before it gives Ray more time"
-        ) from error
+        while not ray.is_initialized():
+            try:
+                with _quiet(), nullcontext() if joined else _patient(begun + seconds):
+                    ray.init(
+                        address=address or (None if joined else "local"),
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        include_dashboard=None if address else False,
+                        _temp_dir=None if joined else _below(),
+                    )
+                break
+            except ConnectionError as error:
+                raise InputError(
+                    f"--address {address!r}: no Ray cluster answers there ({error})"
+                ) from error
+            except Exception as error:  # Ray has no class of its own for it
+                if LATE not in str(error):
+                    raise
+                if time.monotonic() - begun >= seconds:
+                    raise FaultError(
+                        f"Ray did not start within {seconds:g} s; is the machine busy? the same "
+                        f"command tries again; {START_SETTING} gives it more seconds"
+                    ) from error
+                stops.kill(stops.below() - others)
     finally:
         stops.install()
 
@@ -117,28 +126,46 @@ def _start_seconds() -> float:
 
 
 @contextmanager
-def _patient(seconds: float) -> Iterator[None]:
-    """Give a Ray that is started in the block so long before it counts as failed.
+def _patient(until: float) -> Iterator[None]:
+    """Give a Ray that is started in the block time before it counts as failed.
 
-    Its 30 s are written into its code, and its setting lengthens one request alone, which is
-    better made anew: one that was made too early may get no answer at all. So the question that
-    Ray repeats for 30 s is one that is repeated for longer.
+    Its 30 s are written into its code, so the question that it repeats for 30 s becomes one that is
+    repeated for longer, but not once its raylet is gone: that one gives up after 15 s without an
+    agent, which no setting changes (ray-project/ray, issue 65983), and only a new start helps. What
+    Ray has a setting for is how long one request waits; it is short, since one that was made too
+    early gets no answer at all.
+
+    Args:
+        until: monotonic seconds.
     """
-    once, until = services.get_node, time.monotonic() + seconds
+    once = services.get_node
 
     def get_node(*given: Any) -> Any:
         while True:
             try:
                 return once(*given)
-            except RuntimeError:
-                if time.monotonic() >= until:
-                    raise
+            except RuntimeError as error:
+                if time.monotonic() >= until or not _raylet():
+                    raise Exception(LATE) from error  # as Ray itself, which repeats others
 
     services.get_node = get_node
+    os.putenv(START_SETTING, REQUEST_SEC)  # as in `_quiet`
     try:
         yield
     finally:
         services.get_node = once
+        os.unsetenv(START_SETTING)
+        if START_SETTING in os.environ:
+            os.putenv(START_SETTING, os.environ[START_SETTING])
+
+
+def _raylet() -> bool:
+    """Tell whether a raylet that this process started is alive."""
+    for process in stops.below():
+        with suppress(OSError):  # it has just ended
+            if Path(f"/proc/{process}/comm").read_text() == "raylet\n":
+                return True
+    return False
 
 
 @contextmanager

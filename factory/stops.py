@@ -169,7 +169,7 @@ def closing(code: int) -> None:
 
     def hurry(number: int, frame: FrameType | None) -> None:
         _mute()
-        _kill(_hold())
+        kill(_hold())
         os._exit(code)
 
     for number in SIGNALS:
@@ -239,24 +239,24 @@ def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
             with suppress(OSError):
                 os.write(stop.stderr, f"stopped: {words} (exit code {code})\n".encode())
         stop.said = True
-    _kill(family)
+    kill(family)
     os._exit(code)
 
 
 def _hold() -> set[int]:
     """Halt all processes below this one and return them: one that runs could start another."""
     held: set[int] = set()
-    while fresh := _family() - held:
+    while fresh := below() - held:
         _send(fresh, signal.SIGSTOP)
         held |= fresh
     return held
 
 
-def _kill(family: set[int]) -> None:
-    """Kill halted processes, and see them go."""
+def kill(family: set[int]) -> None:
+    """Kill processes by their ids, and see them go."""
     _send(family, signal.SIGKILL)
     until = time.monotonic() + GONE_SEC
-    while _family() and time.monotonic() < until:
+    while below() & family and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -266,18 +266,18 @@ def _send(processes: set[int], number: int) -> None:
             os.kill(process, number)
 
 
-def _family() -> set[int]:
+def below() -> set[int]:
     """Return the ids of all living processes below this one."""
-    below: dict[int, list[int]] = {}
+    started: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
             state, parent, *_ = file.read_text().rpartition(")")[2].split()
             if state not in "ZX":
-                below.setdefault(int(parent), []).append(int(file.parent.name))
+                started.setdefault(int(parent), []).append(int(file.parent.name))
     found: set[int] = set()
     ahead = [os.getpid()]
     while ahead:
-        children = below.get(ahead.pop(), [])
+        children = started.get(ahead.pop(), [])
         found.update(children)
         ahead += children
     return found

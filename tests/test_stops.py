@@ -1,4 +1,4 @@
-"""Whatever a job does when it is stopped, it ends soon, with one line, and leaves nothing behind."""
+"""Whatever a stopped job does, it ends soon, with one line, and leaves nothing behind."""
 
 import os
 import signal

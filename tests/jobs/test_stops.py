@@ -1,4 +1,4 @@
-"""Real jobs on real Ray, stopped as a user or a scheduler does it: one line, and nothing is left."""
+"""Real jobs on real Ray, stopped as users and schedulers do: one line, and nothing is left."""
 
 import re
 import signal
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faces import make_dataset
+from faces import make_pool
 from stopping import check, stop
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(tmp_path: Path
 
 
 def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path / "data", 16, 4)
+    dataset = make_pool(tmp_path / "data", 16, 4)
     command = [
         *("jobs/train_recognizer.py", "jobs/recipes/desk/fr/desk.yaml", "--out", tmp_path / "out"),
         *tracked(tmp_path),
