@@ -1,6 +1,7 @@
 """Jobs run one after another, each as a user would type it: what demo and comparison share."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from factory import stops
 from factory.recipe import FaultError
 
 RECIPES = Path("jobs/recipes/desk")
@@ -51,7 +53,14 @@ class Chain:
         print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
         words += ["--address", self.address, "--tracking-uri", self.tracking_uri]
         start = time.time()
-        code = subprocess.run([sys.executable, *words[1:]]).returncode
+        with stops.shielded():
+            child = subprocess.Popen([sys.executable, *words[1:]])
+        try:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        except KeyboardInterrupt:
+            stops.hand_on(child)
+            raise
+        code = child.wait()
         if code:
             raise FaultError(f"the step {name!r} ended with exit code {code}")
         self.timings[name] = time.time() - start

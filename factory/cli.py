@@ -1,6 +1,7 @@
 """What all jobs share on the command line: arguments, exit codes, error messages."""
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from factory import stops
 from factory.recipe import FaultError, InputError
 
 DONE, FAULTY, WRONG_INPUT = 0, 1, 2
@@ -51,23 +53,37 @@ def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
 def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int | None]) -> NoReturn:
     """Parse, run the job and exit: 0 done, 1 faulty or failed, 2 the user's input is wrong.
 
-    The last line of a failure states the exit code, since `ray job submit` only knows 0 and 1.
+    Ctrl-C ends it with 130, SIGTERM with 143 (`factory.stops`). The last line of a failure states
+    the exit code, since `ray job submit` only knows 0 and 1.
     """
     arguments = made.parse_args()
+    with stops.watched():
+        try:
+            code = _done(arguments, job)
+        except BaseException as error:
+            # Ray's own handler, which stands while Ray starts, raises SystemExit instead.
+            if stops.asked() or isinstance(error, KeyboardInterrupt):
+                stops.finish()
+            raise
+        atexit.register(stops.closing, code)
+    sys.exit(code)
+
+
+def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int | None]) -> int:
+    """Run the job and return its exit code."""
     try:
         reads = any(hasattr(arguments, name) for name in ("recipe", "space"))
         if arguments.overrides and not reads:
             raise InputError(f"--set {arguments.overrides[0]}: this job reads no recipe")
         _kept(arguments)
-        code = job(arguments) or DONE
-    except InputError as error:
-        code = _say(WRONG_INPUT, error)
-    except FaultError as error:
-        code = _say(FAULTY, error)
+        return job(arguments) or DONE
+    except (InputError, FaultError) as error:
+        if stops.asked():  # what a stop broke is no fault
+            raise
+        return _say(WRONG_INPUT if isinstance(error, InputError) else FAULTY, error)
     except BrokenPipeError:  # `plan.py RECIPE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
-    sys.exit(code)
+        return DONE
 
 
 def _kept(arguments: argparse.Namespace) -> None:

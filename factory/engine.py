@@ -11,19 +11,24 @@ import math
 import os
 import re
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
 import torch
+from ray._private import services
 from ray.data import ActorPoolStrategy
 
-from factory import hardware, identities, metrics
+from factory import hardware, identities, metrics, stops
 from factory.identities import Bank
 from factory.plan import Extent, Shard, shards
 from factory.provenance import models, versions
@@ -49,7 +54,15 @@ COMMIT_BLOCKS = 32  # drawn between two commits of a bank; fixed, so that its fi
 WINDOW_SHARDS, WINDOW_TURNS = 1000, 50  # see `_windows`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
 GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
+# How long a local Ray may take to start, and Ray's own name for a user's other wish.
+START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
+REQUEST_SEC = "5"
+LATE = "timed out during startup"  # in Ray's error
+LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
+SOCKET_BYTES = 107  # of a unix socket's path
+SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
 REFUSED, FAILED = "refused", "failed"  # columns of a row that says why there is nothing else
 REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # by a worker, as such a row
 
@@ -62,7 +75,7 @@ def connect(address: str) -> None:
     gone.
 
     Raises:
-        InputError: no cluster answers at the address.
+        InputError: no cluster answers at the address, or TMPDIR is too long for a local one.
         FaultError: a local one did not start in time.
     """
     context = ray.data.DataContext.get_current()
@@ -73,23 +86,143 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    seconds, begun = _start_seconds(), time.monotonic()
+    joined = bool(address or os.environ.get("RAY_ADDRESS"))
+    others = stops.below()
     try:
-        ray.init(
-            address=address or (None if os.environ.get("RAY_ADDRESS") else "local"),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=None if address else False,
-        )
-    except ConnectionError as error:
-        raise InputError(
-            f"--address {address!r}: no Ray cluster answers there ({error})"
-        ) from error
-    except Exception as error:  # Ray has no class of its own for it
-        if "timed out during startup" not in str(error):
-            raise
-        raise FaultError(
-            "Ray did not start within its 30 s; is the machine busy? the same command tries again"
-        ) from error
+        while not ray.is_initialized():
+            try:
+                with _quiet(), nullcontext() if joined else _patient(begun + seconds):
+                    ray.init(
+                        address=address or (None if joined else "local"),
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        include_dashboard=None if address else False,
+                        _temp_dir=None if joined else _below(),
+                    )
+                break
+            except ConnectionError as error:
+                raise InputError(
+                    f"--address {address!r}: no Ray cluster answers there ({error})"
+                ) from error
+            except Exception as error:  # Ray has no class of its own for it
+                if LATE not in str(error):
+                    raise
+                if time.monotonic() - begun >= seconds:
+                    raise FaultError(
+                        f"Ray did not start within {seconds:g} s; is the machine busy? the same "
+                        f"command tries again; {START_SETTING} gives it more seconds"
+                    ) from error
+                stops.kill(stops.below() - others)
+    finally:
+        stops.install()
+
+
+def _start_seconds() -> float:
+    said = os.environ.get(START_SETTING, "")
+    try:
+        return float(said or START_SEC)
+    except ValueError:
+        raise InputError(f"{START_SETTING} {said!r}: accepted is a number of seconds") from None
+
+
+@contextmanager
+def _patient(until: float) -> Iterator[None]:
+    """Give a Ray that is started in the block time before it counts as failed.
+
+    Its 30 s are written into its code, so the question that it repeats for 30 s becomes one that is
+    repeated for longer, but not once its raylet is gone: that one gives up after 15 s without an
+    agent, which no setting changes (ray-project/ray, issue 65983), and only a new start helps. What
+    Ray has a setting for is how long one request waits; it is short, since one that was made too
+    early gets no answer at all.
+
+    Args:
+        until: monotonic seconds.
+    """
+    once = services.get_node
+
+    def get_node(*given: Any) -> Any:
+        while True:
+            try:
+                return once(*given)
+            except RuntimeError as error:
+                if time.monotonic() >= until or not _raylet():
+                    raise Exception(LATE) from error  # as Ray itself, which repeats others
+
+    services.get_node = get_node
+    os.putenv(START_SETTING, REQUEST_SEC)  # as in `_quiet`
+    try:
+        yield
+    finally:
+        services.get_node = once
+        os.unsetenv(START_SETTING)
+        if START_SETTING in os.environ:
+            os.putenv(START_SETTING, os.environ[START_SETTING])
+
+
+def _raylet() -> bool:
+    """Tell whether a raylet that this process started is alive."""
+    for process in stops.below():
+        with suppress(OSError):  # it has just ended
+            if Path(f"/proc/{process}/comm").read_text() == "raylet\n":
+                return True
+    return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Start Ray in the block, of whose core this process then shows fatal errors only.
+
+    Ray Data hands every actor of a pool references to its transformation, and Ray's core reports
+    each such actor as an error (ray-project/ray, issue 57733): no argument of ours is small enough.
+    Its errors reach this process as exceptions as well. `os.putenv` sets what the core in this
+    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given. The
+    core says on stderr that it has read it: of what is written there meanwhile, all but that line
+    is shown after the block.
+    """
+    if LOG_SETTING in os.environ:
+        yield
+        return
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        os.putenv(LOG_SETTING, "fatal")
+        try:
+            yield
+        finally:
+            os.unsetenv(LOG_SETTING)
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if LOG_SETTING.encode() not in line))
+
+
+def _below() -> str | None:
+    """Return where a local Ray keeps its files, the usual folder (None) where sockets fit there.
+
+    Raises:
+        InputError: no folder with a short path can be had.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if _fits(f"{usual}/ray"):
+        return None
+    for parent in SHORT:
+        folder = f"{parent}/ray-{os.getuid()}"
+        with suppress(OSError):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            found = os.lstat(folder)
+            own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    most = SOCKET_BYTES - len(f"/ray/{SOCKETS}")
+    raise InputError(
+        f"{name} {usual}: too long for Ray's sockets; accepted are paths of {most} bytes or fewer"
+    )
+
+
+def _fits(folder: str) -> bool:
+    return len(os.fsencode(f"{folder}/{SOCKETS}")) <= SOCKET_BYTES
 
 
 def preflight(recipe: GenerateRecipe) -> None:
@@ -583,12 +716,14 @@ def generate(
     progress = Progress(planned)
     if found:
         say(f"resuming: {found} of {planned} shards are committed")
-    for row in _run(recipe, store, crews, todo) if todo else ():
-        check_lock()
-        progress.add(row)
-        made = row["manifest"]
-        metrics.shard(recipe.name, recipe.system, made["kept"], made["reasons"], made["seconds"])
-        say(progress.line(found))
+    with stops.keeping(lambda: f"{len(committed(store))} of {planned} shards are committed"):
+        for row in _run(recipe, store, crews, todo) if todo else ():
+            check_lock()
+            progress.add(row)
+            made = row["manifest"]
+            counts = made["kept"], made["reasons"], made["seconds"]
+            metrics.shard(recipe.name, recipe.system, *counts)
+            say(progress.line(found))
     done = committed(store)
     missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
     if missing:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
+from factory import stops
 from factory.recipe import InputError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run reports to its own URI only
@@ -144,7 +145,7 @@ def run(
     parent: str | None = None,
     again: str = "",
 ) -> Iterator[Run]:
-    """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on Ctrl-C.
+    """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on a stop.
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
     canonical form. Call this in the driver before any worker attaches: the first call makes the
@@ -179,13 +180,14 @@ def run(
             tracked.params(values)
             text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
             client.log_text(tracked.id, text, "recipe.json")
-    try:
-        yield tracked
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        client.set_terminated(tracked.id, "KILLED" if interrupted else "FAILED")
-        raise
-    client.set_terminated(tracked.id, "FINISHED")
+    with stops.ending(lambda: client.set_terminated(tracked.id, "KILLED")):
+        try:
+            yield tracked
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt) or stops.asked()
+            client.set_terminated(tracked.id, "KILLED" if stopped else "FAILED")
+            raise
+        client.set_terminated(tracked.id, "FINISHED")
 
 
 def attach(uri: str, run_id: str) -> Run:

@@ -270,12 +270,20 @@ def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
 
 
 def test_a_machine_too_busy_for_ray_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
     def late(**given: object) -> None:  # what Ray raises after 30 s
+        tried.append(given)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
-    with pytest.raises(FaultError, match="Ray did not start within its 30 s"):
+    monkeypatch.setenv(engine.START_SETTING, "0.2")
+    with pytest.raises(FaultError, match=r"Ray did not start within 0\.2 s"):
+        connect("")
+    assert len(tried) > 1
+    monkeypatch.setenv(engine.START_SETTING, "soon")
+    with pytest.raises(InputError, match="'soon': accepted is a number of seconds"):
         connect("")
 
 
@@ -292,6 +300,37 @@ def test_without_an_address_only_rays_own_word_joins_a_cluster(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     connect("")
     assert asked == ["local", "10.0.0.1:6379", None]
+
+
+def test_ray_starts_below_a_tmpdir_too_long_for_a_socket(tmp_path: Path) -> None:
+    """As on Slurm; what a worker says proves that it has started there."""
+    long = tmp_path / ("x" * 110)
+    long.mkdir()
+    code = (
+        "import ray\nfrom factory.engine import connect\nconnect('')\n"
+        "print(ray.get(ray.remote(lambda: 'up').remote()))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "TMPDIR": str(long), "RAY_ADDRESS": "", "RAY_TMPDIR": ""},
+    )  # fmt: skip
+    assert ran.returncode == 0 and ran.stdout == "up\n", ran.stderr
+    assert not ran.stderr
+
+
+def test_a_tmpdir_too_long_for_a_socket_is_one_error_where_no_folder_has_a_short_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / f"ray-{os.getuid()}"
+    foreign.symlink_to(tmp_path)  # another user's snare
+    monkeypatch.setattr(engine, "SHORT", (str(tmp_path),))
+    monkeypatch.setattr(engine.os, "makedirs", lambda *_, **__: None)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 40)
+    with pytest.raises(InputError, match=r"TMPDIR /tmp/x+: too long .* paths of \d+ bytes"):
+        engine._below()
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert engine._below() is None
 
 
 def test_wiring_runs_the_same_stages_in_the_same_order() -> None:

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from factory import provenance
+from factory import provenance, stops
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
@@ -186,9 +186,12 @@ def prepare(
     )
     rows = [{"task": _task(given.listing, shard)} for shard in todo]
     size = min(actors or cpus(), len(rows))
-    for number, _ in enumerate(each(rows, Worker, assignment, size, "--actors "), 1):
-        check_lock()
-        say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
+    of_all = f"of {len(given.shards)} shards are committed"
+    left = given, store
+    with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
+        for number, _ in enumerate(each(rows, Worker, assignment, size, "--actors "), 1):
+            check_lock()
+            say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
     missing = [shard.name for shard in _todo(given, store)]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")

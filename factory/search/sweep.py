@@ -27,7 +27,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from factory import engine, metrics
+from factory import engine, metrics, stops
 from factory.evaluation.verification import bin_files
 from factory.precision import settled
 from factory.recipe import (
@@ -127,7 +127,8 @@ def sweep(
                 env=engine.runtime_env(ahead[0].fr.engine.threads),
                 known=space.known,
             )
-            run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
+            with stops.keeping(lambda: f"{len(book.results())} of {samples} trials are done"):
+                run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
         results = book.results()
         spent = round(time.time() - started, 2)
         at_once = min(concurrent, len(todo))

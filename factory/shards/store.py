@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
+from factory import stops
 from factory.recipe import FaultError, InputError, public
 
 if TYPE_CHECKING:
@@ -260,10 +261,11 @@ class Store:
         """
         lock = Lock(self, owner)
         lock.take()
-        try:
-            yield lock
-        finally:
-            lock.release()
+        with stops.ending(lock.release):
+            try:
+                yield lock
+            finally:
+                lock.release()
 
     def _local(self, name: str) -> Path:
         assert self._root is not None

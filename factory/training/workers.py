@@ -9,15 +9,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from factory import stops
 from factory.cli import ProgressLine
 from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
 from factory.shards.store import Store, below
+from factory.training import checkpoint
 
 SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs
 RELAY_SEC = 1.0
@@ -108,9 +111,9 @@ def launch(
         ),
     )
     failure = ""
-    with _relayed(board, row, picture, check_lock):
+    with stops.keeping(lambda: _kept(Store(out))), _relayed(board, row, picture, check_lock):
         try:
-            trainer.fit()
+            _beside(trainer.fit)
         except ray_train.TrainingFailedError as error:
             failure = " ".join(str(error).split())
     check_lock()  # what lies there now is the other's
@@ -123,6 +126,30 @@ def launch(
     if failure:
         raise FaultError(f"training failed: {failure[-600:]}")
     return ray.get(board.summary.remote())
+
+
+def _beside(fit: Callable[[], Any]) -> None:
+    """Run a trainer in a thread of its own and wait for it.
+
+    In the main thread it would take Ctrl-C for itself, and take long to end.
+    """
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            fit()
+            ended.set_result(None)
+        except BaseException as error:  # raised below
+            ended.set_exception(error)
+
+    threading.Thread(target=work, name="trainer", daemon=True).start()
+    ended.result()
+
+
+def _kept(store: Store) -> str:
+    """Return what a stopped training has, in words."""
+    step = checkpoint.latest(store)
+    return "there is no checkpoint yet" if step is None else f"step {step} is the newest checkpoint"
 
 
 def lower(recipe: TrainRecipe | FRRecipe) -> str:

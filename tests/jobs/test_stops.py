@@ -1,0 +1,84 @@
+"""Real jobs on real Ray, stopped as users and schedulers do: one line, and nothing is left."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faces import make_pool
+from stopping import check, stop
+
+ROOT = Path(__file__).parents[2]
+STUDIO = "jobs/recipes/desk/generate/studio.yaml"
+SMALL = ("identities.count=900", "identities.images_each=4", "shard.identities=3", "image.size=32",
+         "pool.size=1")  # fmt: skip
+NOISE = re.compile(r"core_worker|\(raylet|warning|Traceback|Aborted|\*\*\*", re.IGNORECASE)
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+def sets(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def states(folder: Path) -> list[str]:
+    """Return how MLflow says the runs have ended, the oldest first."""
+    with sqlite3.connect(folder / "mlflow.db") as found:
+        return [row[0] for row in found.execute("select status from runs order by start_time")]
+
+
+def tracked(folder: Path) -> list[str]:
+    return ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+
+
+def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["jobs/generate.py", STUDIO, "--out", out, *tracked(tmp_path), *sets(*SMALL)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        found = stop(command, tmp_path, number, lambda said: re.search(r"shards \d", said),
+                     group=number == signal.SIGINT)  # fmt: skip
+        kept = check(found, number, r"\d+ of 300 shards are committed")
+        assert int(kept.split()[0]) == len(list((out / "shards").glob("*.json")))
+        assert not (out / "lock").exists()
+    assert "resuming: " in found.out
+    assert states(tmp_path) == ["KILLED", "KILLED"]
+
+
+def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
+    dataset = make_pool(tmp_path / "data", 16, 4)
+    command = [
+        *("jobs/train_recognizer.py", "jobs/recipes/desk/fr/desk.yaml", "--out", tmp_path / "out"),
+        *tracked(tmp_path),
+        *sets(f"data.train={dataset}", "data.resize=true", "data.identities=null"),
+        *sets("data.images_each=null", "image.size=32", "schedule.steps=100000"),
+        *sets("schedule.batch_size=16", "checkpoint.every_steps=1", "engine.precision=float32"),
+    ]
+    found = stop(command, tmp_path, signal.SIGINT, lambda said: "step " in said, group=True)
+    kept = check(found, signal.SIGINT, r"step \d+ is the newest checkpoint")
+    assert list((tmp_path / "out/checkpoints").glob(f"step-*{kept.split()[1]}/checkpoint.json"))
+    assert states(tmp_path) == ["KILLED"]
+
+
+def test_a_small_run_shows_nothing_that_looks_like_an_error(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [
+            *(sys.executable, "jobs/generate.py", STUDIO, "--out", str(tmp_path / "out")),
+            *tracked(tmp_path), *sets(*SMALL, "identities.count=6"),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=390,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert not NOISE.search(ran.stderr), ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_is_stopped_with_the_job_it_runs(tmp_path: Path, number: signal.Signals) -> None:
+    command = ["jobs/demo.py", "--smallest", "--out", tmp_path / "demo", *tracked(tmp_path)]
+    found = stop(command, tmp_path, number, lambda said: re.search(r"shards \d", said),
+                 group=number == signal.SIGINT)  # fmt: skip
+    check(found, number, r"\d+ of 4 shards are committed")
+    assert states(tmp_path) == ["KILLED", "KILLED"]

@@ -1,0 +1,151 @@
+"""Whatever a stopped job does, it ends soon, with one line, and leaves nothing behind."""
+
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from stopping import check, stop
+
+from factory import stops
+
+SOON = 15.0  # seconds; it takes five at most where the machine is not busy with other work
+JOB = """
+import multiprocessing, os, signal, subprocess, sys, threading, time
+from pathlib import Path
+from factory import chain, cli, stops
+
+def job(arguments):
+{body}
+
+if __name__ == "__main__":
+    cli.run(cli.parser("A job."), job)
+"""
+
+
+def script(folder: Path, body: str) -> Path:
+    file = folder / "job.py"
+    file.write_text(JOB.format(body=textwrap.indent(textwrap.dedent(body), "    ")))
+    return file
+
+
+def ready(said: str) -> bool:
+    return "ready" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_says_what_is_kept_and_ends_all_that_was_started(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    body = """
+        child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+        subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE)
+        with stops.keeping(lambda: "3 of 60 shards are committed"):
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    found = stop([script(tmp_path, body)], tmp_path, number, ready)
+    assert check(found, number, ".*") == "3 of 60 shards are committed"
+    assert found.seconds < SOON
+
+
+def test_blocks_end_in_order_before_the_line(tmp_path: Path) -> None:
+    body = """
+        with stops.keeping(lambda: Path("ended").read_text()):
+            try:
+                print("ready", flush=True)
+                time.sleep(600)
+            finally:
+                Path("ended").write_text("all of it")
+    """
+    body = body.replace('"ended"', repr(str(tmp_path / "ended")))
+    found = stop([script(tmp_path, body)], tmp_path, signal.SIGTERM, ready)
+    assert check(found, signal.SIGTERM, ".*") == "all of it"
+
+
+HANGS = """
+    def tell():
+        raise OSError("no answer")
+
+    with stops.ending(lambda: Path("done").write_text("")), stops.keeping(tell):
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            time.sleep(600)
+"""
+
+
+def test_a_job_that_hangs_while_it_ends_is_ended(tmp_path: Path) -> None:
+    body = HANGS.replace('"done"', repr(str(tmp_path / "done")))
+    found = stop([script(tmp_path, body)], tmp_path, signal.SIGINT, ready)
+    check(found, signal.SIGINT)
+    assert stops.ORDERLY_SEC <= found.seconds < SOON and (tmp_path / "done").exists()
+
+
+def test_a_second_signal_ends_at_once_but_one_that_is_sent_twice_is_one(tmp_path: Path) -> None:
+    body = HANGS.replace('"done"', repr(str(tmp_path / "done")))
+    found = stop([script(tmp_path, body)], tmp_path, signal.SIGINT, ready, 1.0)
+    check(found, signal.SIGINT)
+    assert found.seconds < stops.ORDERLY_SEC or os.getloadavg()[0] > 2
+    body = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            time.sleep(1)
+            print("ended", flush=True)
+    """
+    found = stop([script(tmp_path, body)], tmp_path, signal.SIGINT, ready, 0.01)
+    check(found, signal.SIGINT)
+    assert "ended" in found.out
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_a_job_that_runs_another_hands_the_signal_on_and_leaves_the_line_to_it(
+    tmp_path: Path, group: bool
+) -> None:
+    body = """
+        with stops.keeping(lambda: "2 of 9 shards are committed"):
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    script(tmp_path, body)
+    outer = f"""
+        os.chdir({str(tmp_path)!r})
+        made = chain.Chain(Path("."), "", "", (1,), Path("."))
+        made.step("inner", "inner")
+    """
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "job.py").rename(tmp_path / "jobs/inner.py")
+    file = script(tmp_path, outer)
+    number = signal.SIGINT if group else signal.SIGTERM
+    found = stop([file], tmp_path, number, ready, group=group)
+    assert check(found, number, ".*") == "2 of 9 shards are committed"
+
+
+def test_a_child_that_is_still_importing_shows_nothing_of_its_own(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ntime.sleep(600)\n")
+    body = f"""
+        with stops.shielded():
+            child = subprocess.Popen([sys.executable, {str(slow)!r}])
+        print("ready", flush=True)
+        child.wait()
+    """
+    found = stop([script(tmp_path, body)], tmp_path, signal.SIGINT, ready, group=True)
+    check(found, signal.SIGINT)
+
+
+def test_handlers_are_those_of_before_after_the_block() -> None:
+    before = [signal.getsignal(number) for number in stops.SIGNALS]
+    with stops.watched():
+        assert [signal.getsignal(number) for number in stops.SIGNALS] != before
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ray does
+        stops.install()
+        assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in stops.SIGNALS] == before
+    stops.install()  # nobody watches: as in a worker
+    assert [signal.getsignal(number) for number in stops.SIGNALS] == before
