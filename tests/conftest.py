@@ -33,10 +33,17 @@ def ray_cluster() -> Iterator[None]:
     from factory.engine import connect
 
     often = {"metrics_report_interval_ms": 1000}
-    ray.init(
-        "local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False,
-        _system_config=often,
-    )  # fmt: skip
+    for tries_left in reversed(range(10)):
+        try:
+            ray.init(
+                "local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                _system_config=often,
+            )  # fmt: skip
+            break
+        except Exception as error:  # Ray gives itself 30 s, which a busy machine may miss
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            ray.shutdown()
     connect("")
     yield
     ray.shutdown()

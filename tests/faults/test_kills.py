@@ -39,7 +39,6 @@ def actors() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_killed_actors_lose_nothing(
     ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +76,7 @@ def test_two_writers_that_know_nothing_of_each_other(
     store = Store(tmp_path / "both")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     both = [writer(tmp_path / "both") for _ in range(2)]
-    assert [one.wait(100) for one in both] == [0, 0]
+    assert [one.wait() for one in both] == [0, 0]
     merge(store, shards(recipe))
     assert tars(store) == tars(Store(tmp_path / "whole"))
     assert verify(store) == [] and parts(tmp_path) == []
@@ -93,8 +92,7 @@ def test_a_killed_writer_leaves_nothing_behind(
     store = Store(tmp_path / "data")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     process = writer(tmp_path / "data")
-    until = time.monotonic() + 100
-    while not parts(temporary) and time.monotonic() < until:
+    while not parts(temporary) and process.poll() is None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGSTOP)
     left = parts(temporary)

@@ -18,7 +18,6 @@ def states(folder: Path, name: str, rate: float, world: int) -> list[dict]:
     ]
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", ["arcface", "adaface"])
 def test_sharded_over_two_equals_unsharded(tmp_path: Path, name: str) -> None:
     (whole,) = [run_centres(0, 1, name, 1.0, str(tmp_path))]

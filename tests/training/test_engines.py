@@ -106,19 +106,16 @@ def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
         assert later == pytest.approx(losses[STEPS:], rel=near), name
 
 
-@pytest.mark.timeout(300)
 def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(tmp_path: Path) -> None:
     compare(FAST, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_other_way_to_divide_a_training(tmp_path: Path) -> None:
     compare(SLOW, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_worker_holds_and_sends_what_docs_scaling_says(tmp_path: Path, stage: int) -> None:
     for found in together(2, count_bytes, tmp_path, stage):
@@ -155,7 +152,6 @@ def test_weights_stay_when_the_loss_is_not_finite() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, engine.module.parameters(), strict=True))
 
 
-@pytest.mark.timeout(300)
 def test_weights_stay_when_the_gradient_of_zero_0_is_not_finite(tmp_path: Path) -> None:
     for message, stayed in together(2, meet_nan, tmp_path):
         assert message == "the gradient's norm is nan" and stayed
