@@ -25,6 +25,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_spare_workers() -> None:
+    """Keep every Ray from starting workers ahead: ours have an environment those would lack."""
+    os.environ |= {"RAY_prestart_worker_first_driver": "0"}
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A real local Ray with four declared CPUs and one declared GPU."""
@@ -32,7 +38,7 @@ def ray_cluster() -> Iterator[None]:
 
     from factory.engine import connect
 
-    often = {"metrics_report_interval_ms": 1000}
+    often = {"metrics_report_interval_ms": 3000}
     for tries_left in reversed(range(10)):
         try:
             ray.init(

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import ready
 
 from factory.plan import shards
 from factory.shards import store as module
@@ -17,7 +16,6 @@ from factory.shards.manifest import merge
 from factory.shards.store import Store
 from factory.shards.verify import verify
 
-ROOT = Path(__file__).parents[2]
 PLAIN = "jobs/recipes/desk/generate/studio_plain.yaml"
 KEYS = (b"a-key", b"a-secret")  # of the fixture `s3`
 
@@ -75,20 +73,18 @@ def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path
     _, url = front
     session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths must be short
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    ran = subprocess.run(
-        [
-            sys.executable, "jobs/generate.py", PLAIN, "--out", url % "secret",
-            "--set", "identities.count=4", "--set", "identities.images_each=2",
-            "--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1",
-            "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
-        ],
-        cwd=ROOT, capture_output=True, env={**env, "RAY_TMPDIR": str(session)},
-    )  # fmt: skip
+    ran = ready.run(
+        *("jobs/generate.py", PLAIN, "--out", url % "secret"),
+        *("--set", "identities.count=4", "--set", "identities.images_each=2"),
+        *("--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1"),
+        *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"),
+        env={**env, "RAY_TMPDIR": str(session)},
+    )
     assert ran.returncode == 0, ran.stderr
-    assert b"8 of 8 images" in ran.stdout
+    assert "8 of 8 images" in ran.stdout
     store = Store(url % "secret")
     assert verify(store) == []
-    seen = {"stdout": ran.stdout, "stderr": ran.stderr}
+    seen = {"stdout": ran.stdout.encode(), "stderr": ran.stderr.encode()}
     seen |= {name: store.read(name) for name in store.list()}
     for folder in (tmp_path, session):
         files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
