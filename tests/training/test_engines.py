@@ -77,16 +77,7 @@ def _saved(state: Any) -> Any:
     return file
 
 
-def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
-    kinds = {(optimizer, precision_of(settings)) for optimizer, settings in cases.values()}
-    known = {kind: alone(*kind) for kind in sorted(kinds)}
-    start = folder / "start"
-    torch.save({kind: state for kind, (_, _, state, _) in known.items()}, start)
-    calls = [(run_engines, (cases, start, STEPS)), (meet_nan, ())]
-    both = together(2, in_turn, folder, calls)
-    results = [found for found, _ in both]
-    for _, (message, stayed) in both:  # of zero-0, where the loss is finite
-        assert message == "the gradient's norm is nan" and stayed
+def compare(cases: dict[str, tuple[str, dict[str, Any]]], known: Any, results: list[Any]) -> None:
     for name, (optimizer, settings) in cases.items():
         precision = precision_of(settings)
         losses, average, state, norms = known[optimizer, precision]
@@ -111,14 +102,32 @@ def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
         assert later == pytest.approx(losses[STEPS:], rel=near), name
 
 
-def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(tmp_path: Path) -> None:
-    """And weights stay when a gradient is not finite."""
-    compare(FAST, tmp_path)
+def begun(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> tuple[Any, Path]:
+    """Return what torch alone finds, by optimizer and precision, and a file of its states."""
+    kinds = {(optimizer, precision_of(settings)) for optimizer, settings in cases.values()}
+    known = {kind: alone(*kind) for kind in sorted(kinds)}
+    torch.save({kind: state for kind, (_, _, state, _) in known.items()}, folder / "start")
+    return known, folder / "start"
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """Return what torch alone finds, and what each of two workers found of FAST and of a NaN."""
+    folder = tmp_path_factory.mktemp("fast")
+    known, start = begun(FAST, folder)
+    calls = [(run_engines, (FAST, start, STEPS)), (meet_nan, ())]
+    return known, together(2, in_turn, folder, calls)
+
+
+def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(fast) -> None:
+    known, found = fast
+    compare(FAST, known, [results for results, _ in found])
 
 
 @pytest.mark.slow
 def test_every_other_way_to_divide_a_training(tmp_path: Path) -> None:
-    compare(SLOW, tmp_path)
+    known, start = begun(SLOW, tmp_path)
+    compare(SLOW, known, together(2, run_engines, tmp_path, SLOW, start, STEPS))
 
 
 @pytest.mark.slow
@@ -156,6 +165,11 @@ def test_weights_stay_when_the_loss_is_not_finite() -> None:
         with pytest.raises(ArithmeticError, match="the loss is"):
             engine.step([1], lambda _: sum(p.sum() for p in engine.module.parameters()) * bad, 0.1)  # type: ignore[return-value]  # noqa: B023
     assert all(torch.equal(*pair) for pair in zip(before, engine.module.parameters(), strict=True))
+
+
+def test_weights_stay_when_the_gradient_of_zero_0_is_not_finite(fast) -> None:
+    for _, (message, stayed) in fast[1]:
+        assert message == "the gradient's norm is nan" and stayed
 
 
 def test_micro_batches_cut_all_that_is_in_a_batch() -> None:
