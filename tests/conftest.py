@@ -26,9 +26,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_spare_workers() -> None:
-    """Keep every Ray from starting workers ahead: ours have an environment those would lack."""
-    os.environ |= {"RAY_prestart_worker_first_driver": "0"}
+def patient_ray() -> None:
+    """Have every Ray wait for workers as long as a busy machine takes, and start none to spare."""
+    os.environ |= {
+        "RAY_worker_register_timeout_seconds": "600",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_prestart_worker_first_driver": "0",  # ours have an environment that those lack
+    }
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.time() + 120
+        deadline = time.time() + 600
         while not list(folder.glob("ray/session_latest/sockets/raylet*")):
             assert started.poll() is None and time.time() < deadline, "the head does not start"
             time.sleep(1)

@@ -147,7 +147,7 @@ def head() -> Iterator[Head]:
     )  # fmt: skip
     made = Head(f"http://127.0.0.1:{dashboard}", env, folder)
     try:
-        deadline = time.time() + 240
+        deadline = time.time() + 600
         while not made.answers():
             assert started.poll() is None and time.time() < deadline, "the head does not start"
             time.sleep(1)
