@@ -1,13 +1,23 @@
-"""What Ray costs a generation: the same stages on an actor pool and in plain processes."""
+"""What a generation costs: Ray's share of it, and how well its arithmetic uses the machine.
+
+Ray's share: the same stages on an actor pool and in plain processes. The arithmetic: floating-point
+operations of an image, counted, against the rate at which as many processes multiply matrices.
+"""
 
 import hashlib
 import multiprocessing
 import os
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from factory.engine import fill_bank, generate, runtime_env, wiring
 from factory.plan import Shard, shards
@@ -16,7 +26,16 @@ from factory.recipe import GenerateRecipe, content_digest
 from factory.shards.claim import write_claim
 from factory.shards.store import Store
 from factory.stages.line import Assignment, Line
+from factory.stages.render import Render
 from factory.stages.work import ShardWork
+
+MATRIX = 1024
+MULTIPLY_SEC = 1.0
+KINDS = {
+    "convolution": ("aten::mkldnn_convolution", "aten::_convolution", "aten::convolution"),
+    "matrix_product": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::linear"),
+    "norm": ("aten::native_group_norm", "aten::native_batch_norm", "aten::native_layer_norm"),
+}
 
 Turn = tuple[str, float, float, int]  # worker, started, finished (epoch seconds), images
 
@@ -86,6 +105,128 @@ def in_processes(recipe: GenerateRecipe, folder: Path) -> Side:
     for worker in workers:
         worker.join()
     return _side(turns, start, folder)
+
+
+def arithmetic(recipe: GenerateRecipe, images_per_sec: float) -> dict[str, Any]:
+    """Say what share of the machine's matrix rate a generation reaches, and where its time goes.
+
+    Args:
+        recipe: what was generated, on CPUs.
+        images_per_sec: of all actors together, measured on this machine a moment ago.
+
+    Returns:
+        `parts`, the matrix rates of as many processes, GFLOP/s by precision, and the generation's
+        share of each; nothing for a recipe without a sampler.
+    """
+    if recipe.sampler is None or recipe.pool.num_gpus:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="factory-bench-") as folder:
+        of_image = parts(recipe, Path(folder))
+    rates = {
+        precision: matrix_rate(recipe.pool.size, recipe.pool.threads, precision)
+        for precision in ("float32", "bfloat16")
+    }
+    done = images_per_sec * of_image["gflop_per_image"]
+    shares = {precision: done / rate for precision, rate in rates.items()}
+    said = ", ".join(
+        f"{100 * share:.0f} % of the {precision} matrix rate ({rates[precision]:.0f} GFLOP/s)"
+        for precision, share in shares.items()
+    )
+    print(f"generation computes {done:.0f} GFLOP/s in {recipe.sampler.dtype}: {said}", flush=True)
+    return {
+        "parts": of_image,
+        "matrix_gflops": {name: round(rate, 1) for name, rate in rates.items()},
+        "share_of_matrix_rate": {name: round(share, 3) for name, share in shares.items()},
+    }
+
+
+def matrix_rate(processes: int, threads: int, precision: str) -> float:
+    """Return the rate at which processes multiply matrices side by side, GFLOP/s of all together.
+
+    Args:
+        processes: how many at a time.
+        threads: of each.
+        precision: float32 or bfloat16.
+    """
+    os.environ.update(runtime_env(threads)["env_vars"])
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        meet = [(threads, precision)] * processes
+        return sum(pool.map(_multiply, meet, chunksize=1))
+
+
+def _multiply(given: tuple[int, str]) -> float:
+    threads, precision = given
+    torch.set_num_threads(threads)
+    matrix = torch.randn(MATRIX, MATRIX).to(getattr(torch, precision))
+    matrix @ matrix  # what the library prepares once
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < MULTIPLY_SEC:
+        matrix @ matrix
+        done += 1
+    return 2 * MATRIX**3 * done / (time.perf_counter() - start) / 1e9
+
+
+def parts(recipe: GenerateRecipe, folder: Path) -> dict[str, Any]:
+    """Make one shard in this process and tell what its time goes to.
+
+    Args:
+        recipe: a diffusion system's, whose first shard is made twice; the first time warms up.
+        folder: scratch.
+
+    Returns:
+        gflop_per_image: operations of the networks; convolution, matrix_product (attention and
+        linear layers), norm and other: shares of the time in torch's operations; decoder, teacher
+        and encode: shares of the shard's seconds, by part.
+    """
+    _, assignment = _prepare(recipe, folder)
+    fused = recipe.pool.model_copy(update={"fused": True})
+    stages = wiring(recipe.model_copy(update={"pool": fused}))[0].stages
+    line, shard = Line(assignment, stages), next(iter(shards(recipe)))
+    decoded = _watched_decoder(line)
+    line(ShardWork(shard))
+    decoded.clear()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        line(ShardWork(shard))
+    seconds = line.commit.manifest.seconds
+    with FlopCounterMode(display=False) as counted:
+        line(ShardWork(shard))
+    whole = sum(seconds.values())
+    by_kind = _by_kind(seen)
+    return {
+        "gflop_per_image": round(counted.get_total_flops() / shard.samples / 1e9, 3),
+        "seconds_per_image": round(whole / shard.samples, 4),
+        **{kind: round(value / sum(by_kind.values()), 3) for kind, value in by_kind.items()},
+        "decoder": round(sum(decoded) / whole, 3),
+        "teacher": round(seconds.get("screen", 0.0) / whole, 3),
+        "encode": round(seconds.get("encode", 0.0) / whole, 3),
+    }
+
+
+def _watched_decoder(line: Line) -> list[float]:
+    """Have a line's autoencoder note the seconds of each call; none where it works on pixels."""
+    found: list[float] = []
+    systems = [stage.system for stage in line.stages if isinstance(stage, Render)]
+    autoencoder = getattr(systems[0], "autoencoder", None)
+    if autoencoder is not None:
+        decode = autoencoder.decode
+
+        def watched(*given: Any) -> Any:
+            start = time.perf_counter()
+            made = decode(*given)
+            found.append(time.perf_counter() - start)
+            return made
+
+        autoencoder.decode = watched
+    return found
+
+
+def _by_kind(seen: profile) -> dict[str, float]:
+    """Return the seconds of torch's operations by what they are."""
+    found = dict.fromkeys((*KINDS, "other"), 0.0)
+    for event in seen.key_averages():
+        kind = next((k for k, names in KINDS.items() if event.key in names), "other")
+        found[kind] += event.self_cpu_time_total
+    return found
 
 
 def _prepare(recipe: GenerateRecipe, folder: Path) -> tuple[Store, Assignment]:

@@ -5,9 +5,11 @@
 
 Of a generate recipe: generation on Ray against the same stages in plain processes. Both sides make
 the same shards with as many workers, in turn, `--repeats` times; the figure is the ratio of their
-steady-state speeds, from each worker's second shard to the first idle worker. Of an fr recipe: its
-training loop against a plain PyTorch loop of the same model, batch and precision, and against that
-loop in float32 and contiguous layout. Run it on an otherwise idle machine.
+steady-state speeds, from each worker's second shard to the first idle worker. It also tells what an
+image computes, and what share that is of the rate at which the machine multiplies matrices in
+float32 and bfloat16. Of an fr recipe: its training loop against a plain PyTorch loop of the same
+model, batch and precision, and against that loop in float32 and contiguous layout. Run it on an
+otherwise idle machine.
 """
 
 import argparse
@@ -18,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from factory import cli
-from factory.recipe import FRRecipe, GenerateRecipe, InputError, load, with_precision
+from factory.recipe import (
+    FRRecipe,
+    GenerateRecipe,
+    InputError,
+    load,
+    stated_precision,
+    with_precision,
+)
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -42,7 +51,7 @@ def job(arguments: argparse.Namespace) -> None:
 
 def generation(recipe: GenerateRecipe, repeats: int, address: str) -> dict[str, Any]:
     """Time generation on Ray and in plain processes."""
-    from factory import bench
+    from factory import bench, hardware
     from factory.engine import connect
     from factory.precision import settled
     from factory.provenance import models
@@ -65,13 +74,18 @@ def generation(recipe: GenerateRecipe, repeats: int, address: str) -> dict[str, 
                 flush=True,
             )
     ratios = sorted(ratio for ratio, *_ in rounds)
+    speed = statistics.median(side.images_per_sec for _, side, _ in rounds)
     return {
         "recipe": recipe.name,
+        "processor": hardware.cpu_name(),
+        "precision": stated_precision(recipe),
         "workers": recipe.pool.size,
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "ray_startup_sec": round(statistics.median(r.startup_sec for _, r, _ in rounds), 1),
         "plain_startup_sec": round(statistics.median(p.startup_sec for *_, p in rounds), 1),
+        "images_per_second": round(speed, 2),
+        **bench.arithmetic(recipe, speed),
     }
 
 

@@ -2,7 +2,8 @@
 
     python jobs/demo.py
 
-To resume, run the same command again: every step keeps what it has finished.
+By default with fewer steps than the recipes have, so that it takes minutes on any processor. To
+resume, run the same command again: every step keeps what it has finished.
 """
 
 import argparse
@@ -18,18 +19,18 @@ def job(arguments: argparse.Namespace) -> None:
     import ray
 
     from factory.chain import BENCHMARKS
-    from factory.demo import Demo
+    from factory.demo import Demo, show
     from factory.engine import connect
 
     run = Path(arguments.out)
     run.mkdir(parents=True, exist_ok=True)
     uri = tracking.resolve(arguments.tracking_uri)
-    given = {"out": arguments.out, "smallest": arguments.smallest, "seeds": arguments.seeds}
+    given = {name: getattr(arguments, name) for name in ("out", "smallest", "full", "seeds")}
     with tracking.run(uri, "demo", run.name, given) as tracked:
         connect(arguments.address)
         address = ray.get_runtime_context().gcs_address
         seeds, benchmarks = range(1, arguments.seeds + 1), local_path(BENCHMARKS)
-        demo = Demo(run, address, uri, seeds, benchmarks, arguments.smallest)
+        demo = Demo(run, address, uri, seeds, benchmarks, arguments.smallest, arguments.full)
         if arguments.from_scratch:
             demo.train_all()
         results = json.loads(demo.chain().read_text())
@@ -43,31 +44,13 @@ def job(arguments: argparse.Namespace) -> None:
     print(f"\nreport: {(run / 'report.html').resolve()}\nMLflow: {page}")
 
 
-def show(results: dict) -> None:
-    """Print accuracy by benchmark and the gap."""
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = results["benchmarks"]
-    names = [name for name in rows["real"] if name != "seeds"]
-    table = Table(title="Accuracy-Flip in percent, mean over seeds")
-    for column in ("trained on", *names):
-        table.add_column(column, justify="left" if column == "trained on" else "right")
-    for row, values in rows.items():
-        means = [100 * sum(values[name]) / len(values[name]) for name in names]
-        table.add_row(row.replace("_", " "), *(f"{mean:.2f}" for mean in means))
-    Console(width=110).print(table)
-    found = results["gap"]
-    print(
-        f"gap-to-real: abs = real - syn = {found['absolute']:.2f} points, "
-        f"rel = (real - syn) / syn = {found['relative']:.2f} %"
-    )
-
-
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--out", type=cli.local, default="runs/demo", help="folder of the run")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--smallest", action="store_true", help="minutes; figures mean nothing")
+    parser.add_argument(
+        "--full", action="store_true", help="the recipes of README's table, as they are"
+    )
     parser.add_argument("--from-scratch", action="store_true", help="train every network first")
     cli.run(parser, job)

@@ -24,7 +24,7 @@ FLAGS: dict[str, set[str]] = {
         *("--benchmarks", "--r", "--identities", "--images-each", "--resize", "--unequal"),
     },
     "compose": {"--out", "--materialise"},
-    "demo": {"--out", "--seeds", "--smallest", "--from-scratch"},
+    "demo": {"--out", "--seeds", "--smallest", "--full", "--from-scratch"},
     "evaluate": {
         *("--recognizer", "--benchmarks", "--json", "--resize"),
         *("--protocol", "--groups", "--switches"),

@@ -243,7 +243,7 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 def _activation(channels: int, small: bool) -> nn.Module:
-    return nn.LeakyReLU(0.25) if small else nn.PReLU(channels)
+    return nn.LeakyReLU(0.25, inplace=True) if small else nn.PReLU(channels)
 
 
 def _conv(inside: int, outside: int, kernel: int, stride: int, groups: int = 1) -> nn.Module:
