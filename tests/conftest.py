@@ -35,9 +35,15 @@ def patient_ray() -> None:
     }
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what needs the shared Ray last: its agents take a part of the machine all along."""
+    items.sort(key=lambda item: "ray_cluster" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A real local Ray with four declared CPUs and one declared GPU."""
+def ray_cluster() -> Iterator[str]:
+    """A real local Ray with four declared CPUs and one declared GPU; yields its address."""
     import ray
 
     from factory.engine import connect
@@ -55,7 +61,7 @@ def ray_cluster() -> Iterator[None]:
                 raise
             ray.shutdown()
     connect("")
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

@@ -123,10 +123,16 @@ SPLIT = {"size": 1, "fused": False, "num_cpus": 0.5, "screen_num_cpus": 0.25}
 
 
 @pytest.mark.parametrize(
-    ("precision", "pool", "begun"), [("float32", SPLIT, 0), ("bfloat16", SHARED, 1)]
+    ("precision", "attempts", "pool", "begun"),
+    [
+        ("float32", 1, SPLIT, 0),
+        ("bfloat16", 2, SHARED, 1),
+        pytest.param("float32", 2, SPLIT | {"size": 2}, 0, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 2, SPLIT, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
-    ray_cluster, tmp_path: Path, precision: str, pool: dict[str, Any], begun: int
+    ray_cluster, tmp_path: Path, precision: str, attempts: int, pool: dict[str, Any], begun: int
 ) -> None:
     """In one process or in actors, from the start or where the process stopped."""
     files = tiny.save_idiff(tmp_path)
@@ -136,14 +142,15 @@ def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
             *("idiff_face", files, "uniform"),
             identities={"count": 6, "images_each": 3, "source": "uniform"},
             sampler={"name": "dpmsolver++", "steps": 3, "batch_size": 4, "dtype": precision},
-            screens={"identity_drift": {"tolerance": 0.5}, "max_attempts": 2},
+            screens={"identity_drift": {"tolerance": 0.5}, "max_attempts": attempts},
             pool=pool,
         )
 
     whole = begin(idiff(ALONE), tmp_path / "whole", 3)
     assert len(whole) == 3
     tried = [load_shard_manifest(Store(tmp_path / "whole"), name[:-4]) for name in whole]
-    assert sum(sum(one.reasons.values()) for one in tried) > 3, "slots are tried again"
+    assert sum(sum(one.reasons.values()) for one in tried) > 3, "some are rejected"
+    assert (attempts == 1) == all(one.kept + one.reasons["identity_drift"] == 6 for one in tried)
     if begun:
         assert begin(idiff(ALONE), tmp_path / "spread", begun).items() < whole.items()
     assert make(idiff(pool), tmp_path / "spread") == whole
@@ -351,7 +358,8 @@ def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
     assert isinstance(fused[0], Crew)
 
 
-def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
+def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_path: Path) -> None:
+    """Agents of its own Ray outlive the killed driver, while another Ray does the rest."""
     sets = ("identities.count=40", "identities.images_each=12")
     overrides = [part for override in (*SMALL, *sets) for part in ("--set", override)]
 
@@ -369,14 +377,29 @@ def test_a_killed_run_is_completed_by_the_same_command(tmp_path: Path) -> None:
     killed.wait()
     done = len(list((tmp_path / "killed/shards").glob("*.json")))
     assert 0 < done < 20, f"killed midway: {done} of 20 shards"
-    again = ready.run(*command(tmp_path / "killed")[1:])
+    again = ready.run(*command(tmp_path / "killed")[1:], "--address", ray_cluster)
     assert again.returncode == 0 and "resuming: " in again.stdout, again.stderr
     assert tars(tmp_path / "killed") == begin(studio(*sets), tmp_path / "whole", 20)
     assert verify(Store(str(tmp_path / "killed"))) == []
     os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
 
 
+def test_more_gpus_than_there_are_is_one_error_before_the_start(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ran = ready.run(
+        *("jobs/generate.py", STUDIO, "--out", out, "--address", ray_cluster),
+        *("--set", "pool.num_gpus=2", "--set", "pool.size=1"),
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "pool.num_gpus: 2, but the largest node of the cluster has 1 GPU" in ran.stderr
+    assert not out.exists()
+
+
+@pytest.mark.slow
 def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path) -> None:
+    """On a Ray that the job starts itself."""
     out = tmp_path / "out"
     ran = ready.run(
         *("jobs/generate.py", STUDIO, "--out", out),

@@ -1,8 +1,5 @@
 """S3 through a server that fails one PUT in ten, dies and comes back; and keys that stay secret."""
 
-import os
-import shutil
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -69,16 +66,18 @@ def test_a_server_that_stays_away_is_an_error_in_the_end(
 
 
 @pytest.mark.ray
-def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path: Path) -> None:
+def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(
+    front, ray_cluster: str, tmp_path: Path
+) -> None:
+    from ray._private import worker
+
     _, url = front
-    session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths must be short
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    session = Path(worker._global_node.get_session_dir_path())
     ran = ready.run(
         *("jobs/generate.py", PLAIN, "--out", url % "secret"),
         *("--set", "identities.count=4", "--set", "identities.images_each=2"),
         *("--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1"),
-        *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"),
-        env={**env, "RAY_TMPDIR": str(session)},
+        *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--address", ray_cluster),
     )
     assert ran.returncode == 0, ran.stderr
     assert "8 of 8 images" in ran.stdout
@@ -92,4 +91,3 @@ def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path
     assert len(seen) > 10 and any("mlflow.db" in name for name in seen)
     assert any("/logs/" in name for name in seen), "Ray's own logs are among them"
     assert [name for name, data in seen.items() if any(key in data for key in KEYS)] == []
-    shutil.rmtree(session, ignore_errors=True)
