@@ -25,20 +25,43 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_ray() -> None:
+    """Have every Ray wait for workers as long as a busy machine takes, and start none to spare."""
+    os.environ |= {
+        "RAY_worker_register_timeout_seconds": "600",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_prestart_worker_first_driver": "0",  # ours have an environment that those lack
+    }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what needs the shared Ray last: its agents take a part of the machine all along."""
+    items.sort(key=lambda item: "ray_cluster" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A real local Ray with four declared CPUs and one declared GPU."""
+def ray_cluster() -> Iterator[str]:
+    """A real local Ray with four declared CPUs and one declared GPU; yields its address."""
     import ray
 
     from factory.engine import connect
 
-    often = {"metrics_report_interval_ms": 1000}
-    ray.init(
-        "local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False,
-        _system_config=often,
-    )  # fmt: skip
+    often = {"metrics_report_interval_ms": 3000}
+    for tries_left in reversed(range(10)):
+        try:
+            ray.init(
+                "local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                _system_config=often,
+            )  # fmt: skip
+            break
+        except Exception as error:  # Ray gives itself 30 s, which a busy machine may miss
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            ray.shutdown()
     connect("")
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

@@ -3,13 +3,11 @@
 import argparse
 import re
 import shlex
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import ready
 
 from factory import cli
 from factory.recipe import InputError, load
@@ -85,19 +83,10 @@ def jobs() -> list[str]:
     return sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
     """Return each job's --help, as a user sees it."""
-    with ThreadPoolExecutor(2) as pool:
-        asked = dict(
-            zip(jobs(), pool.map(lambda job: run(f"jobs/{job}.py", "--help"), jobs()), strict=True)
-        )
+    asked = {job: ready.run(f"jobs/{job}.py", "--help") for job in jobs()}
     assert not [job for job, shown in asked.items() if shown.returncode], asked
     return {job: shown.stdout for job, shown in asked.items()}
 

@@ -99,7 +99,6 @@ def test_the_table_leaves_out_what_does_not_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_the_job_fills_a_row_for_each_dataset(tmp_path: Path) -> None:
     real, made = (
         make_pool(tmp_path / name, 12, 5, size=64, world=world)

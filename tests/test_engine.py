@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import ray
 import ray.data
+import ready
+import tiny
 import torch
 
 from factory import engine, identities
@@ -36,13 +39,21 @@ from factory.engine import (
 )
 from factory.plan import shards
 from factory.provenance import pinned, versions
-from factory.recipe import FaultError, GenerateRecipe, InputError, content_digest, load
+from factory.recipe import (
+    FaultError,
+    GenerateRecipe,
+    InputError,
+    bank_digest,
+    content_digest,
+    load,
+)
 from factory.shards.claim import check_claim, read_claim, write_claim
-from factory.shards.manifest import merged
+from factory.shards.manifest import load_shard_manifest, merged
 from factory.shards.store import Store
 from factory.shards.verify import verify
-from factory.stages.line import Assignment
+from factory.stages.line import Assignment, Line
 from factory.stages.work import ShardWork
+from factory.systems import create
 
 ROOT = Path(__file__).parents[1]
 STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"
@@ -80,38 +91,78 @@ def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path) -> None:
     assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
     shared = ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5")  # of a declared GPU
     assert make(studio(*shared), tmp_path / "shared") == alone
-    apart = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
+    apart = ("pool.fused=false", "pool.size=1", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
     assert make(studio(*apart), tmp_path / "apart") == alone
 
 
+def begin(recipe: GenerateRecipe, folder: Path, count: int) -> dict[str, str]:
+    """Make the bank and the first shards in this process, without Ray, and go no further."""
+    store, made_with, system = Store(folder), versions(), create(recipe)
+    digest = content_digest(recipe, made_with)
+    write_claim(store, recipe, digest, ())
+    threads = torch.get_num_threads()
+    assignment = Assignment(recipe.model_dump(mode="json"), store, digest, made_with)
+    lines = [Line(assignment, crew.stages) for crew in wiring(recipe)]
+    if system.banked:
+        system.load()
+        contexts, wanted = system.draw_contexts(range(BANK_BLOCK)), recipe.identities
+        bank = identities.empty_bank(contexts.shape[1])
+        bank = identities.extend(bank, contexts, wanted.count, wanted.max_cosine)
+        identities.save_block(store, bank, 0, bank_digest(recipe))
+    for shard in islice(shards(recipe), count):
+        work: Any = ShardWork(shard)
+        for line in lines:
+            work = line(work)
+    torch.set_num_threads(threads)
+    return tars(folder)
+
+
+ALONE = {"size": 1}
+SHARED = {"size": 2, "num_cpus": 0.5}
+SPLIT = {"size": 1, "fused": False, "num_cpus": 0.5, "screen_num_cpus": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("precision", "attempts", "pool", "begun"),
+    [
+        ("float32", 1, SPLIT, 0),
+        ("bfloat16", 2, SHARED, 1),
+        pytest.param("float32", 2, SPLIT | {"size": 2}, 0, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 2, SPLIT, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
-    ray_cluster, tmp_path: Path
+    ray_cluster, tmp_path: Path, precision: str, attempts: int, pool: dict[str, Any], begun: int
 ) -> None:
-    few = (
-        "identities.count=6",
-        "identities.images_each=3",
-        "shard.identities=2",
-        "sampler.steps=3",
-    )
-    strict = "screens={identity_drift: {tolerance: 0.9}, max_attempts: 2}"
+    """In one process or in actors, from the start or where the process stopped."""
+    files = tiny.save_idiff(tmp_path)
 
-    def idiff(*overrides: str) -> GenerateRecipe:
-        recipe = load(IDIFF, [*few, strict, *overrides])
-        assert isinstance(recipe, GenerateRecipe)
-        return recipe
+    def idiff(pool: dict[str, Any]) -> GenerateRecipe:
+        return tiny.generating(
+            *("idiff_face", files, "uniform"),
+            identities={"count": 6, "images_each": 3, "source": "uniform"},
+            sampler={"name": "dpmsolver++", "steps": 3, "batch_size": 4, "dtype": precision},
+            screens={"identity_drift": {"tolerance": 0.5}, "max_attempts": attempts},
+            pool=pool,
+        )
 
-    alone = make(idiff("pool.size=1"), tmp_path / "alone")
-    split = ("pool.size=2", "pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
-    assert make(idiff(*split), tmp_path / "split") == alone
+    whole = begin(idiff(ALONE), tmp_path / "whole", 3)
+    assert len(whole) == 3
+    tried = [load_shard_manifest(Store(tmp_path / "whole"), name[:-4]) for name in whole]
+    assert sum(sum(one.reasons.values()) for one in tried) > 3, "some are rejected"
+    assert (attempts == 1) == all(one.kept + one.reasons["identity_drift"] == 6 for one in tried)
+    if begun:
+        assert begin(idiff(ALONE), tmp_path / "spread", begun).items() < whole.items()
+    assert make(idiff(pool), tmp_path / "spread") == whole
 
 
 def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> None:
-    before = make(studio(), tmp_path)
+    before = make(studio("pool.size=1"), tmp_path)
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
     larger = studio("identities.count=8", "identities.images_each=5", "shard.slots=4")
     with pytest.raises(InputError, match=r"shard\.slots"):
         make(larger, tmp_path, extend=True)
-    larger = studio("identities.count=8", "identities.images_each=5")
+    larger = studio("identities.count=8", "identities.images_each=5", "pool.size=1")
     with pytest.raises(InputError, match="--extend grows it"):
         make(larger, tmp_path)
     after = make(larger, tmp_path, extend=True)
@@ -346,8 +397,8 @@ def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
     assert isinstance(fused[0], Crew)
 
 
-@pytest.mark.timeout(400)
-def test_a_killed_run_is_completed_by_the_same_command(ray_cluster, tmp_path: Path) -> None:
+def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_path: Path) -> None:
+    """Agents of its own Ray outlive the killed driver, while another Ray does the rest."""
     sets = ("identities.count=40", "identities.images_each=12")
     overrides = [part for override in (*SMALL, *sets) for part in ("--set", override)]
 
@@ -358,35 +409,42 @@ def test_a_killed_run_is_completed_by_the_same_command(ray_cluster, tmp_path: Pa
             "--tracking-uri", uri,
         ]  # fmt: skip
 
-    whole = make(studio(*sets), tmp_path / "whole")
     killed = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, start_new_session=True)
-    deadline = time.time() + 120
-    while len(tars(tmp_path / "killed")) < 2 and time.time() < deadline:
+    while len(tars(tmp_path / "killed")) < 2 and killed.poll() is None:
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     done = len(list((tmp_path / "killed/shards").glob("*.json")))
     assert 0 < done < 20, f"killed midway: {done} of 20 shards"
-    again = subprocess.run(
-        command(tmp_path / "killed"), cwd=ROOT, check=True, timeout=180, capture_output=True
-    )
-    assert b"resuming: " in again.stdout
-    assert tars(tmp_path / "killed") == whole
+    again = ready.run(*command(tmp_path / "killed")[1:], "--address", ray_cluster)
+    assert again.returncode == 0 and "resuming: " in again.stdout, again.stderr
+    assert tars(tmp_path / "killed") == begin(studio(*sets), tmp_path / "whole", 20)
     assert verify(Store(str(tmp_path / "killed"))) == []
     os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
 
 
-@pytest.mark.timeout(200)
-def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path) -> None:
+def test_more_gpus_than_there_are_is_one_error_before_the_start(
+    ray_cluster: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    ran = subprocess.run(
-        [
-            sys.executable, "jobs/generate.py", str(STUDIO), "--out", str(out),
-            "--set", "pool.num_gpus=1", "--set", "pool.size=1",
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=180,
+    ran = ready.run(
+        *("jobs/generate.py", STUDIO, "--out", out, "--address", ray_cluster),
+        *("--set", "pool.num_gpus=2", "--set", "pool.size=1"),
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "pool.num_gpus: 2, but the largest node of the cluster has 1 GPU" in ran.stderr
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path) -> None:
+    """On a Ray that the job starts itself."""
+    out = tmp_path / "out"
+    ran = ready.run(
+        *("jobs/generate.py", STUDIO, "--out", out),
+        *("--set", "pool.num_gpus=1", "--set", "pool.size=1"),
         env={**os.environ, "RAY_ADDRESS": "", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert ran.returncode == 2, ran.stderr
     assert "pool.num_gpus: 1, but the largest node of the cluster has 0 GPU" in ran.stderr
     assert not out.exists()

@@ -25,7 +25,7 @@ def scraped(name: str) -> dict[tuple[tuple[str, str], ...], float]:
 
     (node, *_) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    text = urllib.request.urlopen(url, timeout=30).read().decode()
+    text = urllib.request.urlopen(url, timeout=300).read().decode()
     tags = COUNTERS[name][1]
     return {
         tuple((tag, sample.labels[tag]) for tag in tags): sample.value
@@ -43,8 +43,7 @@ def test_a_shard_and_a_trial_are_scraped_as_counted(ray_cluster) -> None:
     metrics.trial("bands", "finished")
     of = (("recipe", "counted"), ("system", "studio"))
     trial = (("search", "bands"), ("outcome", "finished"))  # other tests count trials of their own
-    deadline = time.time() + 60
-    while trial not in scraped("factory_trials_total") and time.time() < deadline:
+    while trial not in scraped("factory_trials_total"):
         time.sleep(0.5)
     assert scraped("factory_trials_total")[trial] == 1
     assert scraped("factory_shards_total")[of] == 2

@@ -7,6 +7,8 @@ import torch
 
 from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
 from factory.diffusion.files import save_weights
+from factory.diffusion.schedule import Process
+from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Backbone, GenerateRecipe, TrainRecipe, parse
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import save_recognizer
@@ -25,6 +27,28 @@ IDIFF: dict[str, Any] = {
     "context_channels": 32,
     "context_tokens": 2,
     "learn_empty_context": True,
+}
+DCFACE: dict[str, Any] = {
+    "unet": {
+        "size": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "widths": [32, 32],
+        "attention": [False, True],
+        "unresized": [],
+        "head_channels": 16,
+        "norm_groups": 2,
+    },
+    "conditions": {
+        "embedding_size": DIMENSION,
+        "map_channels": 8,
+        "map_size": 1,
+        "style_channels": 8,
+        "style_size": 8,
+        "style_grid": 3,
+        "token_channels": 16,
+        "learn_empty": True,
+    },
 }
 
 
@@ -46,6 +70,18 @@ def save_frozen(folder: Path) -> dict[str, Path]:
     teacher = make_backbone(backbone, SIZE).state_dict()
     save_recognizer(folder / "teacher.safetensors", teacher, backbone, SIZE, "teacher", "CC0-1.0")
     return {name: folder / f"{name}.safetensors" for name in ("autoencoder", "teacher")}
+
+
+def save_idiff(folder: Path) -> dict[str, Path]:
+    """Write what IDiff-Face generates with, its denoiser one that answers; returns their files."""
+    files = save_frozen(folder) | {"denoiser": folder / "denoiser.safetensors"}
+    torch.manual_seed(3)
+    unet = UNet(UNetConfig.model_validate(IDIFF))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.08)
+    config = {"model": IDIFF, "process": Process(prediction="v_prediction").model_dump()}
+    save_weights(files["denoiser"], "denoiser", unet, config, {"licence": "CC0-1.0"})
+    return files
 
 
 def located(files: dict[str, Path], *names: str) -> dict[str, Any]:

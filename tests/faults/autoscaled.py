@@ -25,7 +25,7 @@ def nodes() -> int:
 print(f"{nodes()} nodes before", flush=True)
 generate(recipe, store, (), lambda line: seen.add(nodes()))
 print(f"{max(seen)} nodes at work", flush=True)
-deadline = time.time() + 180
+deadline = time.time() + 600
 while nodes() and time.time() < deadline:
     time.sleep(1)
 print(f"{nodes()} nodes after", flush=True)

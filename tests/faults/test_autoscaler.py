@@ -96,7 +96,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.time() + 120
+        deadline = time.time() + 600
         while not list(folder.glob("ray/session_latest/sockets/raylet*")):
             assert started.poll() is None and time.time() < deadline, "the head does not start"
             time.sleep(1)
@@ -107,7 +107,6 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(700)
 def test_the_autoscaler_starts_nodes_and_takes_them_back(
     head, plain, make_alone, tars, tmp_path: Path
 ) -> None:
@@ -118,7 +117,7 @@ def test_the_autoscaler_starts_nodes_and_takes_them_back(
     address, env = head
     ran = subprocess.run(
         [sys.executable, str(HERE / "autoscaled.py"), str(tmp_path / "scaled"), address],
-        capture_output=True, text=True, timeout=500, env=env,
+        capture_output=True, text=True, env=env,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     before, at_work, after = (int(n) for n in re.findall(r"(\d) nodes", ran.stdout))

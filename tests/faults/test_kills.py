@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import ready
 
 from factory import engine
 from factory.engine import generate
@@ -23,7 +25,7 @@ from factory.shards.manifest import merge
 from factory.shards.store import Store, scratch
 from factory.shards.verify import verify
 
-HERE = Path(__file__).parent
+WRITER = Path(__file__).parent / "writer.py"
 
 
 def actors() -> list[psutil.Process]:
@@ -39,7 +41,6 @@ def actors() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_killed_actors_lose_nothing(
     ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,10 +65,6 @@ def test_killed_actors_lose_nothing(
     assert verify(store) == [] and parts(tmp_path) == []
 
 
-def writer(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(HERE / "writer.py"), str(folder)])
-
-
 def test_two_writers_that_know_nothing_of_each_other(
     plain, make_alone, tars, parts, tmp_path: Path
 ) -> None:
@@ -76,8 +73,9 @@ def test_two_writers_that_know_nothing_of_each_other(
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "both")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
-    both = [writer(tmp_path / "both") for _ in range(2)]
-    assert [one.wait(100) for one in both] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(ready.run, WRITER, tmp_path / "both") for _ in range(2)]
+    assert [one.result().returncode for one in both] == [0, 0]
     merge(store, shards(recipe))
     assert tars(store) == tars(Store(tmp_path / "whole"))
     assert verify(store) == [] and parts(tmp_path) == []
@@ -92,9 +90,8 @@ def test_a_killed_writer_leaves_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     store = Store(tmp_path / "data")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
-    process = writer(tmp_path / "data")
-    until = time.monotonic() + 100
-    while not parts(temporary) and time.monotonic() < until:
+    process = subprocess.Popen([sys.executable, str(WRITER), str(tmp_path / "data")])
+    while not parts(temporary) and process.poll() is None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGSTOP)
     left = parts(temporary)

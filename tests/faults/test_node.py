@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 def test_nodes_come_and_go(plain, make_alone, tars, parts, tmp_path: Path) -> None:
     """One is killed: the other goes on. That is taken away too: a new one does the rest."""
     recipe = plain("pool.size=2", "identities.count=24", "identities.images_each=16")
@@ -28,14 +27,14 @@ def test_nodes_come_and_go(plain, make_alone, tars, parts, tmp_path: Path) -> No
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     ran = subprocess.run(
         [sys.executable, str(HERE / "node.py"), str(tmp_path / "moved")],
-        capture_output=True, text=True, timeout=380, env=env,
+        capture_output=True, text=True, env=env,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "killed a node" in ran.stdout and "added a node" in ran.stdout
     left = re.search(r"no node left at (\d+) shards", ran.stdout)
     assert left and int(left[1]) < 24, "all was made before the last node went"
     assert "counted 24 shards, 384 images" in ran.stdout  # once each, though some were made twice
-    assert "boards have [None, None, None]" in ran.stdout  # the driver's node is none of those
+    assert "boards have [None, None]" in ran.stdout  # the driver's node is none of those
     store.sweep()
     assert tars(store) == tars(Store(tmp_path / "whole"))
     assert verify(store) == [] and parts(tmp_path) == []

@@ -1,15 +1,11 @@
 """S3 through a server that fails one PUT in ten, dies and comes back; and keys that stay secret."""
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import ready
 
 from factory.plan import shards
 from factory.shards import store as module
@@ -17,7 +13,6 @@ from factory.shards.manifest import merge
 from factory.shards.store import Store
 from factory.shards.verify import verify
 
-ROOT = Path(__file__).parents[2]
 PLAIN = "jobs/recipes/desk/generate/studio_plain.yaml"
 KEYS = (b"a-key", b"a-secret")  # of the fixture `s3`
 
@@ -71,25 +66,24 @@ def test_a_server_that_stays_away_is_an_error_in_the_end(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path: Path) -> None:
+def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(
+    front, ray_cluster: str, tmp_path: Path
+) -> None:
+    from ray._private import worker
+
     _, url = front
-    session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths must be short
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    ran = subprocess.run(
-        [
-            sys.executable, "jobs/generate.py", PLAIN, "--out", url % "secret",
-            "--set", "identities.count=4", "--set", "identities.images_each=2",
-            "--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1",
-            "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
-        ],
-        cwd=ROOT, capture_output=True, timeout=280, env={**env, "RAY_TMPDIR": str(session)},
-    )  # fmt: skip
+    session = Path(worker._global_node.get_session_dir_path())
+    ran = ready.run(
+        *("jobs/generate.py", PLAIN, "--out", url % "secret"),
+        *("--set", "identities.count=4", "--set", "identities.images_each=2"),
+        *("--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1"),
+        *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--address", ray_cluster),
+    )
     assert ran.returncode == 0, ran.stderr
-    assert b"8 of 8 images" in ran.stdout
+    assert "8 of 8 images" in ran.stdout
     store = Store(url % "secret")
     assert verify(store) == []
-    seen = {"stdout": ran.stdout, "stderr": ran.stderr}
+    seen = {"stdout": ran.stdout.encode(), "stderr": ran.stderr.encode()}
     seen |= {name: store.read(name) for name in store.list()}
     for folder in (tmp_path, session):
         files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -97,4 +91,3 @@ def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(front, tmp_path
     assert len(seen) > 10 and any("mlflow.db" in name for name in seen)
     assert any("/logs/" in name for name in seen), "Ray's own logs are among them"
     assert [name for name, data in seen.items() if any(key in data for key in KEYS)] == []
-    shutil.rmtree(session, ignore_errors=True)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ready
 import yaml
 from faces import make_pool
 
@@ -37,23 +38,23 @@ def recipe(tmp_path: Path) -> Path:
 def test_composed_materialised_verified_and_pairs_held_out(recipe: Path, tmp_path: Path) -> None:
     compose = ("jobs/compose.py", recipe, "--out", tmp_path / "view")
     tracking = ("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-    done = run(*compose, "--materialise", tmp_path / "made", *tracking)
+    done = ready.run(*compose, "--materialise", tmp_path / "made", *tracking)
     assert done.returncode == 0, done.stderr
     assert "a         10 identities, 20 images x 1 of 40, 120" in done.stdout
     assert "together  15 identities, 30 images, 30 an epoch" in done.stdout
     assert not list(tmp_path.rglob("lock"))
-    done = run("jobs/verify.py", tmp_path / "made")
+    done = ready.run("jobs/verify.py", tmp_path / "made")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "whole: 30 of 30 planned images" in done.stdout
-    done = run(*compose, "--set", "seed=2")
+    done = ready.run(*compose, "--set", "seed=2")
     assert done.returncode == 2 and "composition of another recipe" in done.stderr
     to = tmp_path / "held" / "out.bin"
     pairs = ("jobs/make_pairs.py", tmp_path / "a", "--to", to, "--pairs", "20")
-    done = run(*pairs, "--without", tmp_path / "view")
+    done = ready.run(*pairs, "--without", tmp_path / "view")
     assert done.returncode == 0, done.stderr
     assert "20 pairs of" in done.stdout
     assert len(read_bin(to).images) == 40
-    done = run(*pairs, "--skip", "39")
+    done = ready.run(*pairs, "--skip", "39")
     assert done.returncode == 2 and "error: pairs: a fold of" in done.stderr
 
 

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import ready
 import torch
 from faces import make_dataset
 from safetensors.numpy import load_file
@@ -17,8 +15,6 @@ from factory.evaluation.verification import read_bin
 from factory.recipe import Backbone
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import save_recognizer
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +32,8 @@ def work(tmp_path_factory):
 
 
 def job(folder, name, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return ready.run(f"jobs/{name}.py", *arguments, cwd=folder, env=environment)
 
 
 def test_benchmarks_are_stated_and_readable(work):

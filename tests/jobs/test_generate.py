@@ -1,24 +1,18 @@
 """Mistakes a user makes with `generate`: one clear error, exit code 2, nothing written."""
 
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+import ready
 
 ROOT = Path(__file__).parents[2]
 STUDIO = "jobs/recipes/desk/generate/studio.yaml"
 IDIFF = "jobs/recipes/desk/generate/idiff_face.yaml"
 
 
-def generate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "jobs/generate.py", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def generate(*arguments: str | Path) -> CompletedProcess[str]:
+    return ready.run("jobs/generate.py", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
+import ready
 import torch
 import yaml
 from faces import face, make_pool
@@ -25,7 +25,6 @@ from factory.shards.embeddings import read_embeddings
 from factory.shards.manifest import load_manifest
 from factory.shards.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
 
 
@@ -62,12 +61,8 @@ def named(url: str) -> NamedDataset:
     return NamedDataset(url=url, digest=contents_digest(Store(url)))
 
 
-def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / job), *arguments],
-        capture_output=True, text=True, env=environment, check=False, timeout=300,
-    )  # fmt: skip
+def run(job: str, *arguments: str) -> CompletedProcess[str]:
+    return ready.run(f"jobs/{job}", *arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.ray

@@ -93,7 +93,6 @@ def results(out: Path) -> dict[int, dict]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_a_sweep_runs_grows_and_leaves_recipes_that_run(tmp_path: Path, space) -> None:
     from mlflow import MlflowClient
 
@@ -161,7 +160,6 @@ def newest_curve(store: Store) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, space) -> None:
     given = space(40, 10)
     arguments = sweep(tmp_path, given, "killed", "--samples", "2")
@@ -202,7 +200,6 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, space) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_a_sweep_outlives_its_actors(tmp_path: Path, space) -> None:
     """As when nodes are lost: the trial goes on from its folder, the pools' actor comes again."""
     arguments, out = sweep(tmp_path, space(40, 10), "sweep", "--samples", "2"), tmp_path / "sweep"
@@ -229,7 +226,6 @@ def test_a_sweep_outlives_its_actors(tmp_path: Path, space) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("reserved", "sets"),
     [

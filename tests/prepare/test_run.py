@@ -369,23 +369,19 @@ def command(source: Path, out: Path, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(500)
 def test_a_killed_job_is_completed_by_the_same_command(here, tmp_path: Path) -> None:
     source = im2rec(tmp_path / "train.rec", [(n // 5, jpeg(n // 5, n % 5)) for n in range(160)])
     make(source, tmp_path / "whole", licence="MIT", shard_images=5)
     out = tmp_path / "killed"
     killed = subprocess.Popen(command(source, out, tmp_path), cwd=ROOT, start_new_session=True)
-    deadline = time.time() + 200
-    while len(list(out.glob("shards/i*.json"))) < 2 and time.time() < deadline:
+    while len(list(out.glob("shards/i*.json"))) < 2:
         assert killed.poll() is None, "the job ended before it could be killed"
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     done = len(list(out.glob("shards/i*.json")))
     assert 0 < done < 32, f"killed midway: {done} of 32 shards"
-    again = subprocess.run(
-        command(source, out, tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=250
-    )
+    again = subprocess.run(command(source, out, tmp_path), cwd=ROOT, capture_output=True, text=True)
     with suppress(ProcessLookupError):
         os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
     assert again.returncode == 0, again.stderr

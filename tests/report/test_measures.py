@@ -178,7 +178,7 @@ def test_a_browser_shows_it(dataset, tmp_path, width):
         [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
          f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},5000",
          "--virtual-time-budget=4000", f"--screenshot={shot}", report.as_uri()],
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     image = np.asarray(Image.open(shot).convert("L"), dtype=float)

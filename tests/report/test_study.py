@@ -1,13 +1,10 @@
 """What is kept of a sweep: its rows, a chart, and no more said than the seeds support."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import ready
 from sweeps import write_sweep
 
 from factory.recipe import InputError
@@ -59,14 +56,14 @@ def test_of_a_single_ordered_axis_the_trend_is_told(tmp_path):
 
 def test_the_command_writes_json_and_a_chart(tmp_path):
     write_sweep(Store(tmp_path / "sweep"), 6)
-    words = ["-m", "factory.report.study", str(tmp_path / "sweep"), "--out", str(tmp_path / "s")]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    words = [str(tmp_path / "sweep"), "--out", str(tmp_path / "s")]
+    done = ready.run("factory/report/study.py", *words)
+    assert done.returncode == 0, done.stderr
     assert "### Which rate?" in done.stdout
     assert json.loads((tmp_path / "s/rates.json").read_text())["name"] == "rates"
     chart = (tmp_path / "s/rates.svg").read_text()
     assert "Which rate?" in chart and "accuracy, %" in chart
-    words[2] = str(tmp_path)
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    done = ready.run("factory/report/study.py", str(tmp_path), *words[1:])
     assert done.returncode == 2 and "no sweep there (sweep.json is missing)" in done.stderr
 
 

@@ -32,27 +32,8 @@ from factory.stages.work import ShardWork
 from factory.systems.base import Position
 from factory.systems.dcface import DCFace, DCFaceConfig, DCFaceNet, DCFaceTraining, early_features
 
-UNET = {
-    "size": 4,
-    "in_channels": 4,
-    "out_channels": 4,
-    "widths": [32, 32],
-    "attention": [False, True],
-    "unresized": [],
-    "head_channels": 16,
-    "norm_groups": 2,
-}
-CONDITIONS = {
-    "embedding_size": 8,
-    "map_channels": 8,
-    "map_size": 1,
-    "style_channels": 8,
-    "style_size": 8,
-    "style_grid": 3,
-    "token_channels": 16,
-    "learn_empty": True,
-}
-MODEL: dict[str, Any] = {"unet": UNET, "conditions": CONDITIONS}
+MODEL = tiny.DCFACE
+UNET, CONDITIONS = MODEL["unet"], MODEL["conditions"]
 PIXELS = UNET | {"size": SIZE, "in_channels": 3, "out_channels": 6}
 BACKBONE = Backbone(name="iresnet", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embedding_size=8)
 

@@ -10,17 +10,14 @@ import pytest
 import torch
 from gpu import same_images, same_step
 from PIL import Image
-from tiny import IDIFF, SIZE, located
+from tiny import IDIFF, SIZE, located, save_idiff
 
-from factory.diffusion.autoencoder import AutoencoderConfig, Bottleneck
 from factory.diffusion.files import load_denoiser, save_weights
-from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.engine import check_sources
 from factory.provenance import sha256_file
 from factory.recipe import (
-    Backbone,
     GenerateRecipe,
     InputError,
     TrainRecipe,
@@ -28,8 +25,6 @@ from factory.recipe import (
     content_digest,
     parse,
 )
-from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import save_recognizer
 from factory.seeding import generator, seed64
 from factory.shards.claim import write_claim
 from factory.shards.manifest import ShardManifest, commit_shard, merge
@@ -42,27 +37,7 @@ from factory.systems.idiff_face import IDiffFace, IDiffFaceTraining
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Weights of a denoiser that answers to its context, an autoencoder and a teacher."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(3)
-    unet = UNet(UNetConfig.model_validate(IDIFF))
-    for parameter in unet.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.08)
-    config = {"model": IDIFF, "process": Process(prediction="v_prediction").model_dump()}
-    save_weights(folder / "denoiser.safetensors", "denoiser", unet, config, {"licence": "CC0-1.0"})
-    sizes = AutoencoderConfig(
-        size=SIZE, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1)
-    )
-    autoencoder = Bottleneck(sizes).train()
-    colours = torch.rand(64, 3, 1, 1) * 1.4 - 0.7
-    for _ in range(400):  # only to fit the statistics of the latents
-        autoencoder.encode(colours + 0.1 * torch.randn(64, 3, SIZE, SIZE))
-    save_weights(
-        folder / "autoencoder.safetensors", "autoencoder", autoencoder, sizes.model_dump(), {}
-    )
-    backbone = Backbone(name="iresnet", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embedding_size=8)
-    teacher = make_backbone(backbone, SIZE).state_dict()
-    save_recognizer(folder / "teacher.safetensors", teacher, backbone, SIZE, "teacher", "CC0-1.0")
-    return {name: folder / f"{name}.safetensors" for name in ("denoiser", "autoencoder", "teacher")}
+    return save_idiff(tmp_path_factory.mktemp("weights"))
 
 
 def generating(files: dict[str, Path], **changes: Any) -> GenerateRecipe:

@@ -1,14 +1,17 @@
 """Sharded class centres give the loss, gradients and state of unsharded ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from together import BATCH, CPU, engine_recipe, run_centres, together
+from together import BATCH, CPU, engine_recipe, in_turn, run_centres, together
 
 from factory.recipe import InputError
 from factory.recognition.margins import Margin
 from factory.training.centres import Centres
+
+MARGINS = ("arcface", "adaface")
 
 
 def states(folder: Path, name: str, rate: float, world: int) -> list[dict]:
@@ -18,16 +21,26 @@ def states(folder: Path, name: str, rate: float, world: int) -> list[dict]:
     ]
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ["arcface", "adaface"])
-def test_sharded_over_two_equals_unsharded(tmp_path: Path, name: str) -> None:
-    (whole,) = [run_centres(0, 1, name, 1.0, str(tmp_path))]
-    halves = together(2, run_centres, tmp_path, name, 1.0, str(tmp_path))
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
+    """Return where the states lie, and by margin what each of two workers found."""
+    folder = tmp_path_factory.mktemp("centres")
+    calls = [(run_centres, (name, 1.0, str(folder))) for name in MARGINS]
+    found = together(2, in_turn, folder, calls)
+    return folder, dict(zip(MARGINS, zip(*found, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_sharded_over_two_equals_unsharded(
+    sharded: tuple[Path, dict[str, list[Any]]], name: str
+) -> None:
+    folder, found = sharded
+    whole, halves = run_centres(0, 1, name, 1.0, str(folder)), found[name]
     for half in halves:
         assert half["losses"] == pytest.approx(whole["losses"], rel=1e-5)
     joined = torch.cat([half["gradients"] for half in halves], dim=1)
     assert torch.allclose(joined, whole["gradients"], atol=1e-6, rtol=1e-4)
-    (one,), two = states(tmp_path, name, 1.0, 1), states(tmp_path, name, 1.0, 2)
+    (one,), two = states(folder, name, 1.0, 1), states(folder, name, 1.0, 2)
     assert [part["first"] for part in two] == [0, 5]
     assert torch.allclose(torch.cat([p["weights"] for p in two]), one["weights"], atol=1e-6)
     buffer = torch.cat([part["moments"]["momentum_buffer"] for part in two])

@@ -9,6 +9,7 @@ from together import (
     CPU,
     count_bytes,
     engine_recipe,
+    in_turn,
     meet_nan,
     network,
     precision_of,
@@ -36,10 +37,10 @@ FAST = {
     ),
     "zero-3 adamw": ("adamw", zero(3)),
     "zero-1 adamw, offloaded": ("adamw", zero(1, offload=True)),
+    "zero-1 adamw, bfloat16": ("adamw", zero(1) | {"precision": "bfloat16"}),
 }
 SLOW = {
     "zero-0 adamw, bfloat16": ("adamw", zero(0) | {"precision": "bfloat16"}),
-    "zero-1 adamw, bfloat16": ("adamw", zero(1) | {"precision": "bfloat16"}),
     "zero-2 sgd": ("sgd", zero(2)),
     "zero-3 sgd, accumulated, recomputed": (
         "sgd",
@@ -76,12 +77,7 @@ def _saved(state: Any) -> Any:
     return file
 
 
-def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
-    kinds = {(optimizer, precision_of(settings)) for optimizer, settings in cases.values()}
-    known = {kind: alone(*kind) for kind in sorted(kinds)}
-    start = folder / "start"
-    torch.save({kind: state for kind, (_, _, state, _) in known.items()}, start)
-    results = together(2, run_engines, folder, cases, start, STEPS)
+def compare(cases: dict[str, tuple[str, dict[str, Any]]], known: Any, results: list[Any]) -> None:
     for name, (optimizer, settings) in cases.items():
         precision = precision_of(settings)
         losses, average, state, norms = known[optimizer, precision]
@@ -106,19 +102,35 @@ def compare(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> None:
         assert later == pytest.approx(losses[STEPS:], rel=near), name
 
 
-@pytest.mark.timeout(300)
-def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(tmp_path: Path) -> None:
-    compare(FAST, tmp_path)
+def begun(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> tuple[Any, Path]:
+    """Return what torch alone finds, by optimizer and precision, and a file of its states."""
+    kinds = {(optimizer, precision_of(settings)) for optimizer, settings in cases.values()}
+    known = {kind: alone(*kind) for kind in sorted(kinds)}
+    torch.save({kind: state for kind, (_, _, state, _) in known.items()}, folder / "start")
+    return known, folder / "start"
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """Return what torch alone finds, and what each of two workers found of FAST and of a NaN."""
+    folder = tmp_path_factory.mktemp("fast")
+    known, start = begun(FAST, folder)
+    calls = [(run_engines, (FAST, start, STEPS)), (meet_nan, ())]
+    return known, together(2, in_turn, folder, calls)
+
+
+def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(fast) -> None:
+    known, found = fast
+    compare(FAST, known, [results for results, _ in found])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_other_way_to_divide_a_training(tmp_path: Path) -> None:
-    compare(SLOW, tmp_path)
+    known, start = begun(SLOW, tmp_path)
+    compare(SLOW, known, together(2, run_engines, tmp_path, SLOW, start, STEPS))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_worker_holds_and_sends_what_docs_scaling_says(tmp_path: Path, stage: int) -> None:
     for found in together(2, count_bytes, tmp_path, stage):
@@ -155,9 +167,8 @@ def test_weights_stay_when_the_loss_is_not_finite() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, engine.module.parameters(), strict=True))
 
 
-@pytest.mark.timeout(300)
-def test_weights_stay_when_the_gradient_of_zero_0_is_not_finite(tmp_path: Path) -> None:
-    for message, stayed in together(2, meet_nan, tmp_path):
+def test_weights_stay_when_the_gradient_of_zero_0_is_not_finite(fast) -> None:
+    for _, (message, stayed) in fast[1]:
         assert message == "the gradient's norm is nan" and stayed
 
 

@@ -119,10 +119,9 @@ class Killer(threading.Thread):
         self.at: int | None = None
 
     def run(self) -> None:
-        deadline = time.monotonic() + 240
-        while self.at is None and time.monotonic() < deadline:
+        while self.at is None and not self.store.exists(RECORD):
             step = checkpoint.latest(self.store) or 0
-            if step >= 8 and not self.store.exists(RECORD):
+            if step >= 8:
                 for pid in self.find():
                     os.kill(pid, signal.SIGKILL)
                     self.at = step
@@ -130,7 +129,6 @@ class Killer(threading.Thread):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_worker_changes_nothing(
     kind: str, dataset: str, tmp_path: Path, ray_cluster: None
@@ -167,7 +165,6 @@ class Deaf:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_driver_is_continued_by_the_same_command(
     kind: str, dataset: str, tmp_path: Path
@@ -187,7 +184,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     driver.wait()
     killer.join()
     assert killer.at is not None and driver.returncode == -signal.SIGKILL
-    again = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-2000:]
     os.killpg(driver.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
     run(kind, dataset, tmp_path / "whole")
@@ -200,8 +197,8 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     def versions() -> int:
         return len(kept.search_model_versions("name='killed'"))
 
-    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "finished already" in done.stdout and versions() == 1
     (out / DONE).unlink()  # as if killed between the record and the registry
-    late = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    late = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert late.returncode == 0 and versions() == 2 and (out / DONE).is_file()

@@ -179,7 +179,6 @@ def test_refusals_name_the_field(dataset, changes, message):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluster):
     asked, rows = recipe(dataset), []
     record = recognition.train(asked, str(tmp_path / "ray"), rows.append)
@@ -194,7 +193,6 @@ def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluste
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_fault_in_a_worker_reaches_the_user(dataset, tmp_path, ray_cluster):
     asked = recipe(dataset, image={"size": 48})
     with pytest.raises(InputError, match=r"is 32x32 pixels, image.size accepts 48x48"):
@@ -226,7 +224,6 @@ def alone_in_its_group(tmp_path_factory):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.timeout(300)
 def test_deepspeed_resumes_where_it_was(dataset, tmp_path, alone_in_its_group):
     asked = deepspeed(dataset, 1, 1)
     whole, halves = Store(tmp_path / "whole"), Store(tmp_path / "halves")

@@ -1,35 +1,49 @@
 """What a pool of actors makes ahead is, to the byte, what a training would make itself."""
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_pool
 
 from factory.diffusion.examples import CHUNK, NETWORKS, load_examples
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
-from factory.recipe import InputError, TrainRecipe, Weights, load
+from factory.recipe import InputError, TrainRecipe, Weights
 from factory.shards.store import Store
 from factory.systems.dcface import DCFaceTraining
 from factory.training.sidecar import Precomputer, precompute
 
-RECIPES = Path(__file__).parents[2] / "jobs/recipes/desk/train"
 PEOPLE, EACH = 260, 4  # two files of each kind, the second one not full
+FIRSTS = (0, CHUNK)
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> TrainRecipe:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainRecipe]:
+    """Return the recipe of a training for each precision."""
     folder = tmp_path_factory.mktemp("data")
-    data = make_pool(folder / "faces", PEOPLE, EACH, size=64)
-    sets = [f"data.train={data}", f"precompute.sidecar={folder / 'sidecar'}"]
-    recipe = load(RECIPES / "dcface.yaml", [*sets, "precompute.actors=2"])
-    assert isinstance(recipe, TrainRecipe)
-    return recipe
+    data = make_pool(folder / "faces", PEOPLE, EACH, size=tiny.SIZE)
+    files = tiny.save_frozen(folder)
+    return {
+        precision: tiny.training(
+            *("dcface", files, data, tiny.DCFACE),
+            engine={"name": "torch", "precision": precision},
+            precompute={"sidecar": str(folder / precision), "actors": 2},
+        )
+        for precision in ("float32", "bfloat16")
+    }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as each actor does: more change last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def lines(recipe: TrainRecipe) -> list[str]:
@@ -38,44 +52,63 @@ def lines(recipe: TrainRecipe) -> list[str]:
     return said
 
 
+def check_same(recipe: TrainRecipe, folder: Path) -> None:
+    """Assert that a sidecar holds, to the byte, what a training would make itself."""
+    assert recipe.precompute
+    store = Store(recipe.precompute.sidecar)
+    source = DCFaceTraining(recipe, Place(0, 1, folder)).source()
+    here = load_examples(source, folder / "here")
+    there = load_examples(source, folder / "there", store)
+    assert set(here.arrays) == {"images", *NETWORKS}
+    for kind, array in here.arrays.items():
+        assert array.dtype == there.arrays[kind].dtype, kind
+        assert np.array_equal(array, there.arrays[kind]), kind
+    assert (here.keys == there.keys).all() and (here.labels == there.labels).all()
+    source.feed.close()
+
+
 @pytest.mark.ray
 def test_a_pool_makes_what_a_training_makes_and_goes_on_where_it_stopped(
-    recipe: TrainRecipe, ray_cluster: None, tmp_path: Path
+    asked: dict[str, TrainRecipe], ray_cluster: None, tmp_path: Path, one_thread: None
 ) -> None:
+    recipe = asked["bfloat16"]
     assert recipe.precompute
     assert CHUNK < PEOPLE * EACH < 2 * CHUNK
     assert [line.split(": ")[1] for line in lines(recipe)] == [
         "1 of 2 files of each kind",
         "2 of 2 files of each kind",
     ]
-    trained = DCFaceTraining(recipe, Place(0, 1, tmp_path))
-    store, source = Store(recipe.precompute.sidecar), trained.source()
+    store = Store(recipe.precompute.sidecar)
     made = sorted(store.list())
     assert len(made) == 2 * len(NETWORKS)
-    torch.set_num_threads(1)  # as each actor has: more change last bits of bfloat16
-    here = load_examples(source, tmp_path / "here")
-    there = load_examples(source, tmp_path / "there", store)
-    assert set(here.arrays) == {"images", *NETWORKS}
-    for kind, array in here.arrays.items():
-        assert array.dtype == there.arrays[kind].dtype, kind
-        assert np.array_equal(array, there.arrays[kind]), kind
-    assert (here.keys == there.keys).all() and (here.labels == there.labels).all()
+    check_same(recipe, tmp_path)
 
     written = {name: (store.root / name).stat().st_mtime_ns for name in made} if store.root else {}
     assert lines(recipe) == []  # nothing is left to do, and no pool starts for it
     store.delete(made[1])
+    source = DCFaceTraining(recipe, Place(0, 1, tmp_path)).source()
     with pytest.raises(InputError, match=f"precompute.sidecar: .* lacks {made[1]}"):
         load_examples(source, tmp_path / "lacking", store)
+    source.feed.close()
     actor = Precomputer(recipe.model_dump(mode="json"))
-    for first in (0, CHUNK):
+    for first in FIRSTS:
         assert "failed" not in actor({"first": np.array([first])})
     assert sorted(store.list()) == made
     again = {name: (store.root / name).stat().st_mtime_ns for name in made} if store.root else {}
     assert [name for name in made if again[name] != written[name]] == [made[1]]
-    source.feed.close()
 
 
-def test_nothing_is_made_ahead_where_nothing_can_be(recipe: TrainRecipe) -> None:
+def test_it_does_in_float32_too(
+    asked: dict[str, TrainRecipe], tmp_path: Path, one_thread: None
+) -> None:
+    actor = Precomputer(asked["float32"].model_dump(mode="json"))
+    for first in FIRSTS[::-1]:
+        assert "failed" not in actor({"first": np.array([first])})
+    check_same(asked["float32"], tmp_path)
+
+
+def test_nothing_is_made_ahead_where_nothing_can_be(asked: dict[str, TrainRecipe]) -> None:
+    recipe = asked["float32"]
     assert lines(recipe.model_copy(update={"precompute": None})) == []
     random = recipe.weights | {"teacher": Weights(location=RANDOM_INIT, licence="CC0-1.0")}
     with pytest.raises(InputError, match=r"weights.teacher.location: .* accepted are files"):

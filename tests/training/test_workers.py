@@ -35,11 +35,10 @@ def test_a_training_whose_output_another_took_over_ends(monkeypatch: pytest.Monk
     note = workers._noting(Remote(board))
     with workers._relayed(Remote(board), rows.append, lambda name: None, check_lock):
         note("step 1", [{"step": 1.0}], [])
-        until = time.monotonic() + 5
-        while not rows and time.monotonic() < until:
+        while not rows:
             time.sleep(0.005)
         lost.append(True)
-        while board.fault() is None and time.monotonic() < until:
+        while board.fault() is None:
             time.sleep(0.005)
         with pytest.raises(FaultError, match="another writer took its lock"):
             note("step 2", [{"step": 2.0}], [])
