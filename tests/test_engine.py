@@ -58,6 +58,7 @@ from factory.systems import create
 ROOT = Path(__file__).parents[1]
 STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"
 IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
+FLOAT32 = "sampler.dtype=float32"
 SMALL = ("identities.count=6", "identities.images_each=4", "shard.identities=2", "image.size=32")
 
 pytestmark = pytest.mark.ray
@@ -199,7 +200,7 @@ def test_a_driver_whose_folder_another_took_over_stops(
 def test_weights_missing_on_a_workers_node_are_a_mistake_of_the_users(
     tmp_path: Path, actor: type
 ) -> None:
-    recipe = load(IDIFF, [f"weights.denoiser.location={tmp_path}/gone.safetensors"])
+    recipe = load(IDIFF, [FLOAT32, f"weights.denoiser.location={tmp_path}/gone.safetensors"])
     raw, store = recipe.model_dump(mode="json"), Store(tmp_path)
     given = (Assignment(raw, store, "", versions()), ("render",))
     guarded = Guarded(actor, *(given if actor is StageActor else (raw,)))
@@ -256,7 +257,7 @@ def test_a_bank_is_committed_as_it_grows_and_is_the_same_however_it_was_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "COMMIT_BLOCKS", 2)
-    recipe = load(IDIFF, ["identities.count=300", "identities.max_cosine=0.6"])
+    recipe = load(IDIFF, [FLOAT32, "identities.count=300", "identities.max_cosine=0.6"])
     assert isinstance(recipe, GenerateRecipe)
     left = [10**6]
 
@@ -299,7 +300,7 @@ def test_a_bank_is_committed_as_it_grows_and_is_the_same_however_it_was_drawn(
 def test_a_bank_of_a_folder_that_another_took_over_is_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, store = load(IDIFF, ["identities.count=5"]), Store(tmp_path)
+    recipe, store = load(IDIFF, [FLOAT32, "identities.count=5"]), Store(tmp_path)
     assert isinstance(recipe, GenerateRecipe)
     row = {"block": 0, "contexts": identities.uniform(9, range(BANK_BLOCK), 512)}
     monkeypatch.setattr(engine, "_windows", lambda *_: iter([row]))
@@ -455,7 +456,8 @@ def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
 ) -> None:
     teacher = tmp_path / "w600k_r50.onnx"
     teacher.write_bytes(b"weights")
-    recipe = load(IDIFF, [f"weights.teacher.location=onnx:{teacher}", "weights.teacher.sha256=''"])
+    other = (f"weights.teacher.location=onnx:{teacher}", "weights.teacher.sha256=''")
+    recipe = load(IDIFF, [FLOAT32, *other])
     assert isinstance(recipe, GenerateRecipe)
     assert recipe.weights["teacher"].licence == "Apache-2.0"  # of the file it stands in place of
     monkeypatch.setattr(engine, "generate", lambda *given: None)
@@ -465,7 +467,7 @@ def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
     assert made.licence == "non-commercial-research"
     (found,) = (model for model in made.models if model.name == "teacher")
     assert found.licence == made.licence and found.sha256 == hashlib.sha256(b"weights").hexdigest()
-    shipped = load(IDIFF)
+    shipped = load(IDIFF, [FLOAT32])
     assert isinstance(shipped, GenerateRecipe)
     with Store(tmp_path / "shipped").lock("test") as lock:
         engine.fill(shipped, lock, None, print)

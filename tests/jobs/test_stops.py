@@ -3,21 +3,19 @@
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ready
 from faces import make_pool
 from stopping import check, stop
 
-ROOT = Path(__file__).parents[2]
 STUDIO = "jobs/recipes/desk/generate/studio.yaml"
 SMALL = ("identities.count=900", "identities.images_each=4", "shard.identities=3", "image.size=32",
          "pool.size=1")  # fmt: skip
 NOISE = re.compile(r"core_worker|\(raylet|warning|Traceback|Aborted|\*\*\*", re.IGNORECASE)
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 
 
 def sets(*overrides: str) -> list[str]:
@@ -34,12 +32,17 @@ def tracked(folder: Path) -> list[str]:
     return ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
 
 
-def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(tmp_path: Path) -> None:
+def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    """First on a Ray of its own, then on another that stays."""
     out = tmp_path / "out"
     command = ["jobs/generate.py", STUDIO, "--out", out, *tracked(tmp_path), *sets(*SMALL)]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        found = stop(command, tmp_path, number, lambda said: re.search(r"shards \d", said),
-                     group=number == signal.SIGINT)  # fmt: skip
+    for number, where in ((signal.SIGTERM, []), (signal.SIGINT, ["--address", ray_cluster])):
+        words, group = [*command, *where], number == signal.SIGINT
+        found = stop(
+            words, tmp_path, number, lambda said: re.search(r"shards \d", said), group=group
+        )
         kept = check(found, number, r"\d+ of 300 shards are committed")
         assert int(kept.split()[0]) == len(list((out / "shards").glob("*.json")))
         assert not (out / "lock").exists()
@@ -63,13 +66,10 @@ def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
 
 
 def test_a_small_run_shows_nothing_that_looks_like_an_error(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [
-            *(sys.executable, "jobs/generate.py", STUDIO, "--out", str(tmp_path / "out")),
-            *tracked(tmp_path), *sets(*SMALL, "identities.count=6"),
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=390,
-    )  # fmt: skip
+    ran = ready.run(
+        *("jobs/generate.py", STUDIO, "--out", tmp_path / "out"),
+        *(*tracked(tmp_path), *sets(*SMALL, "identities.count=6")),
+    )
     assert ran.returncode == 0, ran.stderr
     assert not NOISE.search(ran.stderr), ran.stderr
 

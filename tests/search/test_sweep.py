@@ -199,6 +199,7 @@ def test_what_is_not_there_is_found_before_anything_starts(tmp_path):
     def check(pool=there, recognizer=None, **changes):
         fields = {"pools": {"a": pool}, "recognizer": recognizer}
         given = {"fr": str(ROOT / "jobs/recipes/desk/fr/desk.yaml")} | changes
+        given["precision"] = {"generate": "float32", "fr": "float32"}
         searched = Space("s", "?", {"x": Choice(1)}, lambda point: fields, **given)
         check_inputs(searched, [searched.trial(0, {"x": 1}, str(tmp_path / "pools"))])
 
@@ -339,7 +340,10 @@ def test_a_sweep_with_failed_trials_keeps_why_and_is_no_success(tmp_path, runs, 
     monkeypatch.setattr(Pools, "remote", lambda folder: None, raising=False)
     there = {"pools": {"a": {"url": make_pool(tmp_path / "there", 3, 2)}}}
     fr = str(ROOT / "jobs/recipes/desk/fr/desk.yaml")
-    searched, store = Space("s", "?", {"x": Choice(1)}, lambda p: there, fr), Store(tmp_path / "o")
+    searched = Space(
+        "s", "?", {"x": Choice(1)}, lambda p: there, fr, ("fr.engine.precision=float32",)
+    )
+    store = Store(tmp_path / "o")
     with pytest.raises(FaultError, match="1 of 3 trials failed, the first, 1: an error"):
         sweep(searched, str(tmp_path / "o"), 3, "pools", 0, "", lambda line: None)
     kept = json.loads(store.read(SWEEP))

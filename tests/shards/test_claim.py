@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.recipe import FRRecipe, GenerateRecipe, InputError, load, parse
-from factory.shards.claim import CLAIM, COMPOSITION, check_claim, claimed, read_claim
+from factory.recipe import FRRecipe, GenerateRecipe, InputError, content_digest, load, parse
+from factory.shards.claim import CLAIM, COMPOSITION, check_claim, claimed, read_claim, write_claim
 from factory.shards.store import Store
 from factory.training.output import claim
 
@@ -28,6 +28,7 @@ def test_its_own_dataset_and_an_empty_folder_are_accepted(
     store = made_dataset()
     made = parse(read_claim(store)["recipe"])
     assert isinstance(made, GenerateRecipe)
+    write_claim(store, made, content_digest(made, {}), ())
     assert check_claim(store, made, {}, False) == ()
     (tmp_path / "notes.txt").write_text("mine")
     assert check_claim(Store(tmp_path), studio(), {}, False) == ()

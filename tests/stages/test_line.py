@@ -34,6 +34,7 @@ PLANTED = "0000001_0001"
 def idiff(*overrides: str) -> GenerateRecipe:
     few = ("identities.count=2", "identities.images_each=3", "shard.identities=1")
     cheap = ("identities.source=uniform", "sampler.steps=2", "screens={max_attempts: 2}")
+    cheap = (*cheap, "sampler.dtype=float32")
     recipe = load(IDIFF, [*few, *cheap, *overrides])
     assert isinstance(recipe, GenerateRecipe)
     return recipe

@@ -222,7 +222,10 @@ def test_it_learns_from_an_unconditional_model_and_generates(
     held.save(held.module, saved, {"licence": "CC0-1.0"})
     system = loaded(
         files | {"denoiser": saved},
-        sampler={"name": "ddim", "steps": 2, "guidance_scale": 2.0, "eta": 1.0, "batch_size": 2},
+        sampler={
+            **{"name": "ddim", "steps": 2, "guidance_scale": 2.0, "eta": 1.0, "batch_size": 2},
+            "dtype": "float32",
+        },
         identities={"count": 2, "images_each": 1, "source": "two_stage"},
     )
     contexts = system.draw_contexts([0, 1])
