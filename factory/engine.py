@@ -108,22 +108,21 @@ def connect(address: str) -> None:
             except Exception as error:  # Ray has no class of its own for it
                 if LATE not in str(error):
                     raise
+                stops.kill(stops.below() - others)  # the rest of the Ray that did not start
                 if time.monotonic() - begun >= seconds:
                     raise FaultError(
-                        f"Ray did not start within {seconds:g} s; is the machine busy? the same "
+                        f"Ray did not start within {seconds} s; is the machine busy? the same "
                         f"command tries again; {START_SETTING} gives it more seconds"
                     ) from error
-                stops.kill(stops.below() - others)
     finally:
         stops.install()
 
 
-def _start_seconds() -> float:
-    said = os.environ.get(START_SETTING, "")
-    try:
-        return float(said or START_SEC)
-    except ValueError:
-        raise InputError(f"{START_SETTING} {said!r}: accepted is a number of seconds") from None
+def _start_seconds() -> int:
+    said = os.environ.get(START_SETTING) or str(START_SEC)
+    if not said.isdecimal():
+        raise InputError(f"{START_SETTING} {said!r}: accepted is a whole number of seconds")
+    return int(said)
 
 
 @contextmanager
