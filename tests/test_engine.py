@@ -401,7 +401,7 @@ def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
 
 def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_path: Path) -> None:
     """Agents of its own Ray outlive the killed driver, while another Ray does the rest."""
-    sets = ("identities.count=40", "identities.images_each=12")
+    sets = ("identities.count=40", "identities.images_each=8")
     overrides = [part for override in (*SMALL, *sets) for part in ("--set", override)]
 
     def command(out: Path) -> list[str]:

@@ -50,6 +50,7 @@ def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(
     assert states(tmp_path) == ["KILLED", "KILLED"]
 
 
+@pytest.mark.slow  # training/test_workers.py has the words
 def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
     dataset = make_pool(tmp_path / "data", 16, 4)
     command = [
@@ -65,6 +66,7 @@ def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
     assert states(tmp_path) == ["KILLED"]
 
 
+@pytest.mark.slow  # a stop, above, shows nothing else either
 def test_a_small_run_shows_nothing_that_looks_like_an_error(tmp_path: Path) -> None:
     ran = ready.run(
         *("jobs/generate.py", STUDIO, "--out", tmp_path / "out"),

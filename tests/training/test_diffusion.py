@@ -203,6 +203,7 @@ def test_ray_train_gives_what_the_loop_alone_gives(
     assert same(tmp_path / "ray", tmp_path / "plain")
 
 
+@pytest.mark.slow  # test_workers.py has how it is handed over
 @pytest.mark.ray
 def test_a_mistake_found_in_a_worker_reaches_the_user(
     dataset: str, tmp_path: Path, ray_cluster: None

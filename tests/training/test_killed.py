@@ -149,6 +149,9 @@ def test_a_killed_worker_changes_nothing(
     run(kind, dataset, tmp_path / "whole")
     assert same(out, tmp_path / "whole")
     assert [row["step"] for row in rows] == list(range(1, 61))
+    if isinstance(recipe, FRRecipe):  # what is finished is not trained again
+        record = json.loads((out / RECORD).read_text())
+        assert recognition.train(recipe, str(out), rows.append) == record and len(rows) == 60
 
 
 class Deaf:

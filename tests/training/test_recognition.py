@@ -178,6 +178,7 @@ def test_refusals_name_the_field(dataset, changes, message):
         check(recipe(dataset, **changes))
 
 
+@pytest.mark.slow  # in test_killed.py, a worker is killed on the way to the same
 @pytest.mark.ray
 def test_ray_train_gives_what_the_loop_alone_gives(dataset, tmp_path, ray_cluster):
     asked, rows = recipe(dataset), []
