@@ -176,25 +176,40 @@ def test_workers_say_what_they_compute_on(ray_cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
-        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE"),
-        ("DNNL_MAX_CPU_ISA", "avx2_vnni"),
-        ("ATEN_CPU_CAPABILITY", "avx2"),
-    ],
+    ("variable", "value"), [("ONEDNN_MAX_CPU_ISA", "AVX2"), ("ATEN_CPU_CAPABILITY", "avx2")]
 )
-def test_a_lowered_instruction_set_is_taken_at_its_word(name: str, value: str) -> None:
+def test_a_lowered_instruction_set_is_taken_at_its_word(variable: str, value: str) -> None:
     """What the libraries will use counts, not the flags alone; on processors of both kinds."""
     code = "from factory.hardware import processor; print(processor(False).bfloat16)"
+    env = os.environ | {variable: value}
     ran = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {name: value},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT
     )
     assert ran.stdout.strip() == "False", ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("lowered", "able"),
+    [
+        ({}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, False),
+        ({"DNNL_MAX_CPU_ISA": "avx2_vnni_2"}, False),
+    ],
+)
+def test_a_processor_with_instructions_loses_them_by_a_cap(
+    monkeypatch: pytest.MonkeyPatch, lowered: dict[str, str], able: bool
+) -> None:
+    """As on a processor with AMX, whatever this one is: oneDNN calls AVX-512 alone enough."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    for name in hardware.CAPS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in lowered.items():
+        monkeypatch.setenv(name, value)
+    assert hardware.processor(gpu=False).bfloat16 is able
 
 
 def test_detection_agrees_with_the_clock() -> None:
