@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory import stops
 from factory.engine import fill_bank, generate, runtime_env, wiring
 from factory.plan import Shard, shards
 from factory.provenance import versions
@@ -80,8 +81,9 @@ def in_processes(recipe: GenerateRecipe, folder: Path) -> Side:
         context.Process(target=_work, args=(assignment, stages, planned[n::size], str(n), queue))
         for n in range(size)
     ]
-    for worker in workers:
-        worker.start()
+    with stops.shielded():
+        for worker in workers:
+            worker.start()
     turns = [queue.get(timeout=3600) for _ in planned]
     for worker in workers:
         worker.join()

@@ -147,6 +147,17 @@ def hand_on(child: "Popen[bytes]") -> None:
     stop.said = child.returncode == 128 + stop.asked
 
 
+def importing() -> None:
+    """Let a signal end a job that still imports: nothing has begun that a block would end."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _stop.asked = number
+        finish()
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
 def finish() -> NoReturn:
     """End the process and all that it started: what a stopped job does last."""
     stop = _stop
