@@ -164,7 +164,7 @@ def finish() -> NoReturn:
     stop.asked = stop.asked or signal.SIGINT
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    _mute()
+    _mute(stop)
     family = _hold()  # before anything is counted
     words: list[str] = []
     _together([lambda: words.append(stop.kept[-1]())] if stop.kept else [], LAST_SEC)
@@ -179,7 +179,7 @@ def closing(code: int) -> None:
     """
 
     def hurry(number: int, frame: FrameType | None) -> None:
-        _mute()
+        _mute(_stop)
         kill(_hold())
         os._exit(code)
 
@@ -220,7 +220,7 @@ def _watch(told: socket.socket, stop: _Stop) -> None:
 
 def _give_up(stop: _Stop, seconds: float) -> NoReturn:
     """End the process in the main thread's place."""
-    _mute()
+    _mute(stop)
     words: list[str] = []
     kept = [lambda: words.append(stop.kept[-1]())] if stop.kept else []
     _together([*stop.undone, *kept], seconds)
@@ -237,8 +237,10 @@ def _together(does: list[Does], seconds: float) -> None:
         thread.join(max(until - time.monotonic(), 0.0))
 
 
-def _mute() -> None:
+def _mute(stop: _Stop) -> None:
     """Keep from the user's eyes what others say while they end: Ray sees its processes die."""
+    if stop.stderr == 2:
+        stop.stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
