@@ -16,6 +16,10 @@ DONE, FAULTY, WRONG_INPUT = 0, 1, 2
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 
+# Jobs import this module first, and some of them seconds of other modules after it.
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.name == "jobs":
+    stops.importing()
+
 
 def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
     """Return a job's parser with the arguments every job has.

@@ -147,13 +147,24 @@ def hand_on(child: "Popen[bytes]") -> None:
     stop.said = child.returncode == 128 + stop.asked
 
 
+def importing() -> None:
+    """Let a signal end a job that still imports: nothing has begun that a block would end."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _stop.asked = number
+        finish()
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
 def finish() -> NoReturn:
     """End the process and all that it started: what a stopped job does last."""
     stop = _stop
     stop.asked = stop.asked or signal.SIGINT
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    _mute()
+    _mute(stop)
     family = _hold()  # before anything is counted
     words: list[str] = []
     _together([lambda: words.append(stop.kept[-1]())] if stop.kept else [], LAST_SEC)
@@ -168,7 +179,7 @@ def closing(code: int) -> None:
     """
 
     def hurry(number: int, frame: FrameType | None) -> None:
-        _mute()
+        _mute(_stop)
         kill(_hold())
         os._exit(code)
 
@@ -209,7 +220,7 @@ def _watch(told: socket.socket, stop: _Stop) -> None:
 
 def _give_up(stop: _Stop, seconds: float) -> NoReturn:
     """End the process in the main thread's place."""
-    _mute()
+    _mute(stop)
     words: list[str] = []
     kept = [lambda: words.append(stop.kept[-1]())] if stop.kept else []
     _together([*stop.undone, *kept], seconds)
@@ -226,8 +237,10 @@ def _together(does: list[Does], seconds: float) -> None:
         thread.join(max(until - time.monotonic(), 0.0))
 
 
-def _mute() -> None:
+def _mute(stop: _Stop) -> None:
     """Keep from the user's eyes what others say while they end: Ray sees its processes die."""
+    if stop.stderr == 2:
+        stop.stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -139,6 +139,13 @@ def test_a_child_that_is_still_importing_shows_nothing_of_its_own(tmp_path: Path
     check(found, signal.SIGINT)
 
 
+def test_a_job_that_is_still_importing_says_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "jobs/slow.py"
+    file.parent.mkdir()
+    file.write_text("import time\nfrom factory import cli\nprint('ready')\ntime.sleep(600)\n")
+    check(stop([file], tmp_path, signal.SIGINT, ready), signal.SIGINT)
+
+
 def test_handlers_are_those_of_before_after_the_block() -> None:
     before = [signal.getsignal(number) for number in stops.SIGNALS]
     with stops.watched():

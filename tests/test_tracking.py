@@ -82,6 +82,14 @@ def test_an_exception_marks_the_run_failed(uri):
     assert MlflowClient(tracking_uri=uri).get_run(broken.id).info.status == "FAILED"
 
 
+def test_a_stop_marks_the_run_killed(uri):
+    from mlflow import MlflowClient
+
+    with pytest.raises(KeyboardInterrupt), tracking.run(uri, "desk", "stopped", {}) as stopped:
+        raise KeyboardInterrupt
+    assert MlflowClient(tracking_uri=uri).get_run(stopped.id).info.status == "KILLED"
+
+
 def test_artifacts_lie_beside_the_database(uri, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with tracking.run(uri, "desk", "elsewhere", {}):
