@@ -64,6 +64,8 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
     with stops.watched():
         try:
             code = _done(arguments, job)
+            if stops.asked():
+                stops.finish()
         except BaseException as error:
             # Ray's own handler, which stands while Ray starts, raises SystemExit instead.
             if stops.asked() or isinstance(error, KeyboardInterrupt):

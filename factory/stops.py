@@ -4,7 +4,8 @@ The first signal raises KeyboardInterrupt in the main thread, whose blocks then 
 any error. A thread watches that: where they do not end in time, as while Ray or a server does not
 answer, it does the little that must not be left undone and ends the process itself. A second signal
 ends it at once. Whatever the job started, the processes of its own Ray among them, ends with it;
-that is no loss, since what counts is committed by its manifest.
+that is no loss, since what counts is committed by its manifest. After the first signal nothing but
+the line is shown.
 """
 
 import os
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ORDERLY_SEC = 3.0  # given to the main thread
@@ -43,6 +44,7 @@ class _Stop:
         self.raised = False  # whether the main thread has been told
         self.deadline = 0.0  # monotonic seconds, for the main thread
         self.said = False
+        self.stdout: TextIO | None = None  # what was said before the stop, and may be unwritten
         self.stderr = 2  # the user's, whatever becomes of descriptor 2
         self.kept: list[Callable[[], str]] = []
         self.undone: list[Does] = []
@@ -162,9 +164,10 @@ def finish() -> NoReturn:
     """End the process and all that it started: what a stopped job does last."""
     stop = _stop
     stop.asked = stop.asked or signal.SIGINT
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
     _mute(stop)
+    if stop.stdout is not None:
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stop.stdout.flush()
     family = _hold()  # before anything is counted
     words: list[str] = []
     _together([lambda: words.append(stop.kept[-1]())] if stop.kept else [], LAST_SEC)
@@ -192,6 +195,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if not _stop.raised:
         _stop.raised = True
         _stop.asked = _stop.asked or number
+        _mute(_stop)
         raise KeyboardInterrupt
 
 
@@ -241,6 +245,8 @@ def _mute(stop: _Stop) -> None:
     """Keep from the user's eyes what others say while they end: Ray sees its processes die."""
     if stop.stderr == 2:
         stop.stderr = os.dup(2)
+    if stop.stdout is None:
+        stop.stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - to the end
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
