@@ -4,6 +4,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
+# Without its bytecode each of the many processes would compile the factory again.
+export PYTHONDONTWRITEBYTECODE :=
 
 # The first Python that is new enough and can make environments; PYTHON= names another.
 ifndef PYTHON

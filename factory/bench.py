@@ -7,6 +7,7 @@ operations of an image, counted, against the rate at which as many processes mul
 import hashlib
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -19,11 +20,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from factory import stops
+from factory import hardware, stops
 from factory.engine import fill_bank, generate, runtime_env, wiring
 from factory.plan import Shard, shards
 from factory.provenance import versions
-from factory.recipe import GenerateRecipe, content_digest
+from factory.recipe import FaultError, GenerateRecipe, content_digest, stated_precision
 from factory.shards.claim import write_claim
 from factory.shards.store import Store
 from factory.stages.line import Assignment, Line
@@ -76,6 +77,49 @@ def steady(turns: Iterable[Turn]) -> float:
             raise ValueError(f"worker {worker} has {len(taken)} shards; accepted are 3 or more")
         speed += sum(turn[3] for turn in inside) / (inside[-1][2] - inside[0][1])
     return speed
+
+
+def compare(recipe: GenerateRecipe, repeats: int) -> dict[str, Any]:
+    """Time generation on the connected Ray and in plain processes, in turn; print each round.
+
+    Args:
+        recipe: what to make; it states its precision.
+        repeats: rounds of both sides.
+
+    Returns:
+        The ratio of their speeds, its rounds and start-ups, and what `arithmetic` returns.
+
+    Raises:
+        FaultError: the two sides wrote different bytes.
+    """
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="factory-bench-") as folder:
+        for repeat in range(repeats):
+            ray = on_ray(recipe, Path(folder) / f"ray{repeat}")
+            plain = in_processes(recipe, Path(folder) / f"plain{repeat}")
+            if ray.tars != plain.tars:
+                raise FaultError("the two sides wrote different bytes")
+            rounds.append((ray.images_per_sec / plain.images_per_sec, ray, plain))
+            print(
+                f"round {repeat + 1}: Ray {ray.images_per_sec:.2f} images/s (start-up "
+                f"{ray.startup_sec:.1f} s), plain {plain.images_per_sec:.2f} images/s (start-up "
+                f"{plain.startup_sec:.1f} s), ratio {rounds[-1][0]:.3f}",
+                flush=True,
+            )
+    ratios = sorted(ratio for ratio, *_ in rounds)
+    speed = statistics.median(side.images_per_sec for _, side, _ in rounds)
+    return {
+        "recipe": recipe.name,
+        "processor": hardware.cpu_name(),
+        "precision": stated_precision(recipe),
+        "workers": recipe.pool.size,
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ray_startup_sec": round(statistics.median(r.startup_sec for _, r, _ in rounds), 1),
+        "plain_startup_sec": round(statistics.median(p.startup_sec for *_, p in rounds), 1),
+        "images_per_second": round(speed, 2),
+        **arithmetic(recipe, speed),
+    }
 
 
 def on_ray(recipe: GenerateRecipe, folder: Path) -> Side:

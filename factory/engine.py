@@ -206,13 +206,13 @@ def _below() -> str | None:
     if _fits(f"{usual}/ray"):
         return None
     for parent in SHORT:
-        folder = f"{parent}/ray-{os.getuid()}"
+        folder = f"{parent}/factory-{os.getuid()}"
         with suppress(OSError):
             os.makedirs(folder, 0o700, exist_ok=True)
             found = os.lstat(folder)
             own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
             if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
-                return folder
+                return f"{folder}/ray"  # which Ray opens to everybody
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     most = SOCKET_BYTES - len(f"/ray/{SOCKETS}")
     raise InputError(

@@ -374,7 +374,7 @@ def test_ray_starts_below_a_tmpdir_too_long_for_a_socket(tmp_path: Path) -> None
 def test_a_tmpdir_too_long_for_a_socket_is_one_error_where_no_folder_has_a_short_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign = tmp_path / f"ray-{os.getuid()}"
+    foreign = tmp_path / f"factory-{os.getuid()}"
     foreign.symlink_to(tmp_path)  # another user's snare
     monkeypatch.setattr(engine, "SHORT", (str(tmp_path),))
     monkeypatch.setattr(engine.os, "makedirs", lambda *_, **__: None)
