@@ -104,11 +104,12 @@ class Demo(Chain):
             self.step(f"verify {name}", "verify", out)
 
     def measure_all(self) -> dict[str, Any]:
-        """Measure both datasets under the judge and the teacher."""
+        """Measure both datasets under the judge, and in full under the teacher too."""
+        seeing = {"judge": self.judge} | ({"teacher": self.teacher} if self.full else {})
         return {
             dataset: {
                 name: self.measure(dataset, self.run / dataset, name, reference)
-                for name, reference in (("judge", self.judge), ("teacher", self.teacher))
+                for name, reference in seeing.items()
             }
             for dataset in ("synthetic", "real")
         }
