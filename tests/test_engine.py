@@ -92,7 +92,7 @@ def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path) -> None:
     assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
     shared = ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5")  # of a declared GPU
     assert make(studio(*shared), tmp_path / "shared") == alone
-    apart = ("pool.fused=false", "pool.size=1", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
+    apart = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
     assert make(studio(*apart), tmp_path / "apart") == alone
 
 

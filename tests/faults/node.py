@@ -23,7 +23,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 killed, drained = (cluster.add_node(num_cpus=1) for _ in range(2))
 ray.init(address=cluster.address, log_to_driver=False)
 connect("")
-boards = [start_board() for _ in range(2)]  # of trainings that this driver would wait for
+boards = [start_board() for _ in range(3)]  # of trainings that this driver would wait for
 counted: list[int] = []
 metrics.shard = lambda recipe, system, kept, *rest: counted.append(kept)
 

@@ -12,7 +12,7 @@ from factory.studio.render import render
 from factory.studio.views import attributes as truth_of
 from factory.studio.views import draw_view
 
-PEOPLE = 60
+PEOPLE = 120
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_mirror_turns_the_head_round(shown):
 def test_batches_and_sizes_do_not_matter_much(shown, monkeypatch):
     images, _ = shown
     whole = load_predictor().predict(images)
-    monkeypatch.setattr(attributes, "BATCH", 25)
+    monkeypatch.setattr(attributes, "BATCH", 50)
     parts = load_predictor().predict(images)
     np.testing.assert_allclose(parts["yaw"], whole["yaw"], atol=1e-3)
     doubled = images.repeat(2, axis=1).repeat(2, axis=2)

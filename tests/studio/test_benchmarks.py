@@ -36,12 +36,12 @@ def test_images_are_jpeg_without_chroma_subsampling():
 def test_folds_are_half_genuine_and_share_nobody(monkeypatch):
     seen: set[int] = set()
     for name in BENCHMARKS:
-        pairs, same = shown(monkeypatch, name, pairs=100)
+        pairs, same = shown(monkeypatch, name, pairs=200)
         assert all(who.split == "test" for pair in pairs for who in pair)
         assert [a.index == b.index for a, b in pairs] == same
         for fold in range(10):
-            part = slice(10 * fold, 10 * fold + 10)
-            assert sum(same[part]) == 5
+            part = slice(20 * fold, 20 * fold + 20)
+            assert sum(same[part]) == 10
             people = {who.index for pair in pairs[part] for who in pair}
             assert not people & seen
             seen |= people
