@@ -118,6 +118,12 @@ def connect(address: str) -> None:
         stops.install()
 
 
+def started_here() -> bool:
+    """Tell whether this process started the Ray it is connected to, which has its environment."""
+    node = ray._private.worker._global_node
+    return node is not None and node.head
+
+
 def _start_seconds() -> int:
     said = os.environ.get(START_SETTING) or str(START_SEC)
     if not said.isdecimal():

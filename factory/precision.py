@@ -84,10 +84,12 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from factory.engine import runtime_env
+    from factory.engine import runtime_env, started_here
 
     worker = recipe.pool if isinstance(recipe, GenerateRecipe) else recipe.engine
     gpu, look = worker.num_gpus > 0, ray.remote(_look)
+    if started_here() and not gpu and len(ray.nodes()) == 1:  # this process stands on that node
+        return [_look(gpu, timed)]
     shared = {"num_gpus": worker.num_gpus or None, "runtime_env": runtime_env(worker.threads)}
     nodes = [
         node["NodeID"]

@@ -4,19 +4,44 @@ Betas and samplers are diffusers'; this module adds the closed forms the losses 
 2020, equations 4 and 15; Salimans and Ho 2022 for velocity; Hang et al. 2023 for min-SNR).
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    UniPCMultistepScheduler,
-)
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from factory.recipe import Part, Positive, Sampler
+
+
+@contextmanager
+def _light() -> Iterator[None]:
+    """Import diffusers in the block without what its schedulers name and our use never calls.
+
+    torch's compiler and scipy's statistics take longer to import than all else that a worker
+    needs, and every worker imports. Whoever asks for them after the block gets the real ones.
+    """
+    unused = {"torch._dynamo": ModuleType("torch._dynamo"), "scipy.stats": ModuleType("stats")}
+    unused["torch._dynamo"].__dict__["allow_in_graph"] = lambda made: made  # a decorator
+    absent = {name: module for name, module in unused.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+with _light():
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+    )
 
 
 class Process(Part):
