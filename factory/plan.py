@@ -151,7 +151,7 @@ def totals(recipe: GenerateRecipe) -> Totals:
 
 def describe(recipe: GenerateRecipe) -> dict[str, str]:
     """Return what a dataset will be and cost, as lines a person reads."""
-    planned, size = totals(recipe), recipe.pool.size
+    planned, size = totals(recipe), recipe.workers.max
     first, last = next(shards(recipe)), deque(shards(recipe), maxlen=1)[0]
     low, high = planned.actor_hours
     return {
@@ -163,7 +163,7 @@ def describe(recipe: GenerateRecipe) -> dict[str, str]:
         "bytes": human(planned.bytes),
         "actor-hours": f"{hours(low)} to {hours(high)}",
         "wall time": f"{hours(low / size)} to {hours(high / size)} with {size} actors "
-        "(pool.size), start-up aside",
+        "(workers.max), start-up aside",
         "source": planned.source,
     }
 

@@ -1,65 +1,6 @@
-"""Compose finished datasets into a view that a recognizer trains on; nothing is generated again.
+"""The command `factory compose`, as a script for a checkout and for `ray job submit`."""
 
-    python jobs/compose.py jobs/recipes/desk/compose/mix.yaml --out runs/mix
-    python jobs/compose.py ... --out runs/mix --materialise runs/mix_shards
-
-The same command resumes. `data.train` of a recipe takes the folder of a composition as it is;
---materialise writes its images as shuffled tar shards, which need no pool and suit any reader.
-"""
-
-import argparse
-
-from factory import cli, tracking
-from factory.compose import compose
-from factory.recipe import ComposeRecipe, load
-from factory.shards.composition import Composition
-from factory.shards.materialise import materialise
-from factory.shards.store import Store
-
-
-def job(arguments: argparse.Namespace) -> None:
-    """Compose, and write shards when asked to."""
-    recipe = load(arguments.recipe, arguments.overrides, kind="compose")
-    assert isinstance(recipe, ComposeRecipe)
-    store, line = Store(arguments.out), cli.ProgressLine()
-    with store.lock("compose"):
-        store.sweep()
-        made = compose(recipe, store, say=line)
-    cli.show(describe(made))
-    if arguments.materialise:
-        to = Store(arguments.materialise)
-        with to.lock("compose"):
-            to.sweep()
-            manifest = materialise(store, to, say=line)
-        print(f"{to.url}: {manifest.totals.kept:,} images in {len(manifest.shards)} shards")
-    with tracking.run(arguments.tracking_uri, "compose", recipe.name, recipe) as tracked:
-        for name, pool in made.pools.items():
-            tracked.dataset(name, pool.url, pool.content_digest)
-        tracked.metrics({"images": made.images_with_repeats, "identities": made.identities})
-        tracked.tag("out", store.url)
-        tracked.tag("content_digest", made.content_digest)
-
-
-def describe(made: Composition) -> dict[str, str]:
-    """Return what was composed, as lines a person reads."""
-    rows = {}
-    for name, pool in made.pools.items():
-        removed = sum(pool.removed.model_dump().values())
-        rows[name] = (
-            f"{pool.identities:,} identities, {pool.images:,} images x {pool.repeat} of "
-            f"{pool.offered_identities:,}, {pool.offered_images:,}"
-            + (f"; band and least_images left out {removed:,}" if removed else "")
-            + (f"; mean cosine to the centre {pool.mean_cosine:.3f}" if pool.mean_cosine else "")
-        )
-    rows["together"] = (
-        f"{made.identities:,} identities, {made.images:,} images, {made.images_with_repeats:,} an "
-        f"epoch; content digest {made.content_digest}; licence {made.licence}"
-    )
-    return rows
-
+from factory.commands.compose import main
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, recipe="a compose recipe (YAML)")
-    parser.add_argument("--out", required=True, help="folder or URL of the composition")
-    parser.add_argument("--materialise", default="", metavar="URL", help="also write shards there")
-    cli.run(parser, job)
+    main()

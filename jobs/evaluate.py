@@ -1,60 +1,6 @@
-"""Measure a recognizer on benchmarks: verification, IJB or TinyFace.
+"""The command `factory evaluate`, as a script for a checkout and for `ray job submit`."""
 
-python jobs/evaluate.py --recognizer runs/fr --benchmarks runs/benchmarks --json fr.json
-
-Protocols are the field's. verification: every `.bin` of a folder, mirror images summed, ten folds,
-Accuracy-Flip +- the standard deviation over folds, and by group where --groups gives them. ijb: an
-IJB-B or IJB-C release, 1:1, with the switches printed. tinyface: closed-set rank-1 and rank-5.
-"""
-
-import argparse
-import json
-from pathlib import Path
-
-from factory import cli, tracking
-from factory.evaluation.protocols import PROTOCOLS, SWITCHES, evaluate
-from factory.evaluation.tables import show
-
-
-def job(arguments: argparse.Namespace) -> None:
-    """Evaluate, print the tables and note the result."""
-    from factory.recognition.recognizers import load_recognizer
-
-    recognizer = load_recognizer(arguments.recognizer)
-    options = {name: getattr(arguments, name) for name in ("resize", "groups", "switches")}
-    found = evaluate(
-        recognizer,
-        arguments.protocol,
-        arguments.benchmarks,
-        lambda line: print(line, flush=True),
-        **options,
-    )
-    show(found.tables)
-    who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
-    who["location"] = tracking.masked(arguments.recognizer)
-    if arguments.json:
-        content = {"recognizer": who, **found.content}
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
-    given = {"recognizer": who, "benchmarks": arguments.benchmarks, "protocol": arguments.protocol}
-    with tracking.run(arguments.tracking_uri, "evaluate", recognizer.name, given | options) as run:
-        run.metrics(found.metrics)
-
+from factory.commands.evaluate import main
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__)
-    parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
-    parser.add_argument("--benchmarks", required=True, help="folder of .bin files or of a release")
-    parser.add_argument(
-        "--protocol", default="verification", choices=PROTOCOLS, help="how it is measured"
-    )
-    parser.add_argument("--groups", default="", help="file that says which pair is of which group")
-    parser.add_argument(
-        "--switches",
-        default="",
-        help=f"of ijb: norm, detector, flip; several with commas (default: {SWITCHES})",
-    )
-    parser.add_argument(
-        "--json", type=cli.local, default="", help="also write the result to this file"
-    )
-    parser.add_argument("--resize", action="store_true", help="resize images of another size")
-    cli.run(parser, job)
+    main()

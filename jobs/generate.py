@@ -1,56 +1,6 @@
-"""Make a labelled dataset of synthetic faces from a recipe.
+"""The command `factory generate`, as a script for a checkout and for `ray job submit`."""
 
-    python jobs/generate.py jobs/recipes/desk/generate/idiff_face.yaml --out runs/faces
-
-To resume, run the same command again: committed shards are kept, the rest is made.
-"""
-
-import argparse
-
-from factory import cli, tracking
-from factory.plan import describe
-from factory.recipe import GenerateRecipe, content_digest, load
-from factory.shards.claim import check_claim, kept
-from factory.shards.store import Store
-
-
-def job(arguments: argparse.Namespace) -> None:
-    """Check everything, then claim the folder, fill it and merge its manifests."""
-    recipe = load(arguments.recipe, arguments.overrides, kind="generate")
-    assert isinstance(recipe, GenerateRecipe)
-    if arguments.dry_run:
-        cli.show(describe(recipe))
-        return
-    from factory.engine import check_sources, connect, fill, preflight
-    from factory.precision import settled
-    from factory.provenance import pinned, versions
-
-    handed_down = check_sources(recipe)
-    store = Store(arguments.out)
-    recipe = kept(store, pinned(recipe))
-    check_claim(store, recipe, versions(), arguments.extend)
-    connect(arguments.address)
-    preflight(recipe)
-    recipe = settled(recipe, print)
-    with (
-        store.lock("generate") as lock,
-        tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
-    ):
-        made = fill(recipe, lock, handed_down, cli.ProgressLine(), arguments.extend)
-        manifest = made.manifest
-        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
-        tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
-        tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
-        tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})
-    print(
-        f"{store.url}: {manifest.totals.kept} of {manifest.totals.planned} images in "
-        f"{len(manifest.shards)} shards, {len(manifest.shards) - made.found} made now"
-    )
-
+from factory.commands.generate import main
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
-    parser.add_argument("--out", required=True, help="folder or URL of the dataset")
-    parser.add_argument("--extend", action="store_true", help="grow the dataset that is there")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
-    cli.run(parser, job)
+    main()

@@ -1,21 +1,6 @@
-"""Print what a generate recipe will make, and what that will cost; reads and writes nothing else.
+"""The command `factory plan`, as a script for a checkout and for `ray job submit`."""
 
-python jobs/plan.py jobs/recipes/desk/generate/idiff_face.yaml
-"""
-
-import argparse
-
-from factory import cli
-from factory.plan import describe
-from factory.recipe import GenerateRecipe, load
-
-
-def job(arguments: argparse.Namespace) -> None:
-    """Print shards, counts, bytes and actor-hours."""
-    recipe = load(arguments.recipe, arguments.overrides, kind="generate")
-    assert isinstance(recipe, GenerateRecipe)
-    cli.show(describe(recipe))
-
+from factory.commands.plan import main
 
 if __name__ == "__main__":
-    cli.run(cli.parser(__doc__, recipe="a generate recipe (YAML)"), job)
+    main()

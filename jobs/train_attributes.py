@@ -1,53 +1,6 @@
-"""Train the predictor of pose, light, age and other attributes on a dataset of the studio.
+"""The command `factory train_attributes`, as a script for a checkout and for `ray job submit`."""
 
-python jobs/train_attributes.py runs/studio/train --out runs/attributes
-
-The truth stands in the dataset's sidecars. Every sixteenth identity is held out, and the mean
-absolute error on those people is printed beside that of always answering the median.
-"""
-
-import argparse
-
-from factory import cli, tracking
-from factory.recipe import InputError
-
-
-def job(arguments: argparse.Namespace) -> None:
-    """Train, print the held-out error and note the result."""
-    for flag in ("epochs", "threads"):
-        if getattr(arguments, flag) < 1:
-            raise InputError(f"--{flag} {getattr(arguments, flag)}; accepted is 1 or more")
-    import torch
-
-    from factory.recognition.attributes import STUDIO
-    from factory.training.attributes import train_attributes
-
-    torch.set_num_threads(arguments.threads)
-    given = {name: getattr(arguments, name) for name in ("epochs", "seed", "licence", "identities")}
-    dataset = {"dataset": arguments.url}
-    with tracking.run(
-        arguments.tracking_uri, "train_attributes", "attributes", given | dataset
-    ) as run:
-        record = train_attributes(
-            arguments.url, arguments.out, say=lambda line: print(line, flush=True), **given
-        )
-        run.metrics({"error": record["error"]})
-    print(f"held out: {record['held_out_images']} images; mean absolute error, beside the median's")
-    for name, error in record["error"].items():
-        base = record["error_of_the_median"][name]
-        print(f"{name:<16} {error:8.3f}  {base:8.3f}  {STUDIO[name].unit}")
-
+from factory.commands.train_attributes import main
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, url="folder or URL of a dataset of the studio")
-    parser.add_argument("--out", type=cli.local, required=True, help="folder of the predictor")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the dataset")
-    parser.add_argument("--seed", type=int, default=31, help="root seed")
-    parser.add_argument(
-        "--licence",
-        default="Apache-2.0",
-        help="licence of the weights made, or a stricter one of the dataset",
-    )
-    parser.add_argument("--identities", type=int, help="only labels below this")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    cli.run(parser, job)
+    main()

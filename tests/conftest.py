@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import ShardManifest, commit_shard, merge
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
+from factory.datasets.store import Store
+from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
-from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import GenerateRecipe, parse
 from factory.seeding import hex16, seed64
-from factory.shards.claim import write_claim
-from factory.shards.manifest import ShardManifest, commit_shard, merge
-from factory.shards.store import Store
-from factory.shards.tar import write_tar
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +46,7 @@ def ray_cluster() -> Iterator[str]:
     """A real local Ray with four declared CPUs and one declared GPU; yields its address."""
     import ray
 
-    from factory.engine import connect
+    from factory.cluster.connect import connect
 
     often = {"metrics_report_interval_ms": 3000}
     for tries_left in reversed(range(10)):
@@ -102,7 +102,7 @@ def small_recipe(**changes: Any) -> GenerateRecipe:
         "image": {"size": 16},
         "identities": {"count": 6, "images_each": 4, "source": "train"},
         "shard": {"identities": 3},
-        "pool": {"size": 1},
+        "workers": {"max": 1},
         "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
     }
     recipe = parse(raw | changes)

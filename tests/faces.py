@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import COMMIT, TAR, merge, shard_file
+from factory.datasets.store import Store
+from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.claim import write_claim
-from factory.shards.manifest import COMMIT, TAR, merge, shard_file
-from factory.shards.store import Store
-from factory.shards.tar import write_tar
 
 BLOBS = 4
 
@@ -94,7 +94,7 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
             "image": {"size": how.get("size", 32)},
             "identities": {"count": identities, "images_each": images_each, "source": "blobs"},
             "shard": {"identities": per},
-            "pool": {"size": 1},
+            "workers": {"max": 1},
             "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
         }
     )

@@ -18,7 +18,12 @@ from torch.overrides import TorchFunctionMode
 from factory.diffusion.trainable import Place
 from factory.recipe import GenerateRecipe, TrainRecipe
 from factory.systems.base import Position
-from factory.systems.diffusion import DenoiserTraining, DiffusionSystem
+from factory.systems.sampling import (
+    DiffusionSystem,
+)
+from factory.systems.training import (
+    DenoiserTraining,
+)
 
 R = TypeVar("R", GenerateRecipe, TrainRecipe)
 
@@ -47,7 +52,7 @@ def pretended_gpu() -> Iterator[None]:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Undo what `factory.hardware` sets for a GPU."""
+    """Undo what `factory.cluster.hardware` sets for a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
         for name in ("benchmark", "deterministic"):

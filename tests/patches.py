@@ -14,13 +14,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import ShardManifest, commit_shard, merge
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
+from factory.datasets.store import Store
+from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
-from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.claim import write_claim
-from factory.shards.manifest import ShardManifest, commit_shard, merge
-from factory.shards.store import Store
-from factory.shards.tar import write_tar
 
 IDENTITIES, SLOTS, SIZE, PATCH = 9, 4, 32, 12
 EMPTY = 3  # the identity that lost all its images: labels after it move up
@@ -82,7 +82,7 @@ def recipe(**changes: Any) -> GenerateRecipe:
         "image": {"size": SIZE},
         "identities": {"count": IDENTITIES, "images_each": SLOTS, "source": "train"},
         "shard": {"identities": 4, "slots": 2},
-        "pool": {"size": 1},
+        "workers": {"max": 1},
         "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
         "screens": {"near_duplicate": {"max_cosine": 0.95}},
         "weights": {

@@ -11,10 +11,10 @@ from faces import make_pool
 from tiny import DIMENSION, SIZE, generating, save_frozen, training
 
 from factory import systems
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.store import Store
 from factory.diffusion.trainable import Place
 from factory.recipe import ComposeRecipe, InputError, parse
-from factory.shards.store import Store
 from factory.systems.base import Position
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding-a-system.md"

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from faces import face, make_pool
 
-from factory.banks import DatasetStyles, ImageBank, StudioStyles, contents_digest
+from factory.datasets.claim import planned, read_claim, write_claim
+from factory.datasets.images import ImageBank, contents_digest
+from factory.datasets.manifest import inherited, merge
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, NamedDataset, content_digest, parse
 from factory.seeding import generator
-from factory.shards.claim import planned, read_claim, write_claim
-from factory.shards.manifest import inherited, merge
-from factory.shards.store import Store
+from factory.systems.styles import DatasetStyles, StudioStyles
 
 SIZE = 32
 
@@ -69,7 +70,7 @@ def test_content_digest_follows_the_digest_and_not_the_url():
             "image": {"size": 64},
             "identities": {"count": 1, "images_each": 1, "source": "bank"},
             "shard": {"identities": 1},
-            "pool": {"size": 1},
+            "workers": {"max": 1},
             "cost": {"seconds_per_image": [1, 2], "source": "a test"},
             "options": {"styles": {"dataset": {"url": url, "digest": digest}}},
         }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from factory.bench import steady
+from benchmarks.overhead import steady
 
 
 def test_steady_state_runs_from_the_second_shard_to_the_first_idle_worker() -> None:

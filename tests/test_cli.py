@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ready
 
-from factory import cli
+from factory.commands import cli
 from factory.recipe import InputError, load
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.aws.config import DEFAULT_AMI, _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from factory.engine import GROWS_TO, grows_to, require, wiring
+from factory.cluster.capacity import GROWS_TO, grows_to, require
+from factory.generation.run import reservations
 from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, InputError, TrainRecipe, load
 
 ROOT = Path(__file__).parent.parent
@@ -53,11 +54,11 @@ def asked(path: Path) -> list[Resources]:
     """Return what the actors or workers of a recipe reserve at once, one entry each."""
     recipe = load(path)
     if isinstance(recipe, BankRecipe):
-        pool = recipe.pool
-        return [{"CPU": pool.num_cpus, "GPU": pool.num_gpus}] * pool.size
+        workers = recipe.workers
+        return [{"CPU": workers.num_cpus, "GPU": workers.num_gpus}] * workers.max
     if isinstance(recipe, GenerateRecipe):
-        crews = wiring(recipe)
-        return [{"CPU": c.num_cpus, "GPU": c.num_gpus} for c in crews for _ in range(c.size)]
+        pools = reservations(recipe)
+        return [{"CPU": p.num_cpus, "GPU": p.num_gpus} for p in pools for _ in range(p.size)]
     assert isinstance(recipe, FRRecipe | TrainRecipe)
     engine = recipe.engine
     return [{"CPU": engine.num_cpus, "GPU": engine.num_gpus}] * engine.workers

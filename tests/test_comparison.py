@@ -10,11 +10,11 @@ import pytest
 from faces import make_pool
 from PIL import Image
 
-from factory.chain import BENCHMARKS, JUDGE
-from factory.comparison import Part, Size, check_sizes, named_datasets, sizes, table
+from factory.commands.chain import BENCHMARKS, JUDGE
+from factory.commands.comparison import Part, Size, check_sizes, named_datasets, sizes, table
+from factory.datasets.feed import Feed
 from factory.recipe import FRRecipe, InputError, load, local_path
 from factory.recognition.recognizers import load_recognizer
-from factory.shards.feed import Feed
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")

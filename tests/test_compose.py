@@ -18,20 +18,20 @@ from faces import make_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.compose import budget, compose, select
-from factory.recipe import ComposeRecipe, InputError, PoolView, parse
-from factory.shards.composition import (
+from factory.datasets.compose import budget, compose, select
+from factory.datasets.composition import (
     COMPOSITION,
     INDEX,
     load_composition,
     read_rows,
     source_digest,
 )
-from factory.shards.feed import Feed
-from factory.shards.index import Index
-from factory.shards.materialise import materialise
-from factory.shards.store import Store
-from factory.shards.verify import verify
+from factory.datasets.feed import Feed
+from factory.datasets.index import Index
+from factory.datasets.materialise import materialise
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
+from factory.recipe import ComposeRecipe, InputError, PoolView, parse
 
 SIZE = 32
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import spearmanr
 
-from factory.controls import CONTROLS
+from benchmarks.controls import CONTROLS
 from factory.recipe import load
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def test_every_setting_is_a_recipe_whose_weights_are_shipped(name: str) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
     folder = tmp_path_factory.mktemp("controls")
-    words = ["-m", "factory.controls", "--out", str(folder / "datasets"), "--people", "24"]
+    words = ["-m", "benchmarks.controls", "--out", str(folder / "datasets"), "--people", "24"]
     words += ["--json", str(folder / "found.json"), "--plot", str(folder / "found.svg")]
     words += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

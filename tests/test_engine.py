@@ -22,37 +22,22 @@ import ready
 import tiny
 import torch
 
-from factory import engine, identities
-from factory.engine import (
-    BANK_BLOCK,
-    FAILED,
-    REFUSED,
-    BankActor,
-    Crew,
-    Guarded,
-    StageActor,
-    connect,
-    fill_bank,
-    generate,
-    require,
-    wiring,
-)
+from factory.cluster import engine
+from factory.cluster.capacity import require
+from factory.cluster.connect import connect
+from factory.cluster.workers import FAILED, REFUSED, Crew, Guarded
+from factory.datasets.claim import check_claim, read_claim, write_claim
+from factory.datasets.manifest import load_shard_manifest, merged
+from factory.datasets.provenance import pinned, versions
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
+from factory.generation import identities
+from factory.generation.bank import BANK_BLOCK, BankActor, fill_bank
+from factory.generation.make import Line
+from factory.generation.run import StageActor, generate, wiring
+from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards
-from factory.provenance import pinned, versions
-from factory.recipe import (
-    FaultError,
-    GenerateRecipe,
-    InputError,
-    bank_digest,
-    content_digest,
-    load,
-)
-from factory.shards.claim import check_claim, read_claim, write_claim
-from factory.shards.manifest import load_shard_manifest, merged
-from factory.shards.store import Store
-from factory.shards.verify import verify
-from factory.stages.line import Assignment, Line
-from factory.stages.work import ShardWork
+from factory.recipe import FaultError, GenerateRecipe, InputError, bank_digest, content_digest, load
 from factory.systems import create
 
 ROOT = Path(__file__).parents[1]
@@ -88,11 +73,11 @@ def tars(folder: Path) -> dict[str, str]:
 
 
 def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path) -> None:
-    alone = make(studio("pool.size=1"), tmp_path / "alone")
+    alone = make(studio("workers.max=1"), tmp_path / "alone")
     assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
-    shared = ("pool.size=2", "pool.num_cpus=0.25", "pool.num_gpus=0.5")  # of a declared GPU
+    shared = ("workers.max=2", "workers.num_cpus=0.25", "workers.num_gpus=0.5")  # of a declared GPU
     assert make(studio(*shared), tmp_path / "shared") == alone
-    apart = ("pool.fused=false", "pool.num_cpus=0.5", "pool.screen_num_cpus=0.25")
+    apart = ("workers.committers=1", "workers.num_cpus=0.5", "workers.committer_num_cpus=0.25")
     assert make(studio(*apart), tmp_path / "apart") == alone
 
 
@@ -158,12 +143,12 @@ def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
 
 
 def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> None:
-    before = make(studio("pool.size=1"), tmp_path)
+    before = make(studio("workers.max=1"), tmp_path)
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
     larger = studio("identities.count=8", "identities.images_each=5", "shard.slots=4")
     with pytest.raises(InputError, match=r"shard\.slots"):
         make(larger, tmp_path, extend=True)
-    larger = studio("identities.count=8", "identities.images_each=5", "pool.size=1")
+    larger = studio("identities.count=8", "identities.images_each=5", "workers.max=1")
     with pytest.raises(InputError, match="--extend grows it"):
         make(larger, tmp_path)
     after = make(larger, tmp_path, extend=True)
@@ -389,7 +374,7 @@ def test_a_tmpdir_too_long_for_a_socket_is_one_error_where_no_folder_has_a_short
 def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
     screens = "screens={identity_drift: {tolerance: 0.5}, max_attempts: 2}"
     fused = wiring(studio(screens))
-    split = wiring(studio(screens, "pool.fused=false", "pool.size=4"))
+    split = wiring(studio(screens, "workers.committers=1", "workers.max=4"))
     assert [c.size for c in fused] == [2] and [c.size for c in split] == [4, 1, 1, 1]
     flat = [stage for crew in split for stage in crew.stages]
     assert list(fused[0].stages) == flat
@@ -431,10 +416,10 @@ def test_more_gpus_than_there_are_is_one_error_before_the_start(
     out = tmp_path / "out"
     ran = ready.run(
         *("jobs/generate.py", STUDIO, "--out", out, "--address", ray_cluster),
-        *("--set", "pool.num_gpus=2", "--set", "pool.size=1"),
+        *("--set", "workers.num_gpus=2", "--set", "workers.max=1"),
     )
     assert ran.returncode == 2, ran.stderr
-    assert "pool.num_gpus: 2, but the largest node of the cluster has 1 GPU" in ran.stderr
+    assert "workers.num_gpus: 2, but the largest node of the cluster has 1 GPU" in ran.stderr
     assert not out.exists()
 
 
@@ -444,11 +429,11 @@ def test_a_gpu_where_there_is_none_is_one_error_before_the_start(tmp_path: Path)
     out = tmp_path / "out"
     ran = ready.run(
         *("jobs/generate.py", STUDIO, "--out", out),
-        *("--set", "pool.num_gpus=1", "--set", "pool.size=1"),
+        *("--set", "workers.num_gpus=1", "--set", "workers.max=1"),
         env={**os.environ, "RAY_ADDRESS": "", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert ran.returncode == 2, ran.stderr
-    assert "pool.num_gpus: 1, but the largest node of the cluster has 0 GPU" in ran.stderr
+    assert "workers.num_gpus: 1, but the largest node of the cluster has 0 GPU" in ran.stderr
     assert not out.exists()
 
 

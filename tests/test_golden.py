@@ -43,7 +43,7 @@ AVX2 = {
 SMALL = ("identities.count=4", "identities.images_each=3", "shard.identities=2")
 SAMPLED = (*SMALL, "sampler.steps=2", "sampler.dtype=float32", "identities.max_cosine=1")
 REFILLED = (*SAMPLED, "screens.identity_drift.tolerance=0.3", "screens.max_attempts=3")
-SPLIT = ("pool.fused=false", "pool.num_cpus=0.25", "pool.screen_num_cpus=0.25")
+SPLIT = ("workers.committers=1", "workers.num_cpus=0.25", "workers.committer_num_cpus=0.25")
 CASES = {
     "studio": ("studio", SMALL),
     "studio_plain": ("studio_plain", SMALL),

@@ -7,7 +7,7 @@ import sys
 import torch
 from gpu import settings_kept
 
-from factory.hardware import set_up
+from factory.cluster.hardware import set_up
 
 
 def settings() -> tuple[bool, bool, bool, str]:

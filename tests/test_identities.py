@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory import identities
+from factory.datasets.store import Store
+from factory.generation import identities
 from factory.recipe import InputError
-from factory.shards.store import Store
 
 
 def test_uniform_contexts_are_unit_spread_and_keyed_by_position() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from factory import metrics
-from factory.metrics import COUNTERS
+from factory.cluster import counters
+from factory.cluster.counters import COUNTERS
 
 ROOT = Path(__file__).parent.parent
 RAYS_OWN = {  # of Ray's reporter and autoscaler
@@ -39,8 +39,8 @@ def scraped(name: str) -> dict[tuple[tuple[str, str], ...], float]:
 def test_a_shard_and_a_trial_are_scraped_as_counted(ray_cluster) -> None:
     rejects = {"no_face": 3, "identity_drift": 1, "near_duplicate": 0}
     for _ in range(2):
-        metrics.shard("counted", "studio", 7, rejects, {"render": 1.5, "commit": 0.25})
-    metrics.trial("bands", "finished")
+        counters.shard("counted", "studio", 7, rejects, {"render": 1.5, "commit": 0.25})
+    counters.trial("bands", "finished")
     of = (("recipe", "counted"), ("system", "studio"))
     trial = (("search", "bands"), ("outcome", "finished"))  # other tests count trials of their own
     while trial not in scraped("factory_trials_total"):

@@ -92,7 +92,7 @@ def test_a_paper_trains_and_samples_a_step(system: str, tmp_path: Path) -> None:
     trained.save(module, saved, {"licence": "none", "random_init": ",".join(trained.random_init)})
     refused = recipe.load(
         RECIPES / "generate" / f"{system}.yaml",
-        [f"weights.denoiser.location={saved}", "pool.num_gpus=0", *unbanked(system)],
+        [f"weights.denoiser.location={saved}", "workers.num_gpus=0", *unbanked(system)],
         kind="generate",
     )
     assert isinstance(refused, GenerateRecipe)

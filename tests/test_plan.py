@@ -28,7 +28,7 @@ def recipe(extent: Extent, identities: int, slots: int | None) -> GenerateRecipe
             "image": {"size": 64},
             "identities": {"count": extent[0], "images_each": extent[1], "source": "train"},
             "shard": {"identities": identities, "slots": slots},
-            "pool": {"size": 2},
+            "workers": {"max": 2},
             "cost": {"seconds_per_image": [0.5, 1.5], "source": "a guess", "bytes_per_image": 1000},
         }
     )
@@ -66,7 +66,7 @@ def test_totals_are_what_the_shards_add_up_to(
 
 
 def test_the_planned_bytes_are_those_of_a_tar(tmp_path) -> None:
-    from factory.shards.tar import write_tar
+    from factory.datasets.tar import write_tar
 
     made = recipe((20, 5), 20, None)
     side = b"x" * 250

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from factory import hardware, precision
-from factory.hardware import Processor
-from factory.precision import common, looks, settled
+from factory.cluster import hardware, precision
+from factory.cluster.hardware import Processor
+from factory.cluster.precision import common, looks, settled
+from factory.datasets.claim import kept, write_claim
+from factory.datasets.store import Store
 from factory.recipe import (
     AUTO,
     FRRecipe,
@@ -30,8 +32,6 @@ from factory.recipe import (
 from factory.search.results import SWEEP
 from factory.search.space import load_space
 from factory.search.sweep import Book
-from factory.shards.claim import kept, write_claim
-from factory.shards.store import Store
 from factory.training import output
 
 ROOT = Path(__file__).parents[1]

@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from factory import provenance
-from factory.recipe import (
-    GenerateRecipe,
-    InputError,
-    Weights,
-    content_digest,
-    load,
-    local_path,
-)
-from factory.shards.store import Store
+from factory.datasets import provenance
+from factory.datasets.store import Store
+from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load, local_path
 
 IDIFF = Path(__file__).parents[1] / "jobs/recipes/desk/generate/idiff_face.yaml"
 

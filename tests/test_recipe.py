@@ -30,7 +30,7 @@ GENERATE: dict[str, Any] = {
     "image": {"size": 64},
     "identities": {"count": 20, "images_each": 8, "source": "train"},
     "shard": {"identities": 10},
-    "pool": {"size": 2},
+    "workers": {"max": 2},
     "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
     "weights": {"teacher": {"location": "package:weights/t.safetensors", "sha256": "a" * 64}},
 }
@@ -60,7 +60,7 @@ BANK: dict[str, Any] = {
     "weights": {"recognizer": {"location": "r.safetensors"}},
     "max_cosine": 0.3,
     "known": {"location": "real.npy", "sha256": "c" * 64},
-    "pool": {"size": 1},
+    "workers": {"max": 1},
 }
 COMPOSE: dict[str, Any] = {
     "kind": "compose",
@@ -115,7 +115,7 @@ def test_each_kind_is_read() -> None:
         ("screens.max_attempts", 0, ["screens.max_attempts: 0"]),
         ("sampler", {"name": "euler", "steps": 2}, ["sampler.name: 'euler'", "'dpmsolver++'"]),
         ("weights.teacher.sha256", "abc", ["weights.teacher.sha256: 'abc'"]),
-        ("pool.num_cpus", float("nan"), ["pool.num_cpus: nan", "finite"]),
+        ("workers.num_cpus", float("nan"), ["workers.num_cpus: nan", "finite"]),
         ("shard.slots", 9, ["shard.slots is 9", "1 to identities.images_each (8)"]),
         ("kind", "bake", ["recipe field kind: 'bake'; accepted: generate, train, fr"]),
     ],
@@ -142,8 +142,8 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    raw = changed(changed(GENERATE, "seed", "x"), "pool.size", -1)
-    with pytest.raises(InputError, match=r"seed: 'x'.*; recipe field pool.size: -1"):
+    raw = changed(changed(GENERATE, "seed", "x"), "workers.max", -1)
+    with pytest.raises(InputError, match=r"seed: 'x'.*; recipe field workers.max: -1"):
         parse(raw)
 
 
@@ -218,7 +218,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
         ("shard.identities", 5, True, False),
         ("identities.count", 40, False, False),
         ("identities.images_each", 9, False, False),
-        ("pool.size", 8, False, False),
+        ("workers.max", 8, False, False),
         ("name", "other", False, False),
         ("cost.source", "another", False, False),
         ("weights.teacher.location", "elsewhere", False, False),

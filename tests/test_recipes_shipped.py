@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from factory import plan, recipe, systems
-from factory.provenance import models
+from factory.datasets import catalog
+from factory.datasets.provenance import models
 from factory.recipe import BankRecipe, ComposeRecipe, GenerateRecipe
-from factory.recognition import catalog
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))

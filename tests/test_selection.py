@@ -10,12 +10,12 @@ import torch
 from faces import face, make_pool
 from irnet import IRNet
 
-from factory import selection
-from factory.banks import contents_digest
-from factory.provenance import models
+from factory.datasets.images import contents_digest
+from factory.datasets.provenance import models
+from factory.datasets.store import Store
+from factory.generation import selection
+from factory.generation.selection import Beholder, Seen, select
 from factory.recipe import BankRecipe, FaultError, GenerateRecipe, InputError, load, parse
-from factory.selection import Beholder, Seen, select
-from factory.shards.store import Store
 
 COUNT, SIZE = 300, 6
 PLAIN = Path(__file__).parents[1] / "jobs/recipes/desk/generate/studio_plain.yaml"
@@ -30,7 +30,7 @@ def recipe(**changes: Any) -> BankRecipe:
         "candidates": {"url": "here", "digest": "0" * 16},
         "weights": {"recognizer": {"location": "r"}, "attributes": {"location": "a"}},
         "max_cosine": 0.7,
-        "pool": {"size": 1},
+        "workers": {"max": 1},
     }
     made = parse(raw | changes)
     assert isinstance(made, BankRecipe)

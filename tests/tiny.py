@@ -100,7 +100,7 @@ def generating(system: str, files: dict[str, Path], source: str, **changes: Any)
         "image": {"size": SIZE},
         "identities": {"count": 4, "images_each": 3, "source": source},
         "shard": {"identities": 2},
-        "pool": {"size": 1},
+        "workers": {"max": 1},
         "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
         "weights": located(files, "denoiser", "autoencoder", "teacher"),
         "sampler": {"name": "dpmsolver++", "steps": 3, "batch_size": 4, "dtype": "float32"},

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from factory.datasets.composition import is_composition
+from factory.datasets.feed import Feed
+from factory.datasets.manifest import TAR, committed, shard_file
+from factory.datasets.store import Store
+from factory.datasets.tar import members
 from factory.diffusion.autoencoder import VQ, Bottleneck, to_pixels
 from factory.recipe import InputError, digest
 from factory.recognition.backbones import IResNet
-from factory.shards.composition import is_composition
-from factory.shards.feed import Feed
-from factory.shards.manifest import TAR, committed, shard_file
-from factory.shards.store import Store
-from factory.shards.tar import members
 
 BATCH = 64
 NETWORKS = ("latents", "embeddings", "norms", "maps")  # kinds that frozen networks make

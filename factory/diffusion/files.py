@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from factory.datasets.located import local_file
+from factory.datasets.provenance import ACCEPTED, checked_sha256
 from factory.diffusion.autoencoder import (
     VQ,
     AutoencoderConfig,
@@ -21,9 +23,7 @@ from factory.diffusion.autoencoder import (
     make_autoencoder,
 )
 from factory.diffusion.foreign import is_vqmodel, vq_config, vq_state
-from factory.provenance import ACCEPTED, checked_sha256
 from factory.recipe import InputError, Weights, checked
-from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/"
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests

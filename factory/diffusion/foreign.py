@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from factory.datasets.located import local_file
+from factory.datasets.store import parted
 from factory.diffusion.autoencoder import VQConfig
 from factory.recipe import InputError, Weights, checked, with_options
-from factory.shards.located import local_file
-from factory.shards.store import parted
 
 PREFIX, CONFIG = "diffusers:", "config.json"
 ACCEPTED = (

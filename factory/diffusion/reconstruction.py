@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from factory.datasets.feed import Feed
+from factory.datasets.provenance import checked_sha256
 from factory.diffusion.autoencoder import Bottleneck, VQConfig, edge_loss, to_images, to_pixels
 from factory.diffusion.files import autoencoder_config, load_state, read_metadata, save_weights
 from factory.diffusion.losses import identity_cosine, perceptual_loss
 from factory.diffusion.trainable import Place, Trainable
-from factory.provenance import checked_sha256
 from factory.recipe import InputError, Part, TrainRecipe, checked
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
-from factory.shards.feed import Feed
 
 Weight = Annotated[float, Field(ge=0.0)]
 GRID = 8  # sample pictures: originals and reconstructions, this many of each

@@ -6,6 +6,7 @@ What `jobs/measure.py` does for `--real`, `--features` and `--coverage`.
 from dataclasses import dataclass
 from typing import Any
 
+from factory.datasets.store import Store
 from factory.evaluation.coverage import coverage_table, measure_coverage, predict_dataset
 from factory.evaluation.dataset import finished
 from factory.evaluation.features import FeatureNetwork, extract_dataset, load_features
@@ -13,7 +14,6 @@ from factory.evaluation.tables import Outcome, Table
 from factory.evaluation.variety import K, measure_variety
 from factory.recipe import InputError
 from factory.recognition.attributes import SHIPPED, Predictor, load_predictor
-from factory.shards.store import Store
 
 SHOWN = ("precision", "recall", "fid", "diversity", "diversity_unmatched")
 FLAGS: dict[str, dict[str, Any]] = {

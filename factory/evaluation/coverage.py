@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
-from factory.evaluation.images import batches, decode, fitted
 from factory.evaluation.tables import Table
 from factory.recipe import InputError
 from factory.recognition.attributes import Predictor
-from factory.shards.store import Store
+from factory.recognition.images import batches, decode, fitted
 
 BATCH = 256
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from factory.evaluation.images import Embeds, decode, fitted, normalized
+from factory.datasets.manifest import TAR, committed, shard_file
+from factory.datasets.store import Store
+from factory.datasets.tar import Member, members
 from factory.recipe import InputError
-from factory.shards.manifest import TAR, committed, shard_file
-from factory.shards.store import Store
-from factory.shards.tar import Member, members
+from factory.recognition.images import Embeds, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
 PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from factory.datasets.located import local_file
+from factory.datasets.provenance import sha256_file
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
-from factory.evaluation.images import batches, decode, fitted, normalized
-from factory.provenance import sha256_file
 from factory.recipe import InputError, with_options
-from factory.shards.located import local_file
-from factory.shards.store import Store
+from factory.recognition.images import batches, decode, fitted, normalized
 
 if TYPE_CHECKING:
     from factory.recognition.recognizers import Recognizer

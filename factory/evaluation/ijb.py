@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.evaluation.images import Embeds, batches, decode, mirrored, normalized
 from factory.evaluation.scores import resolved
 from factory.evaluation.tables import Outcome, Table, percent, rate
 from factory.recipe import InputError
 from factory.recognition.alignment import aligned
+from factory.recognition.images import Embeds, batches, decode, mirrored, normalized
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWITCHES = re.compile(r"N([01])D([01])F([01])")

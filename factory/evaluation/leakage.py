@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from factory.datasets.store import Store
 from factory.evaluation.dataset import Embedded, Sample, embed_dataset, finished, samples
-from factory.evaluation.images import Embeds, decode, fitted
 from factory.evaluation.quality import Radius, centres
 from factory.evaluation.scores import histogram, rows_of
 from factory.evaluation.tables import Table, percent
 from factory.recipe import InputError
+from factory.recognition.images import Embeds, decode, fitted
 from factory.recognition.neighbours import Faces
 from factory.seeding import generator, seed64
-from factory.shards.store import Store
 
 IMAGES = 10_000  # synthetic images looked up, drawn where there are more
 MATCHED = 50_000  # real images of either matched set at most

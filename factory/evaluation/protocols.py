@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from factory.evaluation.fairness import Fairness, by_group, read_groups
 from factory.evaluation.ijb import Switches, evaluate_ijb
-from factory.evaluation.images import Embeds
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.evaluation.tinyface import evaluate_tinyface
 from factory.evaluation.verification import Verification, average, bin_files, measured, read_bin
 from factory.recipe import InputError, local_path
+from factory.recognition.images import Embeds
 
 PROTOCOLS = ("verification", "ijb", "tinyface")
 SWITCHES = "N1D1F1"

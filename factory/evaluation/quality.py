@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from factory.datasets.centres import centre_cosines
 from factory.evaluation.curves import det_curve
 from factory.evaluation.dataset import Embedded
-from factory.evaluation.images import Embeds, normalized
 from factory.evaluation.scores import (
     DEFINITIONS,
     genuine_scores,
@@ -25,8 +25,8 @@ from factory.evaluation.scores import (
     threshold_at,
 )
 from factory.recipe import InputError
-from factory.recognition.centres import centre_cosines
 from factory.recognition.faces import save_faces
+from factory.recognition.images import Embeds, normalized
 from factory.recognition.neighbours import packed
 from factory.seeding import seed64
 from factory.studio.people import person

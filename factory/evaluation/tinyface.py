@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.evaluation.images import Embeds, batches, decode, fitted, flip_sum, normalized
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.recipe import InputError
+from factory.recognition.images import Embeds, batches, decode, fitted, flip_sum, normalized
 
 RANKS = (1, 5)
 IMAGES = (".jpg", ".jpeg", ".png")

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from factory.evaluation.images import Embeds, batches, decode, fitted, flip_sum, normalized
 from factory.evaluation.scores import rates, resolved
 from factory.recipe import InputError
+from factory.recognition.images import Embeds, batches, decode, fitted, flip_sum, normalized
 
 FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)

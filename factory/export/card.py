@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from factory.datasets.manifest import DatasetManifest
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Model
 from factory.export.about import About
 from factory.export.kits import GPUS, NETWORKS, TRAINER_SIZE, validation_name
 from factory.export.source import Source
-from factory.provenance import DIGITAL_SOURCE_TYPE, Model
-from factory.shards.manifest import DatasetManifest
 
 HUB_LICENCES = {
     *("cc0-1.0", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0", "mpl-2.0"),

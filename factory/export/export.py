@@ -13,7 +13,8 @@ from typing import Any
 import simplejpeg
 
 import factory
-from factory.evaluation.images import PNG_MAGIC, decode, fitted
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
+from factory.datasets.store import Store, scratch
 from factory.export.about import About
 from factory.export.card import card, is_synthetic, licence_text
 from factory.export.folder import write_folder
@@ -27,9 +28,8 @@ from factory.export.source import Source, open_source
 from factory.export.spool import BUCKET_BYTES, Placed, Spool, grouped, shuffled
 from factory.export.wds import write_wds
 from factory.export.zip import write_edm
-from factory.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import InputError
-from factory.shards.store import Store, scratch
+from factory.recognition.images import PNG_MAGIC, decode, fitted
 
 FORMATS: dict[str, Callable[[Iterator[Placed], About, Output], None]] = {
     "arcface_torch": write_arcface,
@@ -177,8 +177,8 @@ class _Kind:
         same = _extension(item.encoded) == self.extension
         if self.wanted is None or (same and image_size(item.encoded) == (self.wanted,) * 2):
             return item
+        from factory.datasets.encode import encode_image
         from factory.recipe import Image
-        from factory.stages.encode import encode_image
 
         what = f"image {item.number} of label {item.label}"
         face = fitted(decode(item.encoded, what), self.wanted, what, resize=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from factory.datasets.store import scratch
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.export.output import Output
 from factory.export.source import Source
 from factory.export.spool import Placed
 from factory.recipe import InputError
-from factory.shards.store import scratch
 
 FEWEST, SHARE = 2 * FOLDS, 10
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from factory.datasets.store import REMOTE_WORKERS, Store, in_order
 from factory.recipe import InputError
-from factory.shards.store import REMOTE_WORKERS, Store, in_order
 
 CLAIM = "export.json"
 SUMS = "SHA256SUMS"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from factory.datasets.composition import is_composition, load_composition, read_rows
+from factory.datasets.feed import images_of
+from factory.datasets.index import Reader
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.recipe import InputError
 from factory.seeding import generator, seed64
-from factory.shards.composition import is_composition, load_composition, read_rows
-from factory.shards.feed import images_of
-from factory.shards.index import Reader
-from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
 
 TRIES = 200  # draws of an impostor before the fold is called too small
 

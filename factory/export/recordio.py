@@ -9,10 +9,7 @@ An image's payload starts with its header: flag, label, id, id2, and `flag` more
 import struct
 from collections.abc import Iterator
 
-from factory.export.output import Hashed
-from factory.export.spool import Placed
-from factory.recipe import InputError
-from factory.shards.recordio import (
+from factory.datasets.recordio import (
     FIRST,
     HEADER,
     LARGEST_LABEL,
@@ -23,6 +20,9 @@ from factory.shards.recordio import (
     WHOLE,
     WORD,
 )
+from factory.export.output import Hashed
+from factory.export.spool import Placed
+from factory.recipe import InputError
 
 DIALECTS = ("im2rec", "insightface")
 SPLIT = struct.pack("<I", MAGIC)

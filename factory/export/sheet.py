@@ -8,9 +8,9 @@ import numpy as np
 import simplejpeg
 
 import factory
-from factory.evaluation.images import decode, fitted
-from factory.provenance import DIGITAL_SOURCE_TYPE
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.recipe import InputError
+from factory.recognition.images import decode, fitted
 
 ROWS, COLUMNS = 8, 8
 LARGEST, GAP = 112, 2  # pixels

@@ -8,9 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from factory.provenance import Model, sha256_file
-from factory.recipe import FaultError, InputError
-from factory.shards.manifest import (
+from factory.datasets.manifest import (
     MANIFEST,
     TAR,
     DatasetManifest,
@@ -18,8 +16,10 @@ from factory.shards.manifest import (
     load_manifest,
     shard_file,
 )
-from factory.shards.store import Store
-from factory.shards.tar import TarError, members
+from factory.datasets.provenance import Model, sha256_file
+from factory.datasets.store import Store
+from factory.datasets.tar import TarError, members
+from factory.recipe import FaultError, InputError
 
 EXTENSIONS = ("jpg", "png")
 PLANNED = re.compile(r"i\d+-(\d+)-")  # a planned shard's name states where its identities end
@@ -66,7 +66,7 @@ def open_source(store: Store) -> Source:
         InputError: there is neither, or a composition's pool or index has changed.
     """
     if not store.exists(MANIFEST):
-        from factory.shards.composition import is_composition
+        from factory.datasets.composition import is_composition
 
         if is_composition(store):
             return _open_composition(store)
@@ -85,8 +85,8 @@ def open_source(store: Store) -> Source:
 
 
 def _open_composition(store: Store) -> Source:
-    from factory.shards.claim import COMPOSITION
-    from factory.shards.composition import load_composition, pool_manifest
+    from factory.datasets.claim import COMPOSITION
+    from factory.datasets.composition import load_composition, pool_manifest
 
     composition = load_composition(store)
     used = _used(store, composition.index_sha256)
@@ -119,7 +119,7 @@ def _index(store: Store, index_sha256: str, columns: list[str]) -> Iterator[list
     """Yield rows of a composition's index, `ROWS` at a time."""
     import pyarrow.parquet as pq
 
-    from factory.shards.composition import INDEX
+    from factory.datasets.composition import INDEX
 
     with store.local(INDEX) as path:
         if sha256_file(path) != index_sha256:

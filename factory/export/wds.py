@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 
+from factory.datasets.store import scratch
+from factory.datasets.tar import write_tar
 from factory.export.about import About
 from factory.export.output import Output
 from factory.export.spool import Placed
-from factory.shards.store import scratch
-from factory.shards.tar import write_tar
 
 MOST_EACH, FEWEST_SHARDS = 10_000, 16
 

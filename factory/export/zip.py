@@ -14,11 +14,11 @@ from typing import IO, cast
 
 from PIL import Image
 
-from factory.evaluation.images import decode
 from factory.export.about import About
 from factory.export.output import Hashed, Output
 from factory.export.spool import Placed
 from factory.recipe import InputError
+from factory.recognition.images import decode
 
 LOCAL = struct.Struct("<4s5H3I2H")
 ENTRY = struct.Struct("<4s6H3I5H2I")

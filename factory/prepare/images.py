@@ -8,12 +8,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from factory.evaluation.images import PNG_MAGIC
+from factory.datasets.encode import encode_image
+from factory.datasets.feed import resized
 from factory.prepare.detector import Detector
 from factory.prepare.recipe import PrepareRecipe
 from factory.recognition.alignment import aligned
-from factory.shards.feed import resized
-from factory.stages.encode import encode_image
+from factory.recognition.images import PNG_MAGIC
 
 UNREADABLE, WRONG_SIZE, NO_FACE = "unreadable", "wrong_size", "no_face"
 PLAIN = ("Gray", "YCbCr", "RGB")

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from factory.datasets.provenance import Inherited
 from factory.plan import ListedShard
 from factory.prepare.sources import Entry, Listing
-from factory.provenance import Inherited
 from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, digest
 
 SYSTEM = "prepared"
@@ -116,7 +116,7 @@ def claim_of(
     source_type: str,
     inherited: Inherited | None = None,
 ) -> dict[str, Any]:
-    """Return the dataset's claim, as `factory.shards.claim` reads it."""
+    """Return the dataset's claim, as `factory.datasets.claim` reads it."""
     handed_down = {} if inherited is None else {"inherited": inherited.model_dump(mode="json")}
     return {
         **handed_down,

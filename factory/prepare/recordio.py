@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
+from factory.datasets.recordio import FIRST, HEADER, LAST, LENGTH_BITS, MAGIC, MIDDLE, WHOLE, WORD
+from factory.datasets.store import Store
 from factory.recipe import InputError
-from factory.shards.recordio import FIRST, HEADER, LAST, LENGTH_BITS, MAGIC, MIDDLE, WHOLE, WORD
-from factory.shards.store import Store
 
 
 class Record(NamedTuple):

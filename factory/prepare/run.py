@@ -7,7 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from factory import provenance, stops
+from factory import stops
+from factory.datasets import catalog, provenance
+from factory.datasets.claim import CLAIM, claimed, differences
+from factory.datasets.embeddings import embeddings_file
+from factory.datasets.manifest import DatasetManifest, committed, load_manifest, merge
+from factory.datasets.store import Store, parted
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
@@ -23,11 +28,6 @@ from factory.prepare.recipe import (
 from factory.prepare.sources import DATASET, Entry, Listing, Reader, list_source
 from factory.prepare.work import Assignment, Task, Worker
 from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
-from factory.recognition import catalog
-from factory.shards.claim import CLAIM, claimed, differences
-from factory.shards.embeddings import embeddings_file
-from factory.shards.manifest import DatasetManifest, committed, load_manifest, merge
-from factory.shards.store import Store, parted
 
 PEEK = 64  # images looked at to tell size and format, evenly spread over the source
 ALIGNED_SIZE = 112
@@ -164,7 +164,8 @@ def prepare(
         InputError: the folder is another dataset's, or the cluster has not as many CPUs.
         FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
-    from factory.engine import cpus, each
+    from factory.cluster.capacity import Reservation, cpus
+    from factory.cluster.workers import each
 
     check_claim(store, given.claim)
     store.write(CLAIM, json.dumps(given.claim, indent=1, sort_keys=True).encode())
@@ -185,11 +186,11 @@ def prepare(
         given.recognizer[0],
     )
     rows = [{"task": _task(given.listing, shard)} for shard in todo]
-    size = min(actors or cpus(), len(rows))
+    reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(rows)))
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
-        for number, _ in enumerate(each(rows, Worker, assignment, size, "--actors "), 1):
+        for number, _ in enumerate(each(rows, Worker, assignment, reserved), 1):
             check_lock()
             say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
     missing = [shard.name for shard in _todo(given, store)]

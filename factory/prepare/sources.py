@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
+from factory.datasets.claim import CLAIM
+from factory.datasets.manifest import MANIFEST, load_manifest
+from factory.datasets.recordio import LARGEST_LABEL
+from factory.datasets.store import Store, parted
 from factory.prepare import recordio
 from factory.recipe import InputError, public
-from factory.shards.claim import CLAIM
-from factory.shards.manifest import MANIFEST, load_manifest
-from factory.shards.recordio import LARGEST_LABEL
-from factory.shards.store import Store, parted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FOLDER, RECORDIO, WEBDATASET, DATASET = "folder", "recordio", "webdataset", "dataset"

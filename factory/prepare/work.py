@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from factory.evaluation.images import batches, decode, fitted
-from factory.plan import ListedShard, sample_key
-from factory.prepare.detector import Detector
-from factory.prepare.images import Made, make_image
-from factory.prepare.recipe import SYSTEM, PrepareRecipe
-from factory.prepare.sources import Entry, Reader
-from factory.provenance import check_versions, sha256_file
-from factory.recipe import FaultError, InputError, public
-from factory.seeding import hex16
-from factory.shards.embeddings import embeddings_file, write_embeddings
-from factory.shards.manifest import (
+from factory.datasets.embeddings import embeddings_file, write_embeddings
+from factory.datasets.manifest import (
     COMMIT,
     TAR,
     ShardManifest,
@@ -30,9 +19,18 @@ from factory.shards.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.shards.store import Store, scratch
-from factory.shards.tar import read_tar, write_tar
-from factory.stages.encode import REJECTS
+from factory.datasets.provenance import check_versions, sha256_file
+from factory.datasets.rejects import SOURCE, write_rejects
+from factory.datasets.store import Store, scratch
+from factory.datasets.tar import read_tar, write_tar
+from factory.plan import ListedShard, sample_key
+from factory.prepare.detector import Detector
+from factory.prepare.images import Made, make_image
+from factory.prepare.recipe import SYSTEM, PrepareRecipe
+from factory.prepare.sources import Entry, Reader
+from factory.recipe import FaultError, InputError, public
+from factory.recognition.images import batches, decode, fitted
+from factory.seeding import hex16
 
 EMBEDDED_AT_ONCE = 128
 
@@ -115,8 +113,7 @@ class Worker:
         with scratch() as folder:
             tar, beside = folder / "shard.tar", folder / "rejects.parquet"
             sha256, size = write_tar(tar, self._samples(task, rejects))
-            schema = REJECTS.append(pa.field("source", pa.string()))
-            pq.write_table(pa.Table.from_pylist(rejects, schema=schema), beside)
+            write_rejects(beside, rejects, SOURCE)
             manifest = ShardManifest(
                 name=task.shard.name,
                 sha256=sha256,

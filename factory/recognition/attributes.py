@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from factory.provenance import sha256_file
+from factory.datasets.located import local_file
+from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, with_options
 from factory.recognition.backbones import channels_last
 from factory.recognition.recognizers import load_recognizer, to_input
-from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/attributes"
 FILE = "attributes.safetensors"

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from factory.provenance import sha256_file
+from factory.datasets.located import find_file, folder_files
+from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, public
 from factory.recognition.neighbours import Faces
-from factory.shards.located import find_file, folder_files
 
 FORMAT = "face-data-factory/faces"
 COLUMN = "embedding"

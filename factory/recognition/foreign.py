@@ -32,12 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from factory.provenance import sha256_file
+from factory.datasets import catalog
+from factory.datasets.located import local_file
+from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, with_options
-from factory.recognition import catalog
 from factory.recognition.backbones import DEPTHS, REDUCTION, WIDTHS, IResNet
 from factory.recognition.recognizers import ACCEPTED, Recognizer, filled, torch_recognizer
-from factory.shards.located import local_file
 
 CHANNELS = ("rgb", "bgr")
 PIXELS = ("signed", "byte")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factory.hardware import processor
+from factory.cluster.hardware import processor
 
 MEMORY_BYTES = 4_000_000_000  # of a search, beside what it is given and returns
 ROWS = 1024  # queries of one block

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from factory.provenance import RECOGNIZER, sha256_file
+from factory.datasets.located import local_file
+from factory.datasets.provenance import RECOGNIZER, sha256_file
 from factory.recipe import Backbone, InputError, checked
 from factory.recognition.backbones import channels_last, make_backbone
-from factory.shards.located import local_file
 
 FORMAT = "face-data-factory/recognizer"
 FILE = RECOGNIZER
@@ -117,7 +117,7 @@ def load_recognizer(
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
             `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
             with options as `factory.recognition.foreign` states them. Folder and files may be URLs,
-            fetched to the cache (`factory.shards.located`).
+            fetched to the cache (`factory.datasets.located`).
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
             An ONNX file embeds in its own precision.
         device: where a torch network runs; an ONNX file embeds on the CPU.

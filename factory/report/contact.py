@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg
 
+from factory.datasets.store import Store
 from factory.evaluation.dataset import Sample, samples
-from factory.evaluation.images import decode, fitted
-from factory.shards.store import Store
+from factory.recognition.images import decode, fitted
 
 LARGEST = 112  # pixels; larger faces are made smaller
 GAP = 2  # pixels between faces

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from factory.datasets.store import Store
 from factory.evaluation.scores import BINS
 from factory.recipe import InputError
 from factory.report.charts import compared, det
-from factory.shards.store import Store
 
 FOLDER = "measures"
 ACCEPTED = "the JSON of measure.py or evaluate.py"

@@ -10,6 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
+from factory.datasets.store import Store, below
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError
@@ -23,8 +25,6 @@ from factory.report.measures import (
     sections,
     sorted_measures,
 )
-from factory.shards.manifest import MANIFEST, DatasetManifest, load_manifest
-from factory.shards.store import Store, below
 from factory.tracking import masked
 
 RESULTS = "results.json"

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from factory.datasets.store import Store
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.report.sweep import Axis, shown
 from factory.search.results import SWEEP, chance, is_sweep, load, trend
-from factory.shards.store import Store
 
 RESOLVED = 0.05
 TITLE = 60  # characters that fit above a plot

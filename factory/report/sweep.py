@@ -10,11 +10,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
 from factory.report.page import duration, percent, template
 from factory.search.results import chance, load
-from factory.shards.store import Store
 
 WORDS = {
     "images": "images",

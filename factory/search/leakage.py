@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from factory.datasets.centres import pool_embeddings
+from factory.datasets.composition import Composition, read_rows
+from factory.datasets.index import index
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store
 from factory.recipe import InputError, KnownFaces, Weights, public
-from factory.recognition.centres import pool_embeddings
-from factory.shards.composition import Composition, read_rows
-from factory.shards.index import index
-from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
 
 if TYPE_CHECKING:
     from factory.recognition.recognizers import Recognizer

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from factory.datasets.store import Store
 from factory.search.space import OBJECTIVES
-from factory.shards.store import Store
 
 SWEEP, BEST = "sweep.json", "best"
 

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.provenance import pinned, versions
+from factory.datasets.provenance import pinned, versions
+from factory.datasets.store import below
 from factory.recipe import (
     AUTO,
     ComposeRecipe,
@@ -30,7 +31,6 @@ from factory.recipe import (
     with_precision,
 )
 from factory.seeding import generator, seed64
-from factory.shards.store import below
 
 Point = dict[str, Any]  # the value of each axis, JSON values
 

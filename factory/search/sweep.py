@@ -27,9 +27,16 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from factory import engine, metrics, stops
+from factory import stops
+from factory.cluster import counters
+from factory.cluster.capacity import cpus, gpus, require, trainers
+from factory.cluster.precision import settled
+from factory.cluster.workers import runtime_env
+from factory.datasets.claim import differences
+from factory.datasets.manifest import MANIFEST
+from factory.datasets.store import LOCK, PART, Store, below, parted
 from factory.evaluation.verification import bin_files
-from factory.precision import settled
+from factory.generation.run import check_sources, preflight
 from factory.recipe import (
     AUTO,
     FaultError,
@@ -47,9 +54,6 @@ from factory.search.space import OBJECTIVES, Space, Trial
 from factory.search.tracked import Tracked
 from factory.search.trial import ACCURACY, ENDED, Judged, Objective, Pools, trial_folder
 from factory.seeding import seed64
-from factory.shards.claim import differences
-from factory.shards.manifest import MANIFEST
-from factory.shards.store import LOCK, PART, Store, below, parted
 from factory.training import recognition
 
 RAY = "ray"  # Tune's own notes, below the output while it runs
@@ -124,7 +128,7 @@ def sweep(
                 pools=ray.remote(**POOLS)(Pools).remote(os.getcwd()),
                 seeds=space.seeds,
                 watch=Judged(space.reports, space.pairs),
-                env=engine.runtime_env(ahead[0].fr.engine.threads),
+                env=runtime_env(ahead[0].fr.engine.threads),
                 known=space.known,
             )
             with stops.keeping(lambda: f"{len(book.results())} of {samples} trials are done"):
@@ -156,7 +160,7 @@ def check_inputs(space: Space, trials: list[Trial]) -> None:
     made = {url: recipe for trial in trials for recipe, url in trial.pools.values()}
     for url, recipe in made.items():
         if not Store(url).exists(MANIFEST):
-            engine.check_sources(recipe)
+            check_sources(recipe)
     views = {view.url: (n, view) for trial in trials for n, view in trial.compose.pools.items()}
     for url, (name, view) in views.items():
         if url not in made and view.weight and not Store(url).exists(MANIFEST):
@@ -187,13 +191,13 @@ def fitting(trials: list[Trial]) -> int:
     Raises:
         InputError: it does not hold the work of one.
     """
-    reserved = trials[0].fr.engine
-    engine.require([("engine.", reserved.workers, reserved.num_cpus, reserved.num_gpus)])
+    asked = trials[0].fr.engine
+    require([trainers(asked)])
     for recipe in {url: recipe for t in trials for recipe, url in t.pools.values()}.values():
-        engine.preflight(recipe)
-    most = engine.cpus() / max(reserved.workers * reserved.num_cpus, 1.0)
-    if reserved.num_gpus:
-        most = min(most, engine.gpus() / (reserved.workers * reserved.num_gpus))
+        preflight(recipe)
+    most = cpus() / max(asked.workers * asked.num_cpus, 1.0)
+    if asked.num_gpus:
+        most = min(most, gpus() / (asked.workers * asked.num_gpus))
     return max(int(most), 1)
 
 
@@ -608,7 +612,7 @@ class Following(tune.Callback):
         }
         self.book.end(result)
         self.tracked.end(result)
-        metrics.trial(self.book.space.name, result["state"])
+        counters.trial(self.book.space.name, result["state"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial is taken up again: whoever runs it reports everything once more."""
@@ -623,7 +627,7 @@ class Following(tune.Callback):
     def _lost(self, number: int, state: str, why: str) -> None:
         self.say(f"trial {number + 1}/{self.samples} {state}: {why}")
         self.tracked.abandon(number, state, why)
-        metrics.trial(self.book.space.name, state)
+        counters.trial(self.book.space.name, state)
         begun = self._begun(number)
         if state == "failed":
             self.failed[number] = why

@@ -6,11 +6,11 @@ from types import TracebackType
 from typing import Any
 
 from factory import tracking
+from factory.datasets.store import Store
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.search.results import BEST, SWEEP
 from factory.search.space import OBJECTIVES, Space
-from factory.shards.store import Store
 
 EXPERIMENT = "sweep"
 UNKNOWN = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run it has not

@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factory.compose import TooFewError, compose
+from factory.datasets.compose import TooFewError, compose
+from factory.datasets.composition import Composition, load_composition, read_rows
+from factory.datasets.manifest import MANIFEST, load_manifest
+from factory.datasets.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store, below
 from factory.recipe import (
     ComposeRecipe,
     Data,
@@ -35,9 +38,6 @@ from factory.recipe import (
 from factory.search.leakage import leakage
 from factory.search.space import Trial
 from factory.seeding import generator, seed64
-from factory.shards.composition import Composition, load_composition, read_rows
-from factory.shards.manifest import MANIFEST, load_manifest
-from factory.shards.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store, below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class Pools:
 
     def __init__(self, folder: str) -> None:
         """Work in the driver's folder, where relative paths of recipes begin."""
-        from factory.engine import connect
+        from factory.cluster.connect import connect
 
         _enter(folder)
         connect("auto")
@@ -69,7 +69,7 @@ class Pools:
             made: whether it was made, or finished, now; seconds: of wall time that took;
             actor_seconds: of its actors' work, whenever that was; images: in the pool.
         """
-        from factory.engine import check_sources, fill
+        from factory.generation.run import check_sources, fill
 
         store, start = Store(url), time.monotonic()
         missing = not store.exists(MANIFEST)

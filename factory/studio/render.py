@@ -13,13 +13,7 @@ import cv2
 import numpy as np
 
 from factory.seeding import generator
-from factory.studio.hair import (
-    Mesh,
-    beard_displacement,
-    glasses,
-    hair_displacement,
-    long_hair,
-)
+from factory.studio.hair import Mesh, beard_displacement, glasses, hair_displacement, long_hair
 from factory.studio.head import (
     EYE,
     FRAME,

@@ -7,7 +7,8 @@ from typing import Any
 from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
 
-SHARED = ("base", "diffusion")  # modules of this package that are no system
+# Modules of this package that are no system.
+SHARED = ("base", "contexts", "sampling", "styles", "training")
 
 
 def names() -> list[str]:

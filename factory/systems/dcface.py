@@ -23,30 +23,33 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from factory.banks import DatasetStyles, ImageBank, NamedDataset, StudioStyles, Style, StyleBank
+from factory.datasets.images import ImageBank
+from factory.datasets.provenance import checked_sha256
+from factory.datasets.store import Store
 from factory.diffusion.adm import ADM, ADMConfig
 from factory.diffusion.autoencoder import to_pixels
 from factory.diffusion.examples import features, resized
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.sampling import Given
 from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter, draw_kept
-from factory.provenance import checked_sha256
-from factory.recipe import Backbone, Fraction, InputError, Part, Positive, checked
+from factory.recipe import Backbone, Fraction, InputError, NamedDataset, Part, Positive, checked
 from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.backbones import IResNet, make_backbone
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
-from factory.shards.store import Store
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.diffusion import (
+from factory.systems.sampling import (
+    DiffusionSystem,
+    SamplingOptions,
+    unit,
+)
+from factory.systems.styles import DatasetStyles, StudioStyles, Style, StyleBank
+from factory.systems.training import (
     DenoiserBatch,
     DenoiserTraining,
-    DiffusionSystem,
     Drawn,
     IdentityLoss,
-    SamplingOptions,
     TrainingOptions,
-    unit,
 )
 
 OUTLIERS = 0.1  # share of the images that trim_outliers replaces

@@ -19,24 +19,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from factory.datasets.provenance import checked_sha256
 from factory.diffusion.examples import embed
 from factory.diffusion.sampling import Given, Predict
 from factory.diffusion.schedule import Noising
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.identities import anchors, perturb, uniform
-from factory.provenance import checked_sha256
 from factory.recipe import Cosine, Fraction, InputError, Part, Positive, Sampler, checked
 from factory.recognition.attributes import STUDIO, Attribute, load_predictor
 from factory.seeding import generator, seed64
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.diffusion import (
-    DenoiserBatch,
+from factory.systems.contexts import anchors, perturb, uniform
+from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
+from factory.systems.sampling import (
     DiffusionSystem,
-    Drawn,
-    IdentityLoss,
     SamplingOptions,
 )
-from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
+from factory.systems.training import (
+    DenoiserBatch,
+    Drawn,
+    IdentityLoss,
+)
 
 BINS = 24
 DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit

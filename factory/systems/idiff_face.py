@@ -21,15 +21,17 @@ from torch import Tensor, nn
 
 from factory.diffusion.sampling import Given
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.identities import uniform
 from factory.recipe import Fraction, InputError, checked
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.diffusion import (
+from factory.systems.contexts import uniform
+from factory.systems.sampling import (
+    DiffusionSystem,
+    SamplingOptions,
+)
+from factory.systems.training import (
     DenoiserBatch,
     DenoiserTraining,
-    DiffusionSystem,
     Drawn,
-    SamplingOptions,
     TrainingOptions,
 )
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from factory import hardware
+from factory.cluster import hardware
+from factory.datasets.licences import strictest
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
-from factory.evaluation.images import decode
-from factory.provenance import strictest
 from factory.recipe import InputError
 from factory.recognition.attributes import (
     FILE,
@@ -28,10 +29,9 @@ from factory.recognition.attributes import (
     save_predictor,
 )
 from factory.recognition.backbones import channels_last
+from factory.recognition.images import decode
 from factory.recognition.recognizers import to_input
 from factory.seeding import generator, seed64
-from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
 
 HELD_OUT = 16  # every sixteenth identity is held out
 BATCH = 128

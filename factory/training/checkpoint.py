@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from factory.datasets.store import Store
 from factory.recipe import FaultError
-from factory.shards.store import Store
 
 FOLDER = "checkpoints"
 MARKER = "checkpoint.json"

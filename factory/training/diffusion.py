@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factory import hardware
+from factory.cluster import hardware
+from factory.datasets.store import Store
 from factory.diffusion.reconstruction import AutoencoderTraining
 from factory.diffusion.trainable import Place, Trainable
 from factory.recipe import TrainRecipe, canonical
 from factory.seeding import seed64
-from factory.shards.store import Store
 from factory.systems import training_class
 from factory.tracking import Run
 from factory.training import checkpoint

@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from factory.datasets.composition import source_licence
+from factory.datasets.licences import strictest
+from factory.datasets.provenance import licence_of, sha256_file
+from factory.datasets.store import Store
 from factory.diffusion.files import RANDOM_INIT
-from factory.provenance import licence_of, sha256_file, strictest
 from factory.recipe import (
     AUTO,
     FRRecipe,
@@ -21,8 +24,6 @@ from factory.recipe import (
     parse,
     stated_precision,
 )
-from factory.shards.composition import source_licence
-from factory.shards.store import Store
 from factory.tracking import Run
 from factory.training import checkpoint
 

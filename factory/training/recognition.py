@@ -1,6 +1,6 @@
 """Train face recognizers from datasets: backbone in the engine, class centres beside it.
 
-The same command resumes, with the next image of the same order; see `factory.shards.feed`.
+The same command resumes, with the next image of the same order; see `factory.datasets.feed`.
 """
 
 import json
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from factory import hardware
+from factory.cluster import hardware
+from factory.datasets.composition import is_composition
+from factory.datasets.feed import Batch, Feed
+from factory.datasets.manifest import committed
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError
 from factory.recognition.backbones import make_backbone
 from factory.recognition.onnx_export import save_onnx
 from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer, to_input
 from factory.seeding import seed64
-from factory.shards.composition import is_composition
-from factory.shards.feed import Batch, Feed
-from factory.shards.manifest import committed
-from factory.shards.store import Store
 from factory.training import checkpoint
 from factory.training.augment import augment, check_names
 from factory.training.centres import Centres
@@ -79,10 +79,10 @@ def train(
     done = finished(store)
     if done is not None:
         return done
-    from factory import engine
+    from factory.cluster.capacity import require, trainers
 
     wanted = recipe.engine
-    engine.require([("engine.", wanted.workers, wanted.num_cpus, wanted.num_gpus)])
+    require([trainers(wanted)])
     return launch(run, recipe, out, report, check_lock=check_lock)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from factory import hardware
+from factory.cluster import hardware
+from factory.datasets.store import Store
 from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, parse, public
-from factory.shards.store import Store
 from factory.systems import training_class
 
 
@@ -40,7 +40,8 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
             "recipe field precompute: an autoencoder is trained on the images themselves; "
             "accepted is none"
         )
-    from factory.engine import each
+    from factory.cluster.capacity import Reservation
+    from factory.cluster.workers import each
 
     random = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
     if random:
@@ -52,16 +53,12 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
     store, firsts = Store(wanted.sidecar), range(0, len(source.feed), CHUNK)
     rows = [{"first": first} for first in firsts if lacking(source, store, first)]
     source.feed.close()
-    pool = each(
-        rows,
-        Precomputer,
-        recipe.model_dump(mode="json"),
-        min(wanted.actors, len(rows)),
-        "precompute.",
-        wanted.num_cpus,
-        wanted.num_gpus,
+    size = min(wanted.actors, len(rows))
+    reserved = Reservation(
+        "precompute.actors", "precompute.", size, wanted.num_cpus, wanted.num_gpus
     )
-    for number, _ in enumerate(pool, 1):
+    given = recipe.model_dump(mode="json")
+    for number, _ in enumerate(each(rows, Precomputer, given, reserved), 1):
         say(f"{wanted.sidecar}: {number} of {len(rows)} files of each kind")
 
 

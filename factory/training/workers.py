@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from factory import stops
-from factory.cli import ProgressLine
+from factory.cluster.progress import ProgressLine
+from factory.datasets.store import Store, below
 from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
-from factory.shards.store import Store, below
 from factory.training import checkpoint
 
 SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs
@@ -80,10 +80,10 @@ def launch(
     from ray import train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from factory import engine
+    from factory.cluster.workers import runtime_env
 
     wanted, root = recipe.engine, Store(out).root
-    env = engine.runtime_env(wanted.threads)
+    env = runtime_env(wanted.threads)
     if not wanted.num_gpus:
         env["env_vars"]["DS_ACCELERATOR"] = "cpu"
     board = start_board()

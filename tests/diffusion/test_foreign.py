@@ -12,13 +12,13 @@ from faces import make_pool
 from safetensors.torch import load_file, save_file
 from tiny import IDIFF, SIZE, generating, save_frozen, training
 
+from factory.datasets.provenance import models
+from factory.datasets.store import Store
 from factory.diffusion import foreign
 from factory.diffusion.autoencoder import VQ, VQConfig
 from factory.diffusion.files import load_autoencoder, load_state, read_metadata
 from factory.diffusion.trainable import Place
-from factory.provenance import models
 from factory.recipe import InputError, Weights
-from factory.shards.store import Store
 from factory.systems.base import Position
 from factory.systems.idiff_face import IDiffFace, IDiffFaceTraining
 

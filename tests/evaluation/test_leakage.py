@@ -9,13 +9,13 @@ import simplejpeg
 from faces import face, make_dataset
 from sklearn.metrics import roc_auc_score
 
+from factory.datasets.store import Store
 from factory.evaluation import leakage as leaks
 from factory.evaluation.dataset import Embedded, embed_dataset, samples
 from factory.evaluation.leakage import leakage, matched_rows, membership
 from factory.evaluation.quality import Radius
 from factory.recipe import InputError
 from factory.seeding import generator, seed64
-from factory.shards.store import Store
 
 RADIUS = Radius(0.5, 1e-4, 100_000)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factory.evaluation.scale import PARTS, Cost, extrapolated, faces
+from benchmarks.evaluation import PARTS, Cost, extrapolated, faces
 from factory.recognition.neighbours import MEMORY_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def test_extrapolation_follows_the_complexity() -> None:
 
 @pytest.mark.slow
 def test_the_bench_prints_every_part_within_the_memory_bound(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "factory.evaluation.scale", "--sizes", "2000,4000"]
+    command = [sys.executable, "-m", "benchmarks.evaluation", "--sizes", "2000,4000"]
     ran = subprocess.run(
         [*command, "--json", str(tmp_path / "scale.json")],
         cwd=ROOT, capture_output=True, text=True, check=True,

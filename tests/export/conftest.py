@@ -7,9 +7,9 @@ from typing import Any
 import patches
 import pytest
 
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import Options, export
-from factory.shards.store import Store
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from patches import Made, colours_kept, pixels
 from PIL import Image
 
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import FORMATS, Options, _Kind, export
 from factory.export.spool import Placed
 from factory.recipe import FaultError, InputError
-from factory.shards.store import Store
 
 Run = Callable[..., tuple[Path, About]]
 

@@ -15,13 +15,13 @@ from patches import Made, digest, pixels
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.materialise import materialise
+from factory.datasets.store import Store
 from factory.evaluation.verification import evaluate_distances, read_bin
 from factory.export.export import Options, export
 from factory.export.pairs import write_pairs
 from factory.recipe import ComposeRecipe, InputError, parse
-from factory.shards.materialise import materialise
-from factory.shards.store import Store
 
 PEOPLE = 60
 

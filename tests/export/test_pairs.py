@@ -8,12 +8,12 @@ from faces import make_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar
 from factory.evaluation.verification import read_bin
 from factory.export.pairs import choose_pairs, read_identity_groups, write_pairs
 from factory.recipe import InputError, parse
-from factory.shards.store import Store
-from factory.shards.tar import read_tar
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import pytest
 import webdataset
 from patches import digest, pixels
 
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.composition import Composition, read_rows
+from factory.datasets.materialise import materialise
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar, write_tar
 from factory.export import source as module
 from factory.export.export import Options, export
 from factory.export.source import open_source
 from factory.recipe import ComposeRecipe, FaultError, InputError, parse
-from factory.shards.composition import Composition, read_rows
-from factory.shards.materialise import materialise
-from factory.shards.store import Store
-from factory.shards.tar import read_tar, write_tar
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ import time
 
 import ray
 
-from factory.engine import connect, generate
+from factory.cluster.connect import connect
+from factory.datasets.claim import read_claim
+from factory.datasets.store import Store
+from factory.generation.run import generate
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.claim import read_claim
-from factory.shards.store import Store
 
 store = Store(sys.argv[1])
 recipe = parse(read_claim(store)["recipe"])

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from factory.datasets.claim import write_claim
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.generation.make import Line
+from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards
-from factory.provenance import versions
 from factory.recipe import GenerateRecipe, content_digest, load
-from factory.shards.claim import write_claim
-from factory.shards.store import Store
-from factory.stages.line import Assignment, Line
-from factory.stages.work import ShardWork
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "jobs/recipes/desk/generate/studio_plain.yaml"

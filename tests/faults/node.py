@@ -8,12 +8,13 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
-from factory import metrics
-from factory.engine import connect, generate
+from factory.cluster import counters
+from factory.cluster.connect import connect
+from factory.datasets.claim import read_claim
+from factory.datasets.manifest import committed
+from factory.datasets.store import Store
+from factory.generation.run import generate
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.claim import read_claim
-from factory.shards.manifest import committed
-from factory.shards.store import Store
 from factory.training.workers import start_board
 
 store = Store(sys.argv[1])
@@ -25,7 +26,7 @@ ray.init(address=cluster.address, log_to_driver=False)
 connect("")
 boards = [start_board() for _ in range(3)]  # of trainings that this driver would wait for
 counted: list[int] = []
-metrics.shard = lambda recipe, system, kept, *rest: counted.append(kept)
+counters.shard = lambda recipe, system, kept, *rest: counted.append(kept)
 
 
 def say(line: str) -> None:

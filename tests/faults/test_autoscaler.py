@@ -20,11 +20,11 @@ import pytest
 import ray
 from heads import end
 
-from factory.provenance import versions
+from factory.datasets.claim import write_claim
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 from factory.recipe import content_digest
-from factory.shards.claim import write_claim
-from factory.shards.store import Store
-from factory.shards.verify import verify
 
 HERE = Path(__file__).parent
 HEAD_ID = "f" * 51 + "00000"  # what Ray's local provider calls its head
@@ -110,7 +110,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 def test_the_autoscaler_starts_nodes_and_takes_them_back(
     head, plain, make_alone, tars, tmp_path: Path
 ) -> None:
-    recipe = plain("pool.size=2", "identities.count=24", "identities.images_each=16")
+    recipe = plain("workers.max=2", "identities.count=24", "identities.images_each=16")
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "scaled")
     write_claim(store, recipe, content_digest(recipe, versions()), ())

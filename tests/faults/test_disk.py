@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.shards.store import Store
-from factory.shards.verify import verify
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "jobs/recipes/desk/generate/studio_plain.yaml"

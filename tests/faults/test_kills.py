@@ -14,16 +14,16 @@ import psutil
 import pytest
 import ready
 
-from factory import engine
-from factory.engine import generate
+from factory.cluster import engine
+from factory.datasets import store as module
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import merge
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store, scratch
+from factory.datasets.verify import verify
+from factory.generation.run import generate
 from factory.plan import shards
-from factory.provenance import versions
 from factory.recipe import FaultError, content_digest
-from factory.shards import store as module
-from factory.shards.claim import write_claim
-from factory.shards.manifest import merge
-from factory.shards.store import Store, scratch
-from factory.shards.verify import verify
 
 WRITER = Path(__file__).parent / "writer.py"
 
@@ -46,7 +46,7 @@ def test_killed_actors_lose_nothing(
 ) -> None:
     monkeypatch.setattr(engine, "WINDOW_SHARDS", 8)  # Ray is handed the shards in two portions
     monkeypatch.setattr(engine, "WINDOW_TURNS", 1)
-    recipe, killed = plain("pool.size=2", "pool.num_cpus=0.5"), []
+    recipe, killed = plain("workers.max=2", "workers.num_cpus=0.5"), []
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "killed")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
@@ -112,7 +112,7 @@ def test_a_killed_writer_leaves_nothing_behind(
 def test_a_store_that_fails_is_one_error_and_no_end_of_tries(
     ray_cluster, plain, tmp_path: Path
 ) -> None:
-    recipe, store = plain("pool.size=1", "pool.num_cpus=0.5"), Store(tmp_path)
+    recipe, store = plain("workers.max=1", "workers.num_cpus=0.5"), Store(tmp_path)
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     (tmp_path / "shards").write_bytes(b"a file where the folder would be")
     with pytest.raises(FaultError, match=r"shard i.*: .*shards.*; the same command goes on"):

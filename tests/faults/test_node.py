@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from factory.provenance import versions
+from factory.datasets.claim import write_claim
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 from factory.recipe import content_digest
-from factory.shards.claim import write_claim
-from factory.shards.store import Store
-from factory.shards.verify import verify
 
 HERE = Path(__file__).parent
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 @pytest.mark.ray
 def test_nodes_come_and_go(plain, make_alone, tars, parts, tmp_path: Path) -> None:
     """One is killed: the other goes on. That is taken away too: a new one does the rest."""
-    recipe = plain("pool.size=2", "identities.count=24", "identities.images_each=16")
+    recipe = plain("workers.max=2", "identities.count=24", "identities.images_each=16")
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "moved")
     write_claim(store, recipe, content_digest(recipe, versions()), ())

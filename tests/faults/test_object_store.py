@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import ready
 
+from factory.datasets import store as module
+from factory.datasets.manifest import merge
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 from factory.plan import shards
-from factory.shards import store as module
-from factory.shards.manifest import merge
-from factory.shards.store import Store
-from factory.shards.verify import verify
 
 PLAIN = "jobs/recipes/desk/generate/studio_plain.yaml"
 KEYS = (b"a-key", b"a-secret")  # of the fixture `s3`
@@ -76,7 +76,7 @@ def test_keys_in_an_address_reach_no_log_no_object_and_no_mlflow(
     ran = ready.run(
         *("jobs/generate.py", PLAIN, "--out", url % "secret"),
         *("--set", "identities.count=4", "--set", "identities.images_each=2"),
-        *("--set", "shard.identities=2", "--set", "image.size=32", "--set", "pool.size=1"),
+        *("--set", "shard.identities=2", "--set", "image.size=32", "--set", "workers.max=1"),
         *("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--address", ray_cluster),
     )
     assert ran.returncode == 0, ran.stderr

@@ -3,13 +3,13 @@
 import random
 import sys
 
+from factory.datasets.claim import read_claim
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.generation.make import Line
+from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards
-from factory.provenance import versions
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.claim import read_claim
-from factory.shards.store import Store
-from factory.stages.line import Assignment, Line
-from factory.stages.work import ShardWork
 
 store = Store(sys.argv[1])
 claim = read_claim(store)

@@ -45,9 +45,9 @@ def test_a_wrong_recipe_is_one_error(tmp_path: Path, recipe, override, message) 
 
 
 def test_a_folder_with_another_recipes_dataset_is_left_alone(tmp_path: Path) -> None:
+    from factory.datasets.claim import write_claim
+    from factory.datasets.store import Store
     from factory.recipe import load
-    from factory.shards.claim import write_claim
-    from factory.shards.store import Store
 
     write_claim(Store(str(tmp_path)), load(ROOT / STUDIO), "0123", ())  # type: ignore[arg-type]
     before = (tmp_path / "recipe.json").read_bytes()
@@ -64,10 +64,10 @@ def test_weights_that_took_the_place_of_others_do_not_go_on_with_their_dataset(
     tmp_path: Path,
 ) -> None:
     """As a denoiser that was trained again, in a recipe that states no sha256."""
-    from factory.provenance import pinned, versions
+    from factory.datasets.claim import write_claim
+    from factory.datasets.provenance import pinned, versions
+    from factory.datasets.store import Store
     from factory.recipe import GenerateRecipe, content_digest, load
-    from factory.shards.claim import write_claim
-    from factory.shards.store import Store
 
     weights, out = tmp_path / "denoiser.safetensors", tmp_path / "out"
     weights.write_bytes(b"before")

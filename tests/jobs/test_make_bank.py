@@ -13,17 +13,17 @@ import torch
 import yaml
 from faces import face, make_pool
 
-from factory.banks import ImageBank, contents_digest
+from factory.datasets.claim import read_claim
+from factory.datasets.embeddings import read_embeddings
+from factory.datasets.images import ImageBank, contents_digest
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store
+from factory.generation.selection import make_bank
 from factory.recipe import Backbone, BankRecipe, InputError, NamedDataset, load
 from factory.recognition.attributes import SHIPPED
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
 from factory.recognition.recognizers import load_recognizer, save_recognizer
-from factory.selection import make_bank
-from factory.shards.claim import read_claim
-from factory.shards.embeddings import read_embeddings
-from factory.shards.manifest import load_manifest
-from factory.shards.store import Store
 
 SIZE = 32
 
@@ -53,7 +53,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "known": {"location": str(tmp_path / "known.safetensors"), "sha256": known},
         "count": 10,
         "shard_images": 4,
-        "pool": {"size": 2},
+        "workers": {"max": 2},
     }
 
 
@@ -129,7 +129,7 @@ def test_the_job_makes_candidates_and_prints_the_digest(given: dict[str, Any], t
         "image": {"size": SIZE},
         "identities": {"count": 6, "images_each": 1, "source": "gallery"},
         "shard": {"identities": 3},
-        "pool": {"size": 1},
+        "workers": {"max": 1},
         "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
     }
     raw = given | {"candidates": None, "generate": studio, "count": 4, "known": None}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from factory.shards.manifest import TAR, shard_file
-from factory.shards.store import LOCK, Store
-from factory.shards.verify import Fault, verify
+from factory.datasets.manifest import TAR, shard_file
+from factory.datasets.store import LOCK, Store
+from factory.datasets.verify import Fault, verify
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "jobs/recipes/desk/generate/studio.yaml"
@@ -32,7 +32,7 @@ def test_the_plan_says_what_will_be_made() -> None:
         "jobs/plan.py",
         RECIPE,
         *("--set", "identities.count=30", "--set", "identities.images_each=4"),
-        *("--set", "shard.identities=10", "--set", "pool.size=2"),
+        *("--set", "shard.identities=10", "--set", "workers.max=2"),
         *("--set", "cost={seconds_per_image: [60, 90], source: somebody, bytes_per_image: 1000}"),
     )
     assert done.returncode == 0, done.stderr

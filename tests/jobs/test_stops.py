@@ -12,7 +12,7 @@ from stopping import check, stop
 
 STUDIO = "jobs/recipes/desk/generate/studio.yaml"
 SMALL = ("identities.count=900", "identities.images_each=4", "shard.identities=3", "image.size=32",
-         "pool.size=1")  # fmt: skip
+         "workers.max=1")  # fmt: skip
 NOISE = re.compile(r"core_worker|\(raylet|warning|Traceback|Aborted|\*\*\*", re.IGNORECASE)
 
 pytestmark = pytest.mark.ray

@@ -20,10 +20,10 @@ import pytest
 import yaml
 from heads import end
 
-from factory import cli
-from factory.banks import contents_digest
-from factory.shards.store import Store
-from factory.shards.verify import verify
+from factory.commands import cli
+from factory.datasets.images import contents_digest
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -192,7 +192,11 @@ def test_every_job_runs_by_it(head: Head) -> None:
     recipe = {"kind": "compose", "name": "m", "seed": 1, "pools": {"a": {"url": faces}}}
     composed.write_text(yaml.safe_dump(recipe))
     recipe = {"kind": "bank", "name": "b", "seed": 1, "licence": "CC0-1.0", "candidates": named}
-    recipe |= {"weights": {"recognizer": {"location": NET}}, "max_cosine": 1.0, "pool": {"size": 1}}
+    recipe |= {
+        "weights": {"recognizer": {"location": NET}},
+        "max_cosine": 1.0,
+        "workers": {"max": 1},
+    }
     bank.write_text(yaml.safe_dump(recipe))
     fr, autoencoder = (
         f"jobs/recipes/desk/{name}.yaml" for name in ("fr/desk", "train/autoencoder")

@@ -16,9 +16,9 @@ import simplejpeg
 import yaml
 from faces import face
 
+from factory.datasets.store import Store
 from factory.evaluation.verification import write_bin
 from factory.recipe import FaultError
-from factory.shards.store import Store
 from factory.training import checkpoint
 
 ROOT = Path(__file__).parents[2]

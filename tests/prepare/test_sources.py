@@ -10,11 +10,11 @@ import pytest
 from others import MAGIC, face, im2rec, insightface, write_rec, write_tar
 from PIL import Image
 
+from factory.datasets.store import Store
 from factory.prepare import recordio
 from factory.prepare.recipe import entries_of, plan_shards
 from factory.prepare.sources import Listing, Reader, list_source
 from factory.recipe import InputError
-from factory.shards.store import Store
 
 
 def png(seed: int, size: int = 16) -> bytes:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from faces import make_pool
 
+from factory.datasets.centres import centre_cosines, pool_embeddings
+from factory.datasets.embeddings import write_embeddings
+from factory.datasets.index import contents, index
+from factory.datasets.store import Store
 from factory.recipe import InputError
-from factory.recognition.centres import centre_cosines, pool_embeddings
-from factory.shards.embeddings import write_embeddings
-from factory.shards.index import contents, index
-from factory.shards.store import Store
 
 SHA = "ab" * 32
 

@@ -12,9 +12,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from factory.datasets.store import Store
 from factory.recipe import InputError
 from factory.recognition.faces import faces_sha256, load_faces, save_faces
-from factory.shards.store import Store
 
 TEACHER = "7" * 64
 FIELD = "recipe field screens.real_lookalike.embeddings"

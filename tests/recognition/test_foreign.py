@@ -18,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from factory.provenance import models, sha256_file
+from factory.datasets import catalog
+from factory.datasets.provenance import models, sha256_file
 from factory.recipe import Backbone, InputError, Weights
-from factory.recognition import catalog, foreign
+from factory.recognition import foreign
 from factory.recognition.backbones import DEPTHS, IResNet, MobileFaceNet, make_backbone
 from factory.recognition.onnx_graph import OnnxNetwork
 from factory.recognition.recognizers import load_recognizer

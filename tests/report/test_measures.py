@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from factory.datasets.store import Store
 from factory.evaluation.coverage import Predicted, measure_coverage
 from factory.evaluation.dataset import Embedded, samples
 from factory.evaluation.fairness import by_group
@@ -21,7 +22,6 @@ from factory.recipe import InputError
 from factory.recognition.attributes import STUDIO, Predictor
 from factory.report import collect, page
 from factory.report.measures import sorted_measures
-from factory.shards.store import Store
 
 spec = importlib.util.spec_from_file_location("page_of", Path(__file__).with_name("test_page.py"))
 assert spec and spec.loader

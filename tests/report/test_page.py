@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from faces import make_dataset
 
+from factory.datasets.claim import CLAIM, write_claim
+from factory.datasets.manifest import merge
+from factory.datasets.store import Store
 from factory.evaluation.dataset import Embedded
 from factory.evaluation.gap import gap
 from factory.evaluation.quality import Radius, measure
@@ -14,9 +17,6 @@ from factory.plan import shards
 from factory.recipe import InputError, parse
 from factory.report import collect, page, write_page
 from factory.report.page import duration
-from factory.shards.claim import CLAIM, write_claim
-from factory.shards.manifest import merge
-from factory.shards.store import Store
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -68,7 +68,7 @@ def dataset(folder, world=0):
             "image": {"size": 32},
             "identities": {"count": 10, "images_each": 3, "source": "train"},
             "shard": {"identities": 8},
-            "pool": {"size": 1},
+            "workers": {"max": 1},
             "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
             "weights": {"teacher": {"location": "s3://b/t", "licence": "MIT"}},
         }

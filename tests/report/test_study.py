@@ -7,10 +7,10 @@ import pytest
 import ready
 from sweeps import write_sweep
 
+from factory.datasets.store import Store
 from factory.recipe import InputError
 from factory.report.study import gathered, table, verdict
 from factory.search.results import SWEEP
-from factory.shards.store import Store
 
 STUDIES = sorted((Path(__file__).parents[2] / "docs/study").glob("*.json"))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory import provenance
+from factory.datasets import provenance
 from factory.recipe import InputError
 from factory.search import Asha, Choice, Pool, Real, Space
 from factory.search.space import Trial, load_space, pool_name
@@ -90,7 +90,7 @@ def test_pools_are_named_by_what_changes_their_bytes():
     def name(*sets):
         return made(sets=sets).trial(0, {"each": 2, "rate": 1.0}, "p").pools["studio"][1]
 
-    assert name() == name("generate.pool.size=7")
+    assert name() == name("generate.workers.max=7")
     different = ["generate.seed=8", "generate.identities.images_each=3", "generate.image.size=32"]
     assert len({name(), *(name(change) for change in different)}) == 4
 

@@ -11,7 +11,8 @@ import torch
 from faces import make_pool
 
 from factory import tracking
-from factory.provenance import sha256_file
+from factory.datasets.provenance import sha256_file
+from factory.datasets.store import Store
 from factory.recipe import Backbone, FaultError, InputError, KnownFaces
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
@@ -31,7 +32,6 @@ from factory.search.sweep import (
 )
 from factory.search.tracked import Tracked
 from factory.search.trial import Pools
-from factory.shards.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,7 +155,7 @@ def test_a_folder_keeps_what_its_trials_were_made_of(tmp_path):
     book.begin(made().trial(0, {"x": 1}, "/other/checkout/pools"))
     book.note(0, {"asked": 1.0, "run_id": "r"})
     book.check("runs/pools")
-    Book(store, made(pool=("pool.size=3",))).check("s3://elsewhere/pools")  # changes no result
+    Book(store, made(pool=("workers.max=3",))).check("s3://elsewhere/pools")  # changes no result
     Book(store, made(fr="checkpoint: {every_steps: 7}\n")).check("")
     for change, field in (
         ({"fields": {"images": 40}}, "compose.images None, .* 40"),

@@ -2,9 +2,9 @@
 
 import pytest
 
+from factory.datasets.store import Store
 from factory.search import Choice, Space
 from factory.search.tracked import Tracked
-from factory.shards.store import Store
 
 SPACE = Space("s", "?", {"x": Choice(1, 2)}, dict)
 BEGUN = {"number": 0, "point": {"x": 1}, "compose": {}, "fr": {}, "pools": {}}

@@ -10,8 +10,10 @@ import pytest
 import simplejpeg
 from faces import face, make_pool
 
-from factory import engine
-from factory.compose import compose
+from factory.cluster import engine
+from factory.datasets.compose import compose
+from factory.datasets.manifest import MANIFEST
+from factory.datasets.store import LOCK, STALE_SECONDS, Store
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FaultError, FRRecipe, InputError, parse
 from factory.search import Choice, Space, trial
@@ -27,8 +29,6 @@ from factory.search.trial import (
     held,
     subset,
 )
-from factory.shards.manifest import MANIFEST
-from factory.shards.store import LOCK, STALE_SECONDS, Store
 from factory.training.output import RECORD, claim
 from factory.training.recognition import run
 from factory.training.workers import Worker

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from factory.datasets.embeddings import embeddings_file, read_embeddings, shard_of, write_embeddings
+from factory.datasets.store import Store
 from factory.recipe import InputError
-from factory.shards.embeddings import embeddings_file, read_embeddings, shard_of, write_embeddings
-from factory.shards.store import Store
 
 TAR, WHO = "a" * 64, ("small", "b" * 64)
 

@@ -9,11 +9,11 @@ import simplejpeg
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import face, make_dataset, make_pool
 
-from factory.compose import compose
+from factory.datasets import index
+from factory.datasets.compose import compose
+from factory.datasets.feed import Feed, decode
+from factory.datasets.store import Store
 from factory.recipe import InputError, parse
-from factory.shards import index
-from factory.shards.feed import Feed, decode
-from factory.shards.store import Store
 
 SIZE = 32
 

@@ -7,9 +7,9 @@ from faces import make_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.datasets.index import Copies, contents, index, ranks
+from factory.datasets.store import Store
 from factory.recipe import InputError
-from factory.shards.index import Copies, contents, index, ranks
-from factory.shards.store import Store
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from factory.datasets import located
+from factory.datasets.located import COPIES, find_file, folder_files, local_file
+from factory.datasets.store import Store, cache_home
 from factory.recipe import InputError
-from factory.shards import located
-from factory.shards.located import COPIES, find_file, folder_files, local_file
-from factory.shards.store import Store, cache_home
 
 WHAT, ACCEPTED = "recipe field weights.teacher.location", "accepted is a file"
 

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.plan import shards
-from factory.recipe import FaultError, InputError, parse
-from factory.shards.claim import read_claim
-from factory.shards.manifest import (
+from factory.datasets.claim import read_claim
+from factory.datasets.manifest import (
     COMMIT,
     MANIFEST,
     REJECTS,
@@ -20,8 +18,10 @@ from factory.shards.manifest import (
     merge,
     shard_file,
 )
-from factory.shards.store import Store
-from factory.shards.verify import verify
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
+from factory.plan import shards
+from factory.recipe import FaultError, InputError, parse
 
 FIRST, SECOND = "i0000000-0000003-s0000-0004", "i0000003-0000006-s0000-0004"
 

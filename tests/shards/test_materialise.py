@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from faces import make_pool
 
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.composition import load_composition, read_rows
+from factory.datasets.feed import Feed
+from factory.datasets.manifest import COMMIT, TAR, shard_file
+from factory.datasets.materialise import materialise
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar, write_tar
+from factory.datasets.verify import verify
 from factory.evaluation.dataset import samples
 from factory.recipe import InputError, parse
-from factory.shards.composition import load_composition, read_rows
-from factory.shards.feed import Feed
-from factory.shards.manifest import COMMIT, TAR, shard_file
-from factory.shards.materialise import materialise
-from factory.shards.store import Store
-from factory.shards.tar import read_tar, write_tar
-from factory.shards.verify import verify
 
 SEED, SHARD = 4, 20
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from factory.shards import scale
-from factory.shards.store import Store
-from factory.shards.tar import read_tar
-from factory.shards.verify import verify
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar
+from factory.datasets.verify import verify
 
 
 def test_both_sides_do_the_same_work(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from factory.datasets import store as module
+from factory.datasets.manifest import committed, load_manifest
+from factory.datasets.store import LOCK, Store, below, in_order, parted
+from factory.datasets.verify import verify
 from factory.recipe import FaultError, InputError, public
-from factory.shards import store as module
-from factory.shards.manifest import committed, load_manifest
-from factory.shards.store import LOCK, Store, below, in_order, parted
-from factory.shards.verify import verify
 
 KEY, SECRET = "a-key", "a-secret"  # of the fixture `s3`
 

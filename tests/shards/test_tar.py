@@ -9,7 +9,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.shards.tar import TarError, index_tar, read_tar, write_tar
+from factory.datasets.tar import TarError, index_tar, read_tar, write_tar
 
 Samples = list[tuple[str, dict[str, bytes]]]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from factory.datasets.manifest import COMMIT, MANIFEST, REJECTS, TAR, shard_file
+from factory.datasets.store import Store
+from factory.datasets.tar import index_tar, read_tar, write_tar
+from factory.datasets.verify import Fault, repair, verify
 from factory.recipe import InputError
-from factory.shards.manifest import COMMIT, MANIFEST, REJECTS, TAR, shard_file
-from factory.shards.store import Store
-from factory.shards.tar import index_tar, read_tar, write_tar
-from factory.shards.verify import Fault, repair, verify
 
 FIRST, SECOND = "i0000000-0000003-s0000-0004", "i0000003-0000006-s0000-0004"
 Samples = list[tuple[str, dict[str, bytes]]]

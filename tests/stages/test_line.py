@@ -9,22 +9,22 @@ import torch
 from gpu import NAME, on_gpu, pretended_gpu
 from PIL import Image
 
-from factory import identities
-from factory.engine import wiring
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import DatasetManifest, merge
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.datasets.verify import verify
 from factory.evaluation.dataset import Sample, samples
-from factory.evaluation.images import decode
+from factory.generation import identities
+from factory.generation.make import Line
+from factory.generation.run import wiring
+from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards
-from factory.provenance import versions
 from factory.recipe import Backbone, GenerateRecipe, InputError, bank_digest, content_digest, load
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
+from factory.recognition.images import decode
 from factory.recognition.recognizers import Recognizer, load_recognizer, save_recognizer
-from factory.shards.claim import write_claim
-from factory.shards.manifest import DatasetManifest, merge
-from factory.shards.store import Store
-from factory.shards.verify import verify
-from factory.stages.line import Assignment, Line
-from factory.stages.work import ShardWork
 from factory.systems import create
 
 IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from factory.generation.assign import Identities
+from factory.generation.render import Render
+from factory.generation.styles import Styles
 
+from factory.datasets.manifest import load_shard_manifest
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar
+from factory.generation.commit import Commit
+from factory.generation.screen import Screen, known_faces
+from factory.generation.work import KEEP, ShardWork
 from factory.plan import Shard
 from factory.recipe import GenerateRecipe, parse
-from factory.shards.manifest import load_shard_manifest
-from factory.shards.store import Store
-from factory.shards.tar import read_tar
-from factory.stages.encode import Commit
-from factory.stages.identities import Identities
-from factory.stages.render import Render
-from factory.stages.screen import Screen, known_faces
-from factory.stages.styles import Styles
-from factory.stages.work import KEEP, ShardWork
 from factory.systems.base import Conditions, Position, Rendered, System
 
 SIZE = 16
@@ -36,7 +36,7 @@ def recipe(**screens) -> GenerateRecipe:
             "image": {"size": SIZE, "format": "png"},
             "identities": {"count": 4, "images_each": 3, "source": "toy"},
             "shard": {"identities": 2},
-            "pool": {"size": 1},
+            "workers": {"max": 1},
             "cost": {"seconds_per_image": [0, 1], "source": "test"},
             "sampler": {"name": "ddim", "steps": 1, "batch_size": 4, "dtype": "float32"},
             "screens": screens,

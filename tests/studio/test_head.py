@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from factory.studio.head import (
-    load_head,
-    phenotype_coefficients,
-    shape_vertices,
-    vertex_normals,
-)
+from factory.studio.head import load_head, phenotype_coefficients, shape_vertices, vertex_normals
 
 
 def neutral(**changes: float) -> np.ndarray:

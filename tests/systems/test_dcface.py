@@ -13,22 +13,22 @@ from irnet import IRNet
 from tiny import SIZE, located, save_frozen
 from torch.nn import functional as F
 
-from factory.banks import contents_digest
+from factory.datasets.claim import write_claim
+from factory.datasets.images import contents_digest
+from factory.datasets.manifest import TAR, ShardManifest, shard_file
+from factory.datasets.store import Store
+from factory.datasets.tar import read_tar
 from factory.diffusion.examples import features
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
+from factory.generation.make import Line
+from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards
 from factory.recipe import Backbone, GenerateRecipe, InputError, TrainRecipe, content_digest
 from factory.recognition.attributes import STUDIO, AttributeNet, save_predictor
 from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import load_recognizer, save_recognizer
-from factory.shards.claim import write_claim
-from factory.shards.manifest import TAR, ShardManifest, shard_file
-from factory.shards.store import Store
-from factory.shards.tar import read_tar
-from factory.stages.line import Assignment, Line
-from factory.stages.work import ShardWork
 from factory.systems.base import Position
 from factory.systems.dcface import DCFace, DCFaceConfig, DCFaceNet, DCFaceTraining, early_features
 

@@ -17,10 +17,10 @@ from factory.diffusion.sampling import sample_latents
 from factory.diffusion.schedule import Noising, Process
 from factory.diffusion.trainable import Place
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.identities import least_max_cosine
 from factory.recipe import InputError, Sampler
 from factory.recognition.attributes import STUDIO, AttributeNet, save_predictor
 from factory.systems.base import Position
+from factory.systems.contexts import least_max_cosine
 from factory.systems.id3 import (
     ID3,
     AdjustedScore,

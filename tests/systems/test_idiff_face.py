@@ -12,24 +12,17 @@ from gpu import same_images, same_step
 from PIL import Image
 from tiny import IDIFF, SIZE, located, save_idiff
 
+from factory.datasets.claim import write_claim
+from factory.datasets.manifest import ShardManifest, commit_shard, merge
+from factory.datasets.provenance import sha256_file
+from factory.datasets.store import Store
+from factory.datasets.tar import write_tar
 from factory.diffusion.files import load_denoiser, save_weights
 from factory.diffusion.trainable import Place
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.engine import check_sources
-from factory.provenance import sha256_file
-from factory.recipe import (
-    GenerateRecipe,
-    InputError,
-    TrainRecipe,
-    Weights,
-    content_digest,
-    parse,
-)
+from factory.generation.run import check_sources
+from factory.recipe import GenerateRecipe, InputError, TrainRecipe, Weights, content_digest, parse
 from factory.seeding import generator, seed64
-from factory.shards.claim import write_claim
-from factory.shards.manifest import ShardManifest, commit_shard, merge
-from factory.shards.store import Store
-from factory.shards.tar import write_tar
 from factory.systems.base import Position
 from factory.systems.idiff_face import IDiffFace, IDiffFaceTraining
 
@@ -50,7 +43,7 @@ def generating(files: dict[str, Path], **changes: Any) -> GenerateRecipe:
         "image": {"size": SIZE},
         "identities": {"count": 4, "images_each": 3, "source": "uniform"},
         "shard": {"identities": 2},
-        "pool": {"size": 1},
+        "workers": {"max": 1},
         "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
         "weights": located(files),
         "sampler": {

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from factory.datasets.store import Store
 from factory.recipe import FaultError
-from factory.shards.store import Store
 from factory.training import checkpoint
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from faces import make_pool
 
-from factory.compose import compose
+from factory.datasets.compose import compose
+from factory.datasets.manifest import MANIFEST
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError, TrainRecipe, load, parse
-from factory.shards.manifest import MANIFEST
-from factory.shards.store import Store
 from factory.training.output import licence
 
 ROOT = Path(__file__).parents[2]

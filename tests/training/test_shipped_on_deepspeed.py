@@ -50,15 +50,16 @@ class People:
 
 def studio(folder: Path, size: int) -> str:
     """Return a dataset of twelve plain studio people with six images each, as generate makes it."""
-    from factory.engine import fill_bank, wiring
+    from factory.datasets.claim import write_claim
+    from factory.datasets.manifest import merge
+    from factory.datasets.provenance import versions
+    from factory.datasets.store import Store
+    from factory.generation.bank import fill_bank
+    from factory.generation.make import Line
+    from factory.generation.run import wiring
+    from factory.generation.work import Assignment, ShardWork
     from factory.plan import shards
-    from factory.provenance import versions
     from factory.recipe import GenerateRecipe, content_digest
-    from factory.shards.claim import write_claim
-    from factory.shards.manifest import merge
-    from factory.shards.store import Store
-    from factory.stages.line import Assignment, Line
-    from factory.stages.work import ShardWork
     from factory.systems import create
 
     sets = ["identities.count=12", "identities.images_each=6", "shard.identities=12"]
@@ -183,7 +184,7 @@ def test_two_workers_reach_the_loss_of_one(
 def test_one_worker_goes_on_where_two_stopped(
     whole: People, tmp_path: Path, ray_cluster: None
 ) -> None:
-    from factory.shards.store import Store
+    from factory.datasets.store import Store
 
     tracked: Any = Rows()
     store, half = Store(tmp_path / "out"), STEPS // 2

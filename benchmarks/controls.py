@@ -1,0 +1,176 @@
+"""Whether the papers' controls do what the papers say, measured on the desk models.
+
+    python -m factory.controls --out runs/controls --json docs/results/controls.json \
+        --plot docs/results/controls.svg
+
+Every value of a control is a dataset of the same people count, seed and recipe, measured under the
+judge; to resume, run the same command again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory import tracking
+from factory.commands.chain import BENCHMARKS, JUDGE, RECIPES, Chain
+from factory.commands.comparison import LAYER
+from factory.datasets.store import Store
+from factory.evaluation.dataset import samples
+from factory.recipe import local_path
+
+PEOPLE, IMAGES_EACH = 40, 8
+MEASURED = ("spread", "genuine_mean", "eer", "fdr", "uniqueness", "consistency")
+TITLES = {
+    "cpd_rate": "IDiff-Face: contextual partial dropout",
+    "style_grid": "DCFace: patches a side of the style grid",
+    "m": "CemiFace: similarity m asked for",
+    "v": "ID3: middle of the bounds of v",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a control.
+
+    Attributes:
+        value: the number on the axis.
+        recipe: the generate recipe's name.
+        sets: its overrides.
+    """
+
+    value: float
+    recipe: str
+    sets: tuple[str, ...] = ()
+
+
+def _weights(name: str) -> tuple[str, ...]:
+    """Return the overrides that put a shipped denoiser in the place of a recipe's own."""
+    location = f"package:weights/{name}.safetensors"
+    return (f"weights.denoiser.location={location}", "weights.denoiser.sha256=''")
+
+
+CONTROLS = {
+    "cpd_rate": tuple(
+        Setting(rate, "idiff_face", _weights(f"idiff_face/{name}"))
+        for rate, name in ((0.0, "cpd0"), (0.25, "cpd25"), (0.5, "cpd50"))
+    ),
+    "style_grid": tuple(
+        Setting(grid, "dcface", _weights(f"dcface/{name}"))
+        for grid, name in ((1, "grid1"), (3, "denoiser"), (5, "grid5"))
+    ),
+    "m": tuple(Setting(m, "cemiface", (f"options.m={m}",)) for m in (-0.4, -0.1, 0.2, 0.5, 0.8)),
+    "v": tuple(
+        Setting((low + high) / 2, "id3", (f"options.bounds=[{low}, {high}]",))
+        for low, high in ((0.1, 0.3), (0.4, 0.6), (0.7, 0.9))
+    ),
+}
+
+
+def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[str, Any]:
+    """Generate and measure every setting of the controls named.
+
+    Args:
+        chain: where the jobs run.
+        names: of `CONTROLS`.
+        people: identities of each dataset, of eight images.
+
+    Returns:
+        by control, the settings with what the judge measured, `diversity` beside as many people of
+        the studio (unmatched, in the judge's early features), and `cosine`: the mean cosine under
+        the teacher between an image and what its identity is conditioned on (context, inquiry,
+        identity image, anchor).
+    """
+    size = (f"identities.count={people}", f"identities.images_each={IMAGES_EACH}")
+    real = chain.run / "real"
+    chain.step("real", "generate", RECIPES / "generate/studio.yaml", "--out", real, sets=size)
+    beside = ("--real", str(real), "--features", f"{JUDGE}#{LAYER}")
+    found: dict[str, Any] = {}
+    for name in names:
+        found[name] = []
+        for setting in CONTROLS[name]:
+            row = f"{name}_{setting.value:g}"
+            out = chain.run / row
+            # Every image stays, or the screen would decide the measure.
+            sets = (*setting.sets, *size, "screens.identity_drift=null")
+            recipe = RECIPES / "generate" / f"{setting.recipe}.yaml"
+            chain.step(row, "generate", recipe, "--out", out, sets=sets)
+            judged = chain.measure(row, out, "judge", JUDGE, *beside)
+            measured = {key: judged[key] for key in MEASURED}
+            measured["diversity"] = judged["variety"]["diversity_unmatched"]
+            found[name].append({**asdict(setting), **measured, "cosine": mean_cosine(out)})
+    return found
+
+
+def mean_cosine(dataset: str | Path) -> float:
+    """Return the mean of the cosines that a dataset's sidecars state."""
+    return float(np.mean([sample.sidecar["cosine"] for sample in samples(Store(dataset))]))
+
+
+def draw(found: dict[str, Any], file: str | Path) -> None:
+    """Write a chart of each control: cosine, spread and genuine cosine over its values (SVG)."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "controls"}):
+        columns = min(len(found), 2)
+        lines = -(-len(found) // columns)
+        figure = Figure(figsize=(4.2 * columns, 2.8 * lines + 0.4), layout="constrained")
+        plots = np.atleast_1d(figure.subplots(lines, columns, sharey=True)).ravel()
+        for axes, (name, settings) in zip(plots, found.items(), strict=False):
+            values = [setting["value"] for setting in settings]
+            for key, label in (
+                ("cosine", "cosine to what conditions it (teacher)"),
+                ("spread", "spread within a person (judge)"),
+                ("diversity", "diversity (judge's early features)"),
+            ):
+                axes.plot(values, [setting[key] for setting in settings], marker="o", label=label)
+            axes.set_title(TITLES[name], fontsize=9)
+            axes.set_ylim(0.0, 1.0)
+            axes.set_xticks(values)
+        for axes in plots[len(found) :]:
+            axes.set_visible(False)
+        handles, labels = plots[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
+        figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure, write and draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the datasets")
+    parser.add_argument("--controls", nargs="+", choices=list(CONTROLS), default=list(CONTROLS))
+    parser.add_argument("--people", type=int, default=PEOPLE, help="identities of each dataset")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--plot", help="draw them to this file (SVG)")
+    parser.add_argument("--tracking-uri", default="", help="MLflow, as for the jobs")
+    given = parser.parse_args()
+    import ray
+
+    from factory.cluster.connect import connect
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    connect("")
+    address, uri = ray.get_runtime_context().gcs_address, tracking.resolve(given.tracking_uri)
+    chain = Chain(given.out, address, uri, (), local_path(BENCHMARKS))
+    found = measure_controls(chain, given.controls, given.people)
+    if given.json:
+        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+    if given.plot:
+        draw(found, given.plot)
+    for name, settings in found.items():
+        for setting in settings:
+            shown = ", ".join(
+                f"{key} {setting[key]:.4f}" for key in ("cosine", "diversity", *MEASURED)
+            )
+            print(f"{name} {setting['value']:g}: {shown}")
+
+
+if __name__ == "__main__":
+    main()

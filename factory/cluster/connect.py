@@ -1,0 +1,193 @@
+"""A Ray to work on: the cluster that is named, or one started here."""
+
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from ray._private import services, worker
+
+from factory import stops
+from factory.recipe import (
+    FaultError,
+    InputError,
+)
+
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
+# How long a local Ray may take to start, and Ray's own name for a user's other wish.
+START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
+REQUEST_SEC = "5"
+LATE = "timed out during startup"  # in Ray's error
+LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
+SOCKET_BYTES = 107  # of a unix socket's path
+SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
+
+
+def connect(address: str) -> None:
+    """Join the Ray cluster at `address`, or start a local one where it is empty.
+
+    Where RAY_ADDRESS is set, as Ray does in a submitted job, its cluster is joined. One that was
+    started on this machine is not joined by itself: Ray would wait without end for one that is
+    gone.
+
+    Raises:
+        InputError: no cluster answers at the address, or TMPDIR is too long for a local one.
+        FaultError: a local one did not start in time.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    seconds, begun = _start_seconds(), time.monotonic()
+    joined = bool(address or os.environ.get("RAY_ADDRESS"))
+    others = stops.below()
+    try:
+        while not ray.is_initialized():
+            try:
+                with _quiet(), nullcontext() if joined else _patient(begun + seconds):
+                    ray.init(
+                        address=address or (None if joined else "local"),
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        include_dashboard=None if address else False,
+                        _temp_dir=None if joined else _below(),
+                    )
+                break
+            except ConnectionError as error:
+                raise InputError(
+                    f"--address {address!r}: no Ray cluster answers there ({error})"
+                ) from error
+            except Exception as error:  # Ray has no class of its own for it
+                if LATE not in str(error):
+                    raise
+                stops.kill(stops.below() - others)  # the rest of the Ray that did not start
+                if time.monotonic() - begun >= seconds:
+                    raise FaultError(
+                        f"Ray did not start within {seconds} s; is the machine busy? the same "
+                        f"command tries again; {START_SETTING} gives it more seconds"
+                    ) from error
+    finally:
+        stops.install()
+
+
+def started_here() -> bool:
+    """Tell whether this process started the Ray it is connected to, which has its environment."""
+    node: Any = worker._global_node
+    return node is not None and node.head
+
+
+def _start_seconds() -> int:
+    said = os.environ.get(START_SETTING) or str(START_SEC)
+    if not said.isdecimal():
+        raise InputError(f"{START_SETTING} {said!r}: accepted is a whole number of seconds")
+    return int(said)
+
+
+@contextmanager
+def _patient(until: float) -> Iterator[None]:
+    """Give a Ray that is started in the block time before it counts as failed.
+
+    Its 30 s are written into its code, so the question that it repeats for 30 s becomes one that is
+    repeated for longer, but not once its raylet is gone: that one gives up after 15 s without an
+    agent, which no setting changes (ray-project/ray, issue 65983), and only a new start helps. What
+    Ray has a setting for is how long one request waits; it is short, since one that was made too
+    early gets no answer at all.
+
+    Args:
+        until: monotonic seconds.
+    """
+    once = services.get_node
+
+    def get_node(*given: Any) -> Any:
+        while True:
+            try:
+                return once(*given)
+            except RuntimeError as error:
+                if time.monotonic() >= until or not _raylet():
+                    raise Exception(LATE) from error  # as Ray itself, which repeats others
+
+    services.get_node = get_node
+    os.putenv(START_SETTING, REQUEST_SEC)  # as in `_quiet`
+    try:
+        yield
+    finally:
+        services.get_node = once
+        os.unsetenv(START_SETTING)
+        if START_SETTING in os.environ:
+            os.putenv(START_SETTING, os.environ[START_SETTING])
+
+
+def _raylet() -> bool:
+    """Tell whether a raylet that this process started is alive."""
+    for process in stops.below():
+        with suppress(OSError):  # it has just ended
+            if Path(f"/proc/{process}/comm").read_text() == "raylet\n":
+                return True
+    return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Start Ray in the block, of whose core this process then shows fatal errors only.
+
+    Ray Data hands every actor of a pool references to its transformation, and Ray's core reports
+    each such actor as an error (ray-project/ray, issue 57733): no argument of ours is small enough.
+    Its errors reach this process as exceptions as well. `os.putenv` sets what the core in this
+    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given. The
+    core says on stderr that it has read it: of what is written there meanwhile, all but that line
+    is shown after the block.
+    """
+    if LOG_SETTING in os.environ:
+        yield
+        return
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        os.putenv(LOG_SETTING, "fatal")
+        try:
+            yield
+        finally:
+            os.unsetenv(LOG_SETTING)
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if LOG_SETTING.encode() not in line))
+
+
+def _below() -> str | None:
+    """Return where a local Ray keeps its files, the usual folder (None) where sockets fit there.
+
+    Raises:
+        InputError: no folder with a short path can be had.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if _fits(f"{usual}/ray"):
+        return None
+    for parent in SHORT:
+        folder = f"{parent}/factory-{os.getuid()}"
+        with suppress(OSError):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            found = os.lstat(folder)
+            own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if own and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
+                return f"{folder}/ray"  # which Ray opens to everybody
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    most = SOCKET_BYTES - len(f"/ray/{SOCKETS}")
+    raise InputError(
+        f"{name} {usual}: too long for Ray's sockets; accepted are paths of {most} bytes or fewer"
+    )
+
+
+def _fits(folder: str) -> bool:
+    return len(os.fsencode(f"{folder}/{SOCKETS}")) <= SOCKET_BYTES

@@ -1,0 +1,115 @@
+"""What `auto` means for a run: settled once, by looking at the nodes that will do the work.
+
+From then on it is a fixed value: it stands in the output's claim and in the content digest, and a
+resumed run keeps it (`factory.recipe.kept_precision`), whatever processors it finds.
+"""
+
+from collections.abc import Callable
+
+from factory.cluster import hardware
+from factory.cluster.hardware import Processor
+from factory.recipe import (
+    AUTO,
+    GenerateRecipe,
+    InputError,
+    R,
+    precision_field,
+    stated_precision,
+    with_precision,
+)
+
+
+def settled(recipe: R, say: Callable[[str], None]) -> R:
+    """Return the recipe with a fixed precision, having asked the connected cluster.
+
+    Says in one line what `auto` came to and why, or what bfloat16 costs on a node that emulates it.
+
+    Args:
+        recipe: what is to be run; where its output is claimed already, with the claim's precision.
+        say: receives a line.
+
+    Raises:
+        InputError: `auto`, and the nodes that can do the work differ.
+    """
+    field, stated = precision_field(recipe), stated_precision(recipe)
+    if stated not in (AUTO, "bfloat16"):
+        return recipe
+    found = looks(recipe, timed=stated != AUTO)
+    if stated == AUTO:
+        chosen = common([one for one, _ in found], field)
+        has = "has" if chosen == "bfloat16" else "has no"
+        say(f"{field}: auto is {chosen} here: {found[0][0].name} {has} bfloat16 instructions")
+        return with_precision(recipe, chosen)
+    for _, said in found:
+        if said:
+            say(f"warning: {said}; {field} float32 avoids it, auto chooses by itself")
+    return recipe
+
+
+def common(found: list[Processor], field: str) -> str:
+    """Return the precision that suits every processor.
+
+    Args:
+        found: one a node.
+        field: of the recipe, named in the error.
+
+    Raises:
+        InputError: some have instructions for bfloat16 and some have not.
+    """
+    able = [one for one in found if one.bfloat16]
+    if not able:
+        return "float32"
+    if len(able) == len(found):
+        return "bfloat16"
+    lacking = next(one for one in found if not one.bfloat16)
+    raise InputError(
+        f"recipe field {field}: auto, but the cluster's nodes differ: {able[0].name} "
+        f"({able[0].node}) has bfloat16 instructions, {lacking.name} ({lacking.node}) has none; "
+        "accepted are float32 and bfloat16, which all nodes then compute in"
+    )
+
+
+def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
+    """Return what the nodes compute on that can hold a worker of the recipe.
+
+    Where there is none yet, the cluster is asked for one as the work itself would ask.
+
+    Args:
+        recipe: says what a worker reserves.
+        timed: also time what bfloat16 costs where it is emulated.
+
+    Returns:
+        A processor and a sentence of what its emulation costs, "" where it is not needed, a node.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from factory.cluster.connect import started_here
+    from factory.cluster.workers import runtime_env
+
+    worker = recipe.workers if isinstance(recipe, GenerateRecipe) else recipe.engine
+    gpu, look = worker.num_gpus > 0, ray.remote(_look)
+    if started_here() and not gpu and len(ray.nodes()) == 1:  # this process stands on that node
+        return [_look(gpu, timed)]
+    shared = {"num_gpus": worker.num_gpus or None, "runtime_env": runtime_env(worker.threads)}
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0.0) >= worker.num_cpus
+        and node["Resources"].get("GPU", 0.0) >= worker.num_gpus
+    ]
+    if not nodes:
+        asked = look.options(**shared, num_cpus=worker.num_cpus).remote(gpu, timed)
+        return [ray.get(asked)]
+    there = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    return ray.get(
+        [
+            look.options(**shared, num_cpus=0, scheduling_strategy=node).remote(gpu, timed)
+            for node in there
+        ]
+    )
+
+
+def _look(gpu: bool, timed: bool) -> tuple[Processor, str]:
+    return hardware.processor(gpu), hardware.emulation(gpu) if timed else ""

@@ -1,0 +1,102 @@
+"""Jobs run one after another, each as a user would type it: what demo and comparison share."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from factory import stops
+from factory.recipe import FaultError
+
+RECIPES = Path("desk")
+FR = RECIPES / "fr/desk.yaml"
+JUDGE = "package:weights/judge/recognizer.safetensors"
+BENCHMARKS = "package:studio/bins"
+WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
+
+
+@dataclass
+class Chain:
+    """Jobs that share a folder, a Ray cluster and an MLflow store.
+
+    Attributes:
+        run: the folder; everything lies below it.
+        address: the Ray cluster the jobs share.
+        tracking_uri: where MLflow keeps the runs.
+        seeds: recognizer trainings of each row.
+        benchmarks: folder of the verification benchmarks.
+        part: which part of a dataset a recognizer is trained on, as overrides of its recipe.
+        resize: whether images are resized to what a network takes instead of refused.
+        timings: seconds by step.
+    """
+
+    run: Path
+    address: str
+    tracking_uri: str
+    seeds: Sequence[int]
+    benchmarks: Path
+    part: Sequence[str] = field(default=WHOLE, kw_only=True)
+    resize: bool = field(default=False, kw_only=True)
+    timings: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+    def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
+        """Run one job, show what is run, and keep its time; FaultError where it fails."""
+        words = ["factory", job, *map(str, arguments)]
+        for override in sets:
+            words += ["--set", override]
+        print(f"\n== {name}\n$ {shlex.join(words)}", flush=True)
+        words += ["--address", self.address, "--tracking-uri", self.tracking_uri]
+        start = time.time()
+        with stops.shielded():
+            child = subprocess.Popen([sys.executable, "-m", *words])
+        try:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        except KeyboardInterrupt:
+            stops.hand_on(child)
+            raise
+        code = child.wait()
+        if code:
+            raise FaultError(f"the step {name!r} ended with exit code {code}")
+        self.timings[name] = time.time() - start
+
+    def measure(
+        self, name: str, dataset: str | Path, who: str, recognizer: str, *flags: str
+    ) -> dict[str, Any]:
+        """Return the quality of a dataset under a recognizer."""
+        file = self.run / f"quality_{name}_{who}.json"
+        flags = (*flags, "--resize") if self.resize else flags
+        self.step(f"measure {name} under the {who}", "measure", dataset,
+                  "--recognizer", recognizer, *flags, "--json", file)  # fmt: skip
+        return json.loads(file.read_text())
+
+    def train(
+        self, row: str, dataset: str | Path, recipe: str | Path = FR, sets: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Train and evaluate a recognizer for every seed on a dataset, or its stated part.
+
+        Returns:
+            the seeds, and accuracies in [0, 1] by benchmark and on average, one a seed.
+        """
+        found: dict[str, Any] = {"seeds": list(self.seeds), "average": []}
+        for seed in self.seeds:
+            out = self.run / "fr" / row / f"seed{seed}"
+            own = (f"data.train={dataset}", f"seed={seed}", *self.part, *sets)
+            own = (*own, "data.resize=true") if self.resize else own
+            self.step(
+                f"train on {row}, seed {seed}", "train_recognizer", recipe, "--out", out, sets=own
+            )
+            file = out / "benchmarks.json"
+            self.step(f"evaluate {row}, seed {seed}", "evaluate", "--recognizer", out,
+                      "--benchmarks", self.benchmarks, "--json", file,
+                      *(("--resize",) if self.resize else ()))  # fmt: skip
+            result = json.loads(file.read_text())
+            found["average"].append(result["average"])
+            for name, benchmark in result["benchmarks"].items():
+                found.setdefault(name, []).append(benchmark["accuracy"])
+        return found

@@ -1,0 +1,130 @@
+"""What all jobs share on the command line: arguments, exit codes, error messages."""
+
+import argparse
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from factory import stops
+from factory.recipe import FaultError, InputError
+
+DONE, FAULTY, WRONG_INPUT = 0, 1, 2
+OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
+COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
+# Jobs import this module first, and some of them seconds of other modules after it.
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.name == "jobs":
+    stops.importing()
+
+
+def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
+    """Return a job's parser with the arguments every job has.
+
+    Args:
+        doc: the job's docstring, shown by --help.
+        positional: names and help texts of the job's positional arguments, in order.
+    """
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, text in positional.items():
+        made.add_argument(name, metavar=name.upper(), help=text)
+    made.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="override a recipe field (repeatable)",
+    )
+    made.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS", ""),
+        help="Ray cluster (default: RAY_ADDRESS, else a local Ray)",
+    )
+    made.add_argument(
+        "--tracking-uri",
+        default="",
+        help="MLflow tracking server (default: MLFLOW_TRACKING_URI, else a sqlite file)",
+    )
+    return made
+
+
+def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int | None]) -> NoReturn:
+    """Parse, run the job and exit: 0 done, 1 faulty or failed, 2 the user's input is wrong.
+
+    Ctrl-C ends it with 130, SIGTERM with 143 (`factory.stops`). The last line of a failure states
+    the exit code, since `ray job submit` only knows 0 and 1.
+    """
+    arguments = made.parse_args()
+    with stops.watched():
+        try:
+            code = _done(arguments, job)
+            if stops.asked():
+                stops.finish()
+        except BaseException as error:
+            # Ray's own handler, which stands while Ray starts, raises SystemExit instead.
+            if stops.asked() or isinstance(error, KeyboardInterrupt):
+                stops.finish()
+            raise
+        atexit.register(stops.closing, code)
+    sys.exit(code)
+
+
+def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int | None]) -> int:
+    """Run the job and return its exit code."""
+    try:
+        reads = any(hasattr(arguments, name) for name in ("recipe", "space"))
+        if arguments.overrides and not reads:
+            raise InputError(f"--set {arguments.overrides[0]}: this job reads no recipe")
+        _kept(arguments)
+        return job(arguments) or DONE
+    except (InputError, FaultError) as error:
+        if stops.asked():  # what a stop broke is no fault
+            raise
+        return _say(WRONG_INPUT if isinstance(error, InputError) else FAULTY, error)
+    except BrokenPipeError:  # `plan.py RECIPE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _kept(arguments: argparse.Namespace) -> None:
+    """Refuse outputs below the copy of the working tree a submitted job runs in: Ray deletes it."""
+    if COPIES not in Path.cwd().parts:
+        return
+    for flag in OUTPUTS:
+        given = getattr(arguments, flag, "")
+        if given and "://" not in given and not Path(given).is_absolute():
+            raise InputError(
+                f"--{flag} {given}: a submitted job runs in a copy of the working tree, which is "
+                "deleted after it; accepted is a URL or an absolute path"
+            )
+
+
+def positive(text: str) -> int:
+    """Take a count; an argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
+    return int(text)
+
+
+def local(text: str) -> str:
+    """Take an output that is written to this machine's disk; an argparse type, no URL."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: accepted is a path; this output takes no URL")
+    return text
+
+
+def show(rows: dict[str, str]) -> None:
+    """Print names and what they are, one a line, in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _say(code: int, error: Exception) -> int:
+    sys.stdout.flush()
+    print(f"error: {error} (exit code {code})", file=sys.stderr, flush=True)
+    return code

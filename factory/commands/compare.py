@@ -1,0 +1,82 @@
+"""Compare datasets: one judge measures each, one recipe trains recognizers on each, a row each.
+
+    python jobs/compare.py jobs/recipes/desk/fr/desk.yaml --real runs/studio_faces \
+        --dataset runs/idiff_face --dataset runs/dcface --seeds 3 --out runs/compared
+
+Your own faces want your own --judge and --benchmarks, and --r where the judge knows photographs. To
+resume, run the same command again: finished trainings are kept.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from factory import tracking
+from factory.commands import cli, comparison
+from factory.commands.chain import BENCHMARKS, JUDGE
+from factory.commands.comparison import LAYER, Comparison, Part
+from factory.recipe import FRRecipe, load, local_path
+
+
+def job(given: argparse.Namespace) -> None:
+    """Check the datasets, fill the rows and write the table and its report."""
+    recipe = load(given.recipe, given.overrides, kind="fr")
+    part = Part(given.identities, given.images_each)
+    assert isinstance(recipe, FRRecipe)
+    datasets = comparison.named_datasets(given.real, given.dataset)
+    counted = comparison.sizes(datasets, part, given.unequal)
+    print("\n".join(f"{name}: {size} people" for name, size in counted.items()), flush=True)
+    benchmarks = local_path(given.benchmarks)
+    import ray
+
+    from factory.cluster.connect import connect
+    from factory.recognition.recognizers import load_recognizer
+
+    judge = load_recognizer(given.judge)
+    if not given.resize:
+        comparison.check_sizes(datasets, recipe, judge, benchmarks)
+    measured = (*part.flags, *(() if given.r is None else (f"--r={given.r}",)))
+    out, uri = Path(given.out), tracking.resolve(given.tracking_uri)
+    comparison.write_sheets(datasets, out / "sheets")
+    what = {"datasets": datasets, "seeds": given.seeds, "judge": given.judge}
+    with tracking.run(uri, "compare", out.name, what) as tracked:
+        connect(given.address)
+        address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
+        chain = Comparison(out, address, uri, seeds, benchmarks, given.recipe, given.overrides,
+                           given.judge, given.features or f"{given.judge}#{LAYER}", measured,
+                           part=part.sets, resize=given.resize)  # fmt: skip
+        results = chain.compare(datasets, recipe, counted)
+        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        for name, row in results["rows"].items():
+            tracked.metrics({f"{name}.{key}": row[key] for key in ("accuracy", "gap", "eer")})
+        text = comparison.table(results["rows"])
+        (out / "table.md").write_text(text + "\n")
+        chain.step("report", "report", out)
+        for name in ("results.json", "table.md", "report.html", "sheets"):
+            tracked.artifact(out / name, "sheets" if name == "sheets" else "")
+    print(f"\n{text}\n\nreport: {(out / 'report.html').resolve()}")
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, recipe="an fr recipe (YAML); its data is each dataset in turn")
+    add = parser.add_argument
+    add("--real", required=True, help="dataset the gap is taken to")
+    add(
+        "--dataset",
+        action="append",
+        required=True,
+        help="a dataset (repeatable), of as many images",
+    )
+    add("--out", type=cli.local, required=True, help="folder of the comparison")
+    add("--seeds", type=cli.positive, default=1, help="trainings of each row (default 1)")
+    add("--judge", default=JUDGE, help="recognizer that measures")
+    add("--r", type=float, help="the judge's radius, a cosine (default: taken on studio people)")
+    add("--features", default="", help=f"network diversity is taken in (default: JUDGE#{LAYER})")
+    add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
+    add("--identities", type=cli.positive, help="compare the first N identities of each")
+    add("--images-each", type=cli.positive, help="compare the first N images of each")
+    add("--unequal", action="store_true", help="compare datasets of unlike counts as they are")
+    add("--resize", action="store_true", help="resize images of another size")
+    cli.run(parser, job)

@@ -1,0 +1,258 @@
+"""Datasets side by side: measured under one judge, trained on by one recipe, against real ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.commands.chain import WHOLE, Chain
+from factory.datasets.index import first_rows, index
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store, parted
+from factory.evaluation.dataset import samples
+from factory.evaluation.gap import REAL, gap, over_seeds
+from factory.evaluation.verification import bin_files, read_bin
+from factory.export.sheet import ContactSheet
+from factory.recipe import FRRecipe, InputError, keyless
+from factory.recognition.images import Embeds, decode, fitted
+from factory.training.output import kept
+
+LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
+ALIKE = 0.01  # share by which equal parts may differ: slots that stayed empty
+SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
+UNITS = {
+    "images": "that a recognizer was trained on",
+    "diversity": "diversity_unmatched of measure.py, beside the row `real`, in `features`",
+    "accuracy": "mean over benchmarks, percent, mean over seeds",
+    "accuracy_sd": "sample standard deviation over seeds, points",
+    "gap": "real - syn, points, where real is the row `real`",
+    "gap_error": "its standard error over seeds, points",
+    "images_per_second": "kept images by the seconds their stages took: one actor, no start-up",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is compared of each dataset: the first so many identities and images; None is all."""
+
+    identities: int | None = None
+    images_each: int | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Return it as `measure.py` takes it."""
+        return tuple(f"--{key.replace('_', '-')}={value}" for key, value in self._stated.items())
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Return it as overrides of a recognizer's recipe."""
+        return (*WHOLE, *(f"data.{key}={value}" for key, value in self._stated.items()))
+
+    @property
+    def _stated(self) -> dict[str, int]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many images of how many people a recognizer is trained on."""
+
+    images: int
+    people: int
+
+    def __str__(self) -> str:
+        """Say both."""
+        return f"{self.images:,} images of {self.people:,}"
+
+    def like(self, other: "Size") -> bool:
+        """Tell whether two are equal, but for slots that stayed empty."""
+        pairs = (self.images, other.images), (self.people, other.people)
+        return all(abs(one - two) <= ALIKE * max(one, two) for one, two in pairs)
+
+
+def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
+    """Return the datasets by their rows' names: `real`, then the last part of each URL.
+
+    Raises:
+        InputError: one is no finished dataset, two have one name, or an address holds keys.
+    """
+    found = {REAL: real}
+    for url in urls:
+        name = Path(parted(url)[0]).name
+        if name in found:
+            raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
+        found[name] = url
+    for name, url in found.items():
+        load_manifest(Store(keyless(url, what=f"dataset {name}: ")))
+    return found
+
+
+def sizes(datasets: Mapping[str, str], part: Part, unequal: bool = False) -> dict[str, Size]:
+    """Count what a recognizer is trained on of each dataset, from labels alone.
+
+    Args:
+        datasets: URLs by name.
+        part: what is compared of each.
+        unequal: accept counts that differ.
+
+    Raises:
+        InputError: the part has more people than a dataset, or counts differ.
+    """
+    found = {name: _size(url, part) for name, url in datasets.items()}
+    for name, size in found.items():
+        if part.identities is not None and size.people < part.identities:
+            raise InputError(f"--identities {part.identities}: {name} has {size.people:,}")
+    largest = max(found.values(), key=lambda size: (size.images, size.people))
+    if not unequal and not all(size.like(largest) for size in found.values()):
+        listed = ", ".join(f"{name} {size} people" for name, size in found.items())
+        asked = ""
+        if part.identities and part.images_each:
+            asked = f", asked for were {part.identities * part.images_each:,} images of each"
+        raise InputError(
+            f"datasets: {listed}{asked}; accepted are --identities N and --images-each M that all "
+            "of them have, or --unequal, which compares them as they are"
+        )
+    return found
+
+
+def _size(url: str, part: Part) -> Size:
+    labels = index(Store(url)).labels
+    labels = labels[first_rows(labels, part.identities, part.images_each)]
+    return Size(len(labels), len(np.unique(labels)))
+
+
+def check_sizes(
+    datasets: Mapping[str, str], recipe: FRRecipe, judge: Embeds, benchmarks: str | Path
+) -> None:
+    """Refuse images that the judge or the recognizer would refuse, before hours are spent on them.
+
+    Raises:
+        InputError: images of a dataset or of a benchmark have another size.
+    """
+    for name, url in datasets.items():
+        image = decode(next(samples(Store(url))).encoded, name)
+        fitted(image, judge.size, f"{name}, under the judge {judge.name}", resize=False)
+        fitted(image, recipe.image.size, f"{name}, in recipe {recipe.name}", resize=False)
+    for name, file in bin_files(benchmarks).items():
+        image = decode(read_bin(file).images[0], name)
+        fitted(image, recipe.image.size, f"benchmark {name}, in recipe {recipe.name}", resize=False)
+
+
+@dataclass
+class Comparison(Chain):
+    """One row for each dataset.
+
+    Attributes:
+        recipe: the file of the recognizers' recipe, the same for all rows.
+        sets: its overrides.
+        judge: the recognizer that measures, by reference.
+        features: the network in whose features diversity is taken, as `measure.py` takes it.
+        measured: more flags of `measure.py`, for every row.
+    """
+
+    recipe: str
+    sets: Sequence[str]
+    judge: str
+    features: str
+    measured: Sequence[str] = ()
+
+    def compare(
+        self, datasets: Mapping[str, str], trained: FRRecipe, counted: Mapping[str, Size]
+    ) -> dict[str, Any]:
+        """Measure and train on every dataset; return what `report.py` shows and the rows.
+
+        Args:
+            datasets: URLs by name, `real` first.
+            trained: the recipe of the recognizers, for the record.
+            counted: what they are trained on of each dataset.
+        """
+        quality, benchmarks, rows = {}, {}, {}
+        for name, url in datasets.items():
+            beside = ("--real", datasets[REAL], "--features", self.features)
+            flags = (*self.measured, *(() if name == REAL else beside))
+            judged = self.measure(name, url, "judge", self.judge, *flags)
+            quality[name] = {"judge": judged}
+            benchmarks[name] = self.train(name, url, self.recipe, self.sets)
+            images = counted[name].images
+            rows[name] = _row(url, images, judged, benchmarks[name], benchmarks[REAL])
+        # What `auto` came to stands in the claim of each training, the same for all rows.
+        first = Store(self.run / "fr" / REAL / f"seed{self.seeds[0]}")
+        trained = kept(first, trained)
+        return {
+            "title": "Datasets compared",
+            "datasets": dict(datasets),
+            "recipe": trained.model_dump(mode="json", exclude={"data", "seed"}),
+            "part": list(self.part),
+            "resize": self.resize,
+            "features": self.features,
+            "rows": rows,
+            "images": {name: size.images for name, size in counted.items()},
+            "units": UNITS,
+            "benchmarks": benchmarks,
+            "quality": quality,
+            "timings": {name: round(seconds, 1) for name, seconds in self.timings.items()},
+        }
+
+
+def _row(
+    url: str,
+    images: int,
+    judged: Mapping[str, Any],
+    trained: Mapping[str, Any],
+    real: Mapping[str, Any],
+) -> dict[str, Any]:
+    manifest = load_manifest(Store(url))
+    seconds = sum(manifest.totals.seconds.values())
+    accuracy = over_seeds([100 * value for value in trained["average"]])
+    behind = gap(real["average"], trained["average"])
+    return {
+        "content_digest": manifest.content_digest,
+        "images": images,
+        **{name: judged[name] for name in SHOWN},
+        "diversity": judged.get("variety", {}).get("diversity_unmatched"),
+        "accuracy": accuracy.mean,
+        "accuracy_sd": accuracy.sd,
+        "gap": behind.absolute,
+        "gap_error": behind.absolute_error,
+        "images_per_second": manifest.totals.kept / seconds if seconds else None,
+    }
+
+
+def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
+    """Write NAME.jpg: the first images of a dataset's first identities, a row each, unselected."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, url in datasets.items():
+        made = ContactSheet()
+        for sample in samples(Store(url)):
+            made.see(sample.label, sample.encoded)
+        (folder / f"{name}.jpg").write_bytes(made.jpeg())
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows as a table of Markdown; a figure that does not exist is a dash."""
+    head = ["dataset", "images", "uniqueness", "consistency", "diversity", "EER %", "spread"]
+    head += ["accuracy", "gap, points", "images/s"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in rows.items():
+        itself = name == REAL
+        lines.append([
+            name,
+            f"{row['images']:,}",
+            *(_figure(row[column], 3) for column in ("uniqueness", "consistency", "diversity")),
+            _figure(None if row["eer"] is None else 100 * row["eer"], 2),
+            _figure(row["spread"], 3),
+            _with_error(row["accuracy"], row["accuracy_sd"]),
+            "-" if itself else _with_error(row["gap"], row["gap_error"]),
+            _figure(row["images_per_second"], 1),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return _figure(value, 2) + ("" if error is None else f" +- {error:.2f}")

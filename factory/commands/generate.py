@@ -1,0 +1,61 @@
+"""Make a labelled dataset of synthetic faces from a recipe.
+
+    python jobs/generate.py jobs/recipes/desk/generate/idiff_face.yaml --out runs/faces
+
+To resume, run the same command again: committed shards are kept, the rest is made.
+"""
+
+import argparse
+from typing import NoReturn
+
+from factory import tracking
+from factory.cluster.progress import ProgressLine
+from factory.commands import cli
+from factory.datasets.claim import check_claim, kept
+from factory.datasets.store import Store
+from factory.plan import describe
+from factory.recipe import GenerateRecipe, content_digest, load
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check everything, then claim the folder, fill it and merge its manifests."""
+    recipe = load(arguments.recipe, arguments.overrides, kind="generate")
+    assert isinstance(recipe, GenerateRecipe)
+    if arguments.dry_run:
+        cli.show(describe(recipe))
+        return
+    from factory.cluster.connect import connect
+    from factory.cluster.precision import settled
+    from factory.datasets.provenance import pinned, versions
+    from factory.generation.run import check_sources, fill, preflight
+
+    handed_down = check_sources(recipe)
+    store = Store(arguments.out)
+    recipe = kept(store, pinned(recipe))
+    check_claim(store, recipe, versions(), arguments.extend)
+    connect(arguments.address)
+    preflight(recipe)
+    recipe = settled(recipe, print)
+    with (
+        store.lock("generate") as lock,
+        tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
+    ):
+        made = fill(recipe, lock, handed_down, ProgressLine(), arguments.extend)
+        manifest = made.manifest
+        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
+        tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
+        tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
+        tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})
+    print(
+        f"{store.url}: {manifest.totals.kept} of {manifest.totals.planned} images in "
+        f"{len(manifest.shards)} shards, {len(manifest.shards) - made.found} made now"
+    )
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
+    parser.add_argument("--out", required=True, help="folder or URL of the dataset")
+    parser.add_argument("--extend", action="store_true", help="grow the dataset that is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    cli.run(parser, job)

@@ -1,0 +1,58 @@
+"""Make an identity bank: candidates screened, set apart and drawn, one image an identity.
+
+    python jobs/make_bank.py jobs/recipes/desk/bank/dcface.yaml --out runs/bank
+
+The digest it prints names the bank in generate recipes. To resume, run the same command again.
+"""
+
+import argparse
+from typing import NoReturn
+
+from factory import tracking
+from factory.cluster.progress import ProgressLine
+from factory.commands import cli
+from factory.datasets.store import Store
+from factory.recipe import BankRecipe, load
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check everything, then make and see candidates, choose, and commit."""
+    recipe = load(arguments.recipe, arguments.overrides, kind="bank")
+    assert isinstance(recipe, BankRecipe)
+    from factory.cluster.capacity import makers, require
+    from factory.cluster.connect import connect
+    from factory.datasets.images import contents_digest
+    from factory.datasets.provenance import models
+    from factory.generation.run import preflight
+    from factory.generation.selection import check, make_bank
+    from factory.systems import create
+
+    models(recipe.weights)
+    check(recipe)
+    if recipe.generate is not None:
+        models(recipe.generate.weights)
+        create(recipe.generate)
+    store = Store(arguments.out)
+    connect(arguments.address)
+    require([makers(recipe.workers)])
+    if recipe.generate is not None:
+        preflight(recipe.generate)
+    with (
+        store.lock("make_bank") as lock,
+        tracking.run(arguments.tracking_uri, "make_bank", recipe.name, recipe) as tracked,
+    ):
+        manifest, counts = make_bank(recipe, arguments.out, ProgressLine(), lock.check)
+        tracked.dataset(recipe.name, store.url, manifest.content_digest)
+        tracked.metrics({f"left/{step}": count for step, count in counts.items()})
+    print(", ".join(f"{step} {count:,}" for step, count in counts.items()))
+    print(
+        f"{store.url}: {manifest.totals.kept:,} identities, licence {manifest.licence}, "
+        f"digest {contents_digest(store)}"
+    )
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, recipe="a bank recipe (YAML)")
+    parser.add_argument("--out", required=True, help="folder or URL of the bank")
+    cli.run(parser, job)

@@ -1,0 +1,57 @@
+"""Make the five verification benchmarks of the studio as `.bin` files.
+
+python jobs/make_benchmarks.py --out runs/benchmarks --pairs 1000 --size 64
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from factory.commands import cli
+from factory.datasets.provenance import versions
+from factory.evaluation.verification import FOLDS, write_bin
+from factory.recipe import InputError
+from factory.studio.benchmarks import BENCHMARKS, MOST_PAIRS, groups, make_benchmark
+
+MANIFEST = "benchmarks.json"
+GROUPS = "groups.json"  # for `evaluate.py --groups`
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Write each benchmark and the groups of its pairs, then the manifest with their sha256."""
+    if not 0 < arguments.pairs <= MOST_PAIRS or arguments.pairs % (2 * FOLDS):
+        raise InputError(
+            f"--pairs {arguments.pairs}; accepted is a multiple of {2 * FOLDS} up to {MOST_PAIRS}"
+        )
+    if not 16 <= arguments.size <= 1024:
+        raise InputError(f"--size {arguments.size}; accepted is 16 to 1024 pixels")
+    made = {key: getattr(arguments, key) for key in ("pairs", "size", "seed")}
+    folder = Path(arguments.out)
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        earlier = json.loads(manifest.read_text())
+        if {key: earlier.get(key) for key in made} != made:
+            raise InputError(
+                f"--out {folder}: it holds benchmarks of other settings; accepted is another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in BENCHMARKS:
+        images, same = make_benchmark(name, **made, folds=FOLDS)
+        files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
+        print(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}", flush=True)
+    known = {name: {"pairs": groups(name, arguments.pairs, arguments.seed)} for name in BENCHMARKS}
+    (folder / GROUPS).write_text(json.dumps(known) + "\n")
+    content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
+    manifest.write_text(json.dumps({**content, "versions": versions()}, indent=1) + "\n")
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--out", type=cli.local, required=True, help="folder of the .bin files")
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs of each benchmark")
+    parser.add_argument("--size", type=int, default=64, help="image size in pixels")
+    parser.add_argument("--seed", type=int, default=1, help="root seed of the pictures")
+    cli.run(parser, job)

@@ -1,0 +1,79 @@
+"""Measure the quality of a dataset under a recognizer: separation together with spread, leakage.
+
+python jobs/measure.py runs/faces --recognizer runs/judge --json quality.json
+python jobs/measure.py runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
+python jobs/measure.py runs/faces --recognizer runs/judge --real runs/real --coverage
+
+Quote the figures of a judge, a recognizer no generator, loss or screen has seen.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from factory import tracking
+from factory.commands import cli
+from factory.evaluation.beside import FLAGS, Beside
+from factory.evaluation.dataset import embed_dataset, finished
+from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
+from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure, write_faces
+from factory.evaluation.tables import show
+from factory.recipe import InputError
+
+
+def job(given: argparse.Namespace) -> None:
+    """Embed the dataset, measure, print and note the result."""
+    if given.r is not None and not -1 <= given.r <= 1:
+        raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
+    store = finished(given.url)
+    real = real_datasets(store, given.against, given.held_out, given.tasks)
+    from factory.recognition.recognizers import load_recognizer
+
+    recognizer = load_recognizer(given.recognizer)
+    beside = Beside.of(given)
+    embedded = embed_dataset(store, recognizer, given.identities, given.images_each, given.resize)
+    radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
+    found = measure(embedded, radius)
+    numbers = {name: found[name] for name in SHOWN if found[name] is not None}
+    cli.show({name: f"{numbers[name]:.6g}" if name in numbers else "unresolved" for name in SHOWN})
+    print(f"{found['genuine_choice']}; {found['impostor_choice']}; under {recognizer.name}")
+    for line in write_faces(embedded, recognizer.sha256, given.embeddings, given.centres):
+        print(line)
+    if real:
+        if given.tasks:
+            from factory.cluster.connect import connect
+
+            connect(given.address)
+        how = (radius, real, given.resize, given.tasks)
+        found["leakage"] = of_datasets(store, embedded, recognizer, *how)
+        show(tables(found["leakage"]))
+        numbers |= metrics(found["leakage"])
+    other = beside.measure(store)
+    show(other.tables)
+    found, numbers = found | other.content, numbers | other.metrics
+    who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
+    what = {"dataset": store.url, "recognizer": who}
+    if given.json:
+        Path(given.json).write_text(json.dumps({**what, **found}, indent=1) + "\n")
+    with tracking.run(given.tracking_uri, "measure", recognizer.name, what) as run:
+        run.metrics(numbers)
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, url="folder or URL of a dataset")
+    parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
+    parser.add_argument("--json", type=cli.local, default="", help="also write the result there")
+    parser.add_argument("--identities", type=int, help="measure only labels below this")
+    parser.add_argument("--images-each", type=int, help="measure only the first N images of each")
+    parser.add_argument("--r", type=float, help="radius as a cosine (default: from the gallery)")
+    parser.add_argument("--resize", action="store_true", help="resize images of another size")
+    parser.add_argument("--against", default="", help="leakage: the generator's training data")
+    parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
+    parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
+    parser.add_argument("--embeddings", type=cli.local, default="", help="also write them there")
+    parser.add_argument("--centres", type=cli.local, default="", help="write identities' centres")
+    for flag, options in FLAGS.items():
+        parser.add_argument(flag, **options)
+    cli.run(parser, job)

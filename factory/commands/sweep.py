@@ -1,0 +1,71 @@
+"""Search the composition that makes the best recognizer: Ray Tune over a space.
+
+    python jobs/sweep.py tune_spaces/similarity_bands.py --samples 8 --out runs/sweep
+    python jobs/report.py runs/sweep
+
+A trial composes pools, generating those that are missing, trains a recognizer on the composition
+and verifies it. The same command resumes: finished trials are kept, those that were running go on
+from their checkpoints. --set takes fields of the trials' recipes: fr.FIELD=, generate.FIELD=,
+compose.FIELD=.
+"""
+
+import argparse
+from dataclasses import replace
+from typing import NoReturn
+
+from factory.commands import cli
+from factory.datasets.store import Store, below
+from factory.recipe import InputError
+from factory.search.results import BEST
+from factory.search.space import load_space
+
+
+def job(arguments: argparse.Namespace) -> None:
+    """Check the space, run what is left of its trials and say what came of it."""
+    space = load_space(arguments.space, arguments.overrides)
+    if arguments.seeds < 0:
+        raise InputError(f"--seeds {arguments.seeds}: accepted are 1 and more")
+    if arguments.seeds:
+        space = replace(space, seeds=tuple(range(1, arguments.seeds + 1)))
+    from factory.cluster.connect import connect
+    from factory.search.sweep import sweep
+
+    connect(arguments.address)
+    summary = sweep(
+        space,
+        arguments.out,
+        arguments.samples,
+        arguments.pools,
+        arguments.concurrent,
+        arguments.tracking_uri,
+        lambda line: print(line, flush=True),
+    )
+    url = Store(arguments.out).url
+    spent = summary["generation"]
+    print(
+        f"{url}: {summary['done']} trials; wall time over their own {summary['overhead']}, "
+        f"start-up of a trial {summary['startup_seconds']} s; generation "
+        f"{spent['made_seconds']:.0f} s of actors' work, {spent['saved_seconds']:.0f} s saved by "
+        "pools that were there"
+    )
+    if summary["best"] is not None:
+        print(f"best: trial {summary['best']}; its recipes are in {below(url, BEST)}")
+    if len(space.objectives) > 1:
+        print(f"Pareto front in {', '.join(space.objectives)}: trials {summary['front']}")
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, space="a Python file with a SPACE")
+    parser.add_argument("--out", required=True, help="folder or URL of the sweep")
+    parser.add_argument("--samples", type=int, required=True, help="trials in all")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="recognizers a trial, seeds 1 to N (default: SPACE's)"
+    )
+    parser.add_argument(
+        "--concurrent", type=int, default=0, help="trials at a time (default: what fits)"
+    )
+    parser.add_argument(
+        "--pools", default="runs/pools", help="folder or URL of the pools sweeps share"
+    )
+    cli.run(parser, job)

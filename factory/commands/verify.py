@@ -1,0 +1,52 @@
+"""Check a dataset, every byte of it, and name each fault; exit code 0 says that it is whole.
+
+python jobs/verify.py runs/faces
+python jobs/verify.py runs/faces --repair     # then run generate again
+"""
+
+import argparse
+import time
+from contextlib import nullcontext
+from typing import NoReturn
+
+from factory.commands import cli
+from factory.datasets.claim import CLAIM
+from factory.datasets.manifest import load_manifest
+from factory.datasets.store import Store
+from factory.datasets.verify import repair, verify
+
+
+def job(arguments: argparse.Namespace) -> int:
+    """Verify, and with --repair remove what generate has to make again."""
+    store = Store(arguments.url)
+    start, removed = time.monotonic(), []
+    # Looked at under the lock: a shard that is being committed right now is no faulty one. A lock
+    # would make the folder where there is no dataset.
+    locked = arguments.repair and store.exists(CLAIM)
+    with store.lock("verify --repair") if locked else nullcontext():
+        faults = verify(store)
+        for fault in faults:
+            print(fault)
+        if locked:
+            removed = repair(store, faults)
+    if not faults:
+        totals, seconds = load_manifest(store).totals, time.monotonic() - start
+        print(
+            f"{store.url}: whole: {totals.kept:,} of {totals.planned:,} planned images, "
+            f"{totals.bytes:,} bytes, checked in {seconds:.1f} s"
+        )
+        return cli.DONE
+    if arguments.repair:
+        for name in removed:
+            print(f"removed {name}")
+        rest = f"removed {len(removed)} files; run generate with its recipe again"
+    else:
+        rest = "--repair removes what is faulty, generate then makes it again"
+    raise cli.FaultError(f"{store.url}: {len(faults)} faults; {rest}")
+
+
+def main() -> NoReturn:
+    """Read the command line and run."""
+    parser = cli.parser(__doc__, url="folder or URL of a dataset")
+    parser.add_argument("--repair", action="store_true", help="remove what is faulty")
+    cli.run(parser, job)

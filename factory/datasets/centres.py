@@ -1,0 +1,142 @@
+"""Embeddings of a pool under a recognizer, and what they say of it: cosines to the centres.
+
+Embeddings that stand beside a dataset's shards are read. Those that do not are computed and kept in
+a local cache, in the same form, one file a shard: a dataset that has grown, or a run that was
+interrupted, costs only the shards that are new.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from factory.datasets.embeddings import embeddings_file, read_embeddings, write_embeddings
+from factory.datasets.feed import decode
+from factory.datasets.index import IMAGES, Contents, Copies, Index, cache_home
+from factory.datasets.store import Store
+from factory.datasets.tar import members
+from factory.recipe import InputError
+
+BATCH = 256
+
+
+class Embeds(Protocol):
+    """What is asked of a recognizer."""
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels of the images it takes."""
+        ...
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
+        ...
+
+
+def pool_embeddings(
+    store: Store,
+    shards: Contents,
+    index: Index,
+    recognizer_sha256: str,
+    load: Callable[[], Embeds],
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> np.ndarray:
+    """Return the raw embeddings of a dataset's images, float32 [N, D], in the order of its index.
+
+    Args:
+        store: the dataset.
+        shards: the sha256 of each shard's tar.
+        index: where its N > 0 samples lie.
+        recognizer_sha256: names the recognizer.
+        load: loads it; called only when a shard's embeddings are nowhere yet.
+        cache: folder of the cache; default `factory.datasets.index.cache_home()`.
+        say: receives a line of progress for each shard that is computed.
+
+    Raises:
+        InputError: an image cannot be read, or has another size than the recognizer takes.
+    """
+    kept, copies = Store(cache or cache_home()), Copies(store, shards, cache)
+    found: np.ndarray | None = None
+    for number, name in enumerate(index.shards):
+        rows, tar = np.flatnonzero(index.shard == number), shards[name]
+        if not len(rows):
+            continue
+        if store.exists(embeddings_file(recognizer_sha256, name)):
+            keys, vectors = read_embeddings(store, name, tar, recognizer_sha256)
+        else:
+            if not kept.exists(embeddings_file(recognizer_sha256, tar)):
+                say(f"embedding {store.url}: shard {number + 1} of {len(index.shards)}")
+                made = _computed(copies, name, load())
+                write_embeddings(kept, tar, tar, ("", recognizer_sha256), *made)
+            keys, vectors = read_embeddings(kept, tar, tar, recognizer_sha256)
+        if not np.array_equal(np.array(keys, np.bytes_), index.keys[rows]):
+            raise InputError(
+                f"dataset {store.url}: the embeddings of shard {name} are of other keys; delete "
+                f"{embeddings_file(recognizer_sha256, name)}"
+            )
+        if found is None:
+            found = np.empty((len(index), vectors.shape[1]), np.float32)
+        found[rows] = vectors
+    assert found is not None
+    return found
+
+
+def centre_cosines(embedded: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the cosine of each image to its centre, float64 [N]; NaN where there is none.
+
+    The centre is the mean of the unit embeddings of the identity's other images, so that an
+    identity of one image has none, nor has one whose other images cancel out.
+
+    Args:
+        embedded: raw embeddings, [N, D].
+        labels: int64 [N].
+    """
+    cosines = np.full(len(labels), np.nan)
+    order = np.argsort(labels, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        if len(rows) > 1:
+            own = embedded[rows].astype(np.float64)
+            own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            others = own.sum(axis=0) - own
+            length = np.linalg.norm(others, axis=1)
+            there = length > 0
+            along = np.einsum("ij,ij->i", own[there], others[there])
+            cosines[rows[there]] = along / length[there]
+    return cosines
+
+
+def _computed(copies: Copies, name: str, recognizer: Embeds) -> tuple[list[str], np.ndarray]:
+    """Return the keys of a shard's images and their embeddings, float32 [N, D]."""
+    keys: list[str] = []
+    parts: list[np.ndarray] = []
+    batch: list[np.ndarray] = []
+    for key, image in _images(copies, name, recognizer.size):
+        keys.append(key)
+        batch.append(image)
+        if len(batch) == BATCH:
+            parts.append(recognizer.embed(np.stack(batch)))
+            batch = []
+    if batch:
+        parts.append(recognizer.embed(np.stack(batch)))
+    return keys, np.concatenate(parts).astype(np.float32)
+
+
+def _images(copies: Copies, name: str, size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the key of each image of a shard and its pixels, in the order of the tar."""
+    with copies.open(name) as file:
+        for member in members(file):
+            if member.extension not in IMAGES:
+                continue
+            what = f"dataset {copies.store.url} sample {member.key}"
+            try:
+                image = decode(member.data)
+            except (ValueError, OSError) as error:
+                raise InputError(f"{what}: cannot be read: {error}") from error
+            if image.shape[:2] != (size, size):
+                raise InputError(
+                    f"{what}: {image.shape[1]} x {image.shape[0]} pixels, the recognizer takes "
+                    f"{size} x {size}"
+                )
+            yield member.key, image

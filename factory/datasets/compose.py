@@ -1,0 +1,462 @@
+"""Composing: a view over pools becomes an index over their shards. Nothing is generated again.
+
+A composition is a pure function of its recipe and of the pools' content: labels, order and draws
+depend on names, keys and the seed, never on what was composed before.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.datasets.centres import Embeds, centre_cosines, pool_embeddings
+from factory.datasets.claim import CLAIM, COMPOSITION
+from factory.datasets.composition import (
+    INDEX,
+    SCHEMA,
+    Composition,
+    Removed,
+    Taken,
+    load_composition,
+)
+from factory.datasets.feed import decode
+from factory.datasets.index import Copies, Index, index, ranks
+from factory.datasets.licences import strictest
+from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
+from factory.datasets.provenance import Model, licence_of
+from factory.datasets.store import Store
+from factory.recipe import ComposeRecipe, InputError, PoolView, digest
+from factory.seeding import seed64
+
+Say = Callable[[str], None]
+
+
+class TooFewError(InputError):
+    """Pools are what the recipe says, but hold less than it asks of them: another try is vain."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A finished dataset that a composition draws from."""
+
+    name: str
+    view: PoolView
+    store: Store
+    manifest: DatasetManifest
+    index: Index
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """Return the sha256 of each shard's tar, by name."""
+        return {entry.name: entry.sha256 for entry in self.manifest.shards}
+
+    @cached_property
+    def image_size(self) -> int:
+        """Return the height of its first image in pixels."""
+        with Copies(self.store, self.shards).open(self.index.shards[self.index.shard[0]]) as file:
+            file.read(int(self.index.offset[0]))
+            return len(decode(file.read(int(self.index.size[0]))))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is taken of one pool.
+
+    Attributes:
+        rows: int64 [n], rows of the pool's index, in key order.
+        cosine: float32 [n], NaN where no band asked for it.
+        share: images with repeats the budget gives the pool; None without a budget.
+        removed: what the band and `least_images` left out.
+    """
+
+    rows: np.ndarray
+    cosine: np.ndarray
+    share: int | None
+    removed: Removed
+
+
+def compose(
+    recipe: ComposeRecipe,
+    out: Store,
+    cache: Path | None = None,
+    say: Say = lambda line: None,
+) -> Composition:
+    """Write a composition's index, then what it is made of; the latter is the commit.
+
+    Reads the pools' indexes, and images only where a `centre_band` needs embeddings that the cache
+    lacks. Doing it again changes nothing; equal recipes over equal pools give equal bytes.
+
+    Args:
+        recipe: what to compose.
+        out: the composition's folder; `out.lock` is the caller's to hold.
+        cache: folder of indexes and embeddings; default `factory.datasets.index.cache_home()`.
+        say: receives a line of progress now and then.
+
+    Raises:
+        TooFewError: a pool is too small for what is asked of it.
+        InputError: a pool is not a finished dataset or another one than the recipe says, or `out`
+            holds another composition.
+    """
+    _refuse_other(out, recipe)
+    shares = budget(recipe)
+    pools = [
+        _opened(name, recipe.pools[name], cache)
+        for name in sorted(recipe.pools)
+        if shares[name] != 0
+    ]
+    _refuse_repeated(pools)
+    recognizer = _Recognizer(recipe)
+    taken: dict[str, Selection] = {}
+    for pool in sorted(pools, key=lambda pool: bool(pool.view.identities_of)):
+        base = pool.view.identities_of
+        among = None
+        if base:
+            other = next((other for other in pools if other.name == base), None)
+            if other is None:
+                raise TooFewError(
+                    f"recipe field pools.{pool.name}.identities_of: {base} has no share of "
+                    f"{recipe.images} images; raise images or its weight"
+                )
+            among = np.unique(other.index.labels[taken[base].rows])
+        cosines = _cosines(pool, recognizer, cache, say) if pool.view.centre_band else None
+        taken[pool.name] = select(
+            pool.name, pool.view, recipe.seed, pool.index, shares[pool.name], among, cosines
+        )
+    table = _table(pools, taken)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    made = _described(recipe, pools, taken, table, sink.getvalue(), recognizer)
+    if out.exists(COMPOSITION) and load_composition(out).content_digest != made.content_digest:
+        raise InputError(f"--out {out.url}: its pools have grown since; accepted is another folder")
+    out.write(INDEX, sink.getvalue())
+    out.write(COMPOSITION, json.dumps(made.model_dump(mode="json"), indent=1).encode())
+    return made
+
+
+def budget(recipe: ComposeRecipe) -> dict[str, int | None]:
+    """Return how many images of an epoch each pool provides; None for all it has.
+
+    `images` is shared out in proportion to the weights; what rounding down leaves goes to the
+    largest remainders, among equals to the first name. The shares sum to `images`.
+    """
+    names = sorted(recipe.pools)
+    if recipe.images is None:
+        return dict.fromkeys(names)
+    weights = np.array([recipe.pools[name].weight for name in names])
+    exact = recipe.images * weights / weights.sum()
+    shares = np.floor(exact).astype(np.int64)
+    left = recipe.images - int(shares.sum())
+    shares[np.argsort(shares - exact, kind="stable")[:left]] += 1
+    return {name: int(share) for name, share in zip(names, shares, strict=True)}
+
+
+def select(
+    name: str,
+    view: PoolView,
+    seed: int,
+    index: Index,
+    share: int | None = None,
+    among: np.ndarray | None = None,
+    cosines: np.ndarray | None = None,
+) -> Selection:
+    """Choose a pool's images.
+
+    The band filters first, then `least_images`, `identities` and `images_each`. A budget is spent
+    identity by identity where `images_each` is given, and else in rounds, one image of each
+    identity at a time.
+
+    Args:
+        name: of the pool, for messages.
+        view: what is asked of it.
+        seed: the recipe's.
+        index: the pool's.
+        share: images with repeats; at most `repeat - 1` of them stay unspent.
+        among: the only identities accepted; default: all.
+        cosines: of each image to its centre, float64 [N], where there is a band.
+
+    Raises:
+        TooFewError: fewer identities or images qualify than are asked for.
+    """
+    offered = np.arange(len(index))
+    if among is not None:
+        offered = offered[np.isin(index.labels, among)]
+    rows, removed = _in_band(offered, view, cosines)
+    _, person, counts = np.unique(index.labels[rows], return_inverse=True, return_counts=True)
+    small = counts[person] < view.least_images
+    removed = removed.model_copy(update={"in_small_identities": int(small.sum())})
+    rows = rows[~small]
+    people = np.unique(index.labels[rows])
+    if view.identities is not None:
+        if len(people) < view.identities:
+            raise TooFewError(
+                f"recipe field pools.{name}.identities: {view.identities}; {len(people)} qualify"
+                f"{_criteria(view)}"
+            )
+        people = people[: view.identities]
+        rows = rows[np.isin(index.labels[rows], people)]
+    order = rows
+    if view.draw == "random":
+        keys = index.keys[rows].tolist()
+        drawn = np.array([seed64(seed, f"draw/{key.decode()}") for key in keys], np.uint64)
+        order = rows[np.argsort(drawn, kind="stable")]
+    rank = ranks(index.labels[order])
+    if view.images_each is not None:
+        order, rank = order[rank < view.images_each], rank[rank < view.images_each]
+    if share is not None:
+        wanted = share // view.repeat
+        if not wanted:
+            raise TooFewError(
+                f"recipe field pools.{name}.repeat: {view.repeat}; its share is {share} images"
+            )
+        if len(order) < wanted:
+            raise TooFewError(
+                f"recipe field images: pool {name} has a share of {share} of them, but "
+                f"{len(order)} images of {len(people)} identities qualify{_criteria(view)}, each "
+                f"{view.repeat} times; lower images or the pool's weight, or raise repeat"
+            )
+        whole_identities = view.images_each is not None
+        by = (rank, index.labels[order]) if whole_identities else (index.labels[order], rank)
+        order = order[np.lexsort(by)[:wanted]]
+        met = len(np.unique(index.labels[order]))
+        if view.identities is not None and met < view.identities:
+            raise TooFewError(
+                f"recipe field pools.{name}.identities: {view.identities}; its share of {share} "
+                f"images ends after {met} of them; accepted are up to {met}, or a larger share"
+            )
+    rows = np.sort(order)
+    if not len(rows):
+        raise TooFewError(f"recipe field pools.{name}: no image qualifies{_criteria(view)}")
+    cosine = np.full(len(rows), np.nan) if cosines is None else cosines[rows]
+    return Selection(rows, cosine.astype(np.float32), share, removed)
+
+
+class _Recognizer:
+    """The recognizer a band is measured under; loaded when its embeddings are not cached."""
+
+    def __init__(self, recipe: ComposeRecipe) -> None:
+        self.weights = recipe.recognizer if _banded(recipe) else None
+        self._loaded: Any = None
+
+    def load(self) -> Embeds:
+        assert self.weights is not None
+        if self._loaded is None:
+            from factory.recognition.recognizers import load_recognizer
+
+            self._loaded = load_recognizer(self.weights.location)
+            stated = self.weights.sha256
+            if stated and self._loaded.sha256 != stated:
+                raise InputError(
+                    f"recipe field recognizer.sha256: {stated}, but {self.weights.location} has "
+                    f"{self._loaded.sha256}"
+                )
+        return self._loaded
+
+    @property
+    def sha256(self) -> str:
+        assert self.weights is not None
+        if not self.weights.sha256:
+            self.load()
+            return self._loaded.sha256
+        return self.weights.sha256
+
+    def models(self) -> list[Model]:
+        """Return the recognizer as a model that touched the composition, if a band asked for it."""
+        if self.weights is None:
+            return []
+        part = self.weights
+        return [
+            Model(
+                name="centre_band recognizer",
+                location=part.location,
+                sha256=self.sha256,
+                licence=licence_of(part, "recipe field recognizer.location"),
+            )
+        ]
+
+
+def _banded(recipe: ComposeRecipe) -> bool:
+    return any(view.centre_band and view.weight for view in recipe.pools.values())
+
+
+def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
+    if out.exists(COMPOSITION):
+        if load_composition(out).recipe != recipe.model_dump(mode="json"):
+            raise InputError(
+                f"--out {out.url}: holds the composition of another recipe; accepted is another "
+                "folder"
+            )
+    elif out.exists(CLAIM):
+        raise InputError(f"--out {out.url}: holds a dataset or a run; accepted is another folder")
+
+
+def _opened(name: str, view: PoolView, cache: Path | None) -> Pool:
+    field = f"recipe field pools.{name}"
+    store = Store(view.url)
+    try:
+        manifest = load_manifest(store)
+    except InputError as error:
+        raise InputError(f"{field}.url: {error}") from None
+    if view.content_digest and view.content_digest != manifest.content_digest:
+        raise InputError(
+            f"{field}.content_digest: {view.content_digest}, but {store.url} has "
+            f"{manifest.content_digest}; accepted is the dataset the recipe was written for"
+        )
+    found = index(store, {entry.name: entry.sha256 for entry in manifest.shards}, cache)
+    if not len(found):
+        raise InputError(f"{field}.url: {store.url} holds no image")
+    return Pool(name, view, store, manifest, found)
+
+
+def _refuse_repeated(pools: list[Pool]) -> None:
+    """One person must not get two labels, nor an epoch images of two sizes."""
+    for number, pool in enumerate(pools):
+        field = f"recipe field pools.{pool.name}"
+        for other in pools[:number]:
+            one, two = (p.view.identities_of or p.name for p in (pool, other))
+            if pool.manifest.content_digest == other.manifest.content_digest and one != two:
+                raise InputError(
+                    f"{field}.url: the content of pool {other.name}, whose people would get two "
+                    f"labels; accepted is identities_of: {other.name}"
+                )
+        if pool.image_size != pools[0].image_size:
+            raise InputError(
+                f"{field}.url: images of {pool.image_size} pixels, pool {pools[0].name} has "
+                f"{pools[0].image_size}"
+            )
+
+
+def _cosines(pool: Pool, recognizer: _Recognizer, cache: Path | None, say: Say) -> np.ndarray:
+    embedded = pool_embeddings(
+        pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, cache, say
+    )
+    return centre_cosines(embedded, pool.index.labels)
+
+
+def _in_band(
+    rows: np.ndarray, view: PoolView, cosines: np.ndarray | None
+) -> tuple[np.ndarray, Removed]:
+    if view.centre_band is None:
+        return rows, Removed()
+    assert cosines is not None
+    low, high = view.centre_band
+    found = cosines[rows]
+    below, above = found < low, (found >= high) & (high < 1.0)
+    alone = np.isnan(found)
+    removed = Removed(
+        below_band=int(below.sum()), above_band=int(above.sum()), no_centre=int(alone.sum())
+    )
+    return rows[~(below | above | alone)], removed
+
+
+def _criteria(view: PoolView) -> str:
+    """Say what a pool's images have to meet, for messages."""
+    said = []
+    if view.centre_band is not None:
+        said.append(f"centre_band {list(view.centre_band)}")
+    if view.least_images > 1:
+        said.append(f"least_images {view.least_images}")
+    if view.images_each is not None:
+        said.append(f"images_each {view.images_each}")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _table(pools: list[Pool], taken: dict[str, Selection]) -> pa.Table:
+    """Return the index: pools by name, images by key, labels by pool and then identity."""
+    first: dict[str, int] = {}
+    people: dict[str, np.ndarray] = {}
+    count = 0
+    for pool in pools:
+        if not pool.view.identities_of:
+            people[pool.name] = np.unique(pool.index.labels[taken[pool.name].rows])
+            first[pool.name] = count
+            count += len(people[pool.name])
+    parts = []
+    for pool in pools:
+        rows, found = taken[pool.name].rows, pool.index
+        base = pool.view.identities_of or pool.name
+        identity = found.labels[rows]
+        shard = pa.DictionaryArray.from_arrays(
+            pa.array(found.shard[rows], pa.int32()), pa.array(found.shards, pa.string())
+        )
+        name = pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(len(rows), np.int32)), pa.array([pool.name])
+        )
+        columns = {
+            "label": first[base] + np.searchsorted(people[base], identity),
+            "pool": name,
+            "shard": shard,
+            "key": pa.array([key.decode() for key in found.keys[rows].tolist()]),
+            "identity": identity,
+            "offset": found.offset[rows],
+            "size": found.size[rows],
+            "sidecar_offset": found.sidecar_offset[rows],
+            "sidecar_size": found.sidecar_size[rows],
+            "repeat": np.full(len(rows), pool.view.repeat, np.int32),
+            "cosine": pa.array(taken[pool.name].cosine, from_pandas=True),  # NaN becomes null
+        }
+        parts.append(pa.table(columns, schema=SCHEMA))
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+
+
+def _described(
+    recipe: ComposeRecipe,
+    pools: list[Pool],
+    taken: dict[str, Selection],
+    table: pa.Table,
+    written: bytes,
+    recognizer: _Recognizer,
+) -> Composition:
+    sha = hashlib.sha256()
+    for name in ("label", "key", "repeat"):
+        sha.update("\n".join(map(str, table[name].to_pylist())).encode() + b"\0")
+    digests = {pool.name: pool.manifest.content_digest for pool in pools}
+    models = [
+        model.model_copy(update={"name": f"{pool.name}: {model.name}"})
+        for pool in pools
+        for model in pool.manifest.models
+    ]
+    models += recognizer.models()
+    described = {pool.name: _taken(pool, taken[pool.name]) for pool in pools}
+    return Composition(
+        recipe=recipe.model_dump(mode="json"),
+        content_digest=digest({"pools": digests, "seed": recipe.seed, "rows": sha.hexdigest()}),
+        index_sha256=hashlib.sha256(written).hexdigest(),
+        identities=int(np.max(table["label"].to_numpy())) + 1,
+        images=len(table),
+        images_with_repeats=sum(one.images_with_repeats for one in described.values()),
+        image_size=pools[0].image_size,
+        pools=described,
+        models=tuple(models),
+        licence=strictest([pool.manifest.licence for pool in pools] + [m.licence for m in models]),
+        digital_source_type=" AND ".join(sorted({p.manifest.digitalSourceType for p in pools})),
+    )
+
+
+def _taken(pool: Pool, selection: Selection) -> Taken:
+    labels = pool.index.labels
+    cosine = selection.cosine
+    return Taken(
+        url=pool.view.url,
+        content_digest=pool.manifest.content_digest,
+        system=str(pool.manifest.recipe.get("system", COMPOSED)),
+        licence=pool.manifest.licence,
+        digital_source_type=pool.manifest.digitalSourceType,
+        real=pool.view.real,
+        offered_identities=len(np.unique(labels)),
+        offered_images=len(labels),
+        removed=selection.removed,
+        share=selection.share,
+        identities=len(np.unique(labels[selection.rows])),
+        images=len(selection.rows),
+        repeat=pool.view.repeat,
+        images_with_repeats=len(selection.rows) * pool.view.repeat,
+        mean_cosine=None if np.isnan(cosine).any() else round(float(cosine.mean()), 6),
+    )

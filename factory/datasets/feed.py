@@ -1,0 +1,283 @@
+"""Batches of labelled images, read at random from the shards of datasets or of compositions.
+
+The order of an epoch is a permutation keyed by seed and epoch. A place in the training is therefore
+just its step: a resumed training goes on with the next image of the same order, and the number
+of workers only decides who decodes which part of the same global batch.
+"""
+
+import io
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from factory.datasets.composition import is_composition, load_composition, local_shards, read_rows
+from factory.datasets.index import Copies, Reader, contents, first_rows, index
+from factory.datasets.store import Store
+from factory.recipe import InputError, public
+from factory.seeding import generator, seed64
+
+AHEAD = 3  # batches decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a global batch.
+
+    Attributes:
+        step: global step, from 0.
+        images: uint8 [B, S, S, 3], RGB.
+        labels: int64 [B], contiguous from 0 over all datasets.
+        keys: B sample keys.
+        start: position of the first image inside the global batch.
+    """
+
+    step: int
+    images: np.ndarray
+    labels: np.ndarray
+    keys: tuple[str, ...]
+    start: int
+
+
+class Feed:
+    """Reads images at random from committed shards, memory growing only with the index.
+
+    Args:
+        urls: datasets or compositions, local or remote; remote shards are copied to `cache` once.
+        batch_size: images of a global batch, over all workers.
+        seed: the recipe's seed, which keys the order.
+        size: height and width every image must have.
+        identities: use only the first N identities, counted over the datasets in order.
+        images_each: use only the first N images of each identity, in key order.
+        shuffle_labels: a control: deal the labels out anew, so that they carry nothing.
+        rank: this worker's number.
+        world: number of workers; divides `batch_size`.
+        cache: folder of indexes and of copies of remote shards; default `cache_home()`.
+        resize: resize images of another size bilinearly instead of refusing them.
+
+    Raises:
+        InputError: there is no dataset, a shard is not what its manifest says, a composition's pool
+            has changed, a sample lacks its image or label, the data are fewer than one batch, or
+            `batch_size` does not divide by `world`.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        batch_size: int,
+        seed: int,
+        size: int,
+        identities: int | None = None,
+        images_each: int | None = None,
+        shuffle_labels: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        cache: Path | None = None,
+        resize: bool = False,
+    ) -> None:
+        if batch_size % world:
+            raise InputError(
+                f"schedule.batch_size: {batch_size}; accepted are multiples of the {world} workers"
+            )
+        self.batch_size, self.seed = batch_size, seed
+        self.size, self.resize = size, resize
+        self.rank, self.world = rank, world
+        self._reader = Reader()
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._paths: list[Path] = []
+        self.classes = 0
+        parts: list[Images] = []
+        for url in urls:
+            left = None if identities is None else identities - self.classes
+            found = _chosen(images_of(Store(url), cache), left, images_each)
+            named, labels = np.unique(found.labels, return_inverse=True)
+            parts.append(found.numbered(labels + self.classes, len(self._paths)))
+            self.classes += len(named)
+            self._paths += found.paths
+        read = ", ".join(map(public, urls))
+        if identities is not None and self.classes < identities:
+            raise InputError(f"data.identities: {identities}; {read} has {self.classes}")
+        self.labels, self._keys, self._shards, self._offsets, self._sizes = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("labels", "keys", "shard", "offset", "size")
+        )
+        if len(self) < batch_size:
+            raise InputError(
+                f"data.train {read}: {len(self)} images; schedule.batch_size "
+                f"{batch_size} needs at least as many"
+            )
+        if shuffle_labels:
+            self.labels = generator(seed64(seed, "shuffled labels")).permutation(self.labels)
+
+    def __len__(self) -> int:
+        """Return the number of images of one epoch."""
+        return len(self.labels)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the full global batches of one epoch; what remains is left out of that epoch."""
+        return len(self) // self.batch_size
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield this worker's part of the batches of global steps [start, stop).
+
+        A thread reads and decodes ahead, so that a training does not wait for images.
+
+        Raises:
+            InputError: an image cannot be read or has another size; names shard and key.
+        """
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+        ended = threading.Event()
+
+        def fill() -> None:
+            try:
+                for step in range(start, stop):
+                    if ended.is_set():
+                        return
+                    ready.put(self.batch(step))
+                ready.put(None)
+            except BaseException as error:  # handed to the reader, which raises it
+                ready.put(error)
+
+        thread = threading.Thread(target=fill, name="feed", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            ended.set()
+            while thread.is_alive():
+                try:
+                    ready.get(timeout=0.01)
+                except queue.Empty:
+                    continue
+
+    def batch(self, step: int) -> Batch:
+        """Return this worker's part of the batch of a global step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        each = self.batch_size // self.world
+        start = self.rank * each
+        first = place * self.batch_size + start
+        rows = self._epoch(epoch)[first : first + each]
+        images = np.empty((each, self.size, self.size, 3), np.uint8)
+        for number, row in enumerate(rows):
+            images[number] = self._image(row)
+        keys = tuple(key.decode() for key in self._keys[rows].tolist())
+        return Batch(step, images, self.labels[rows], keys, start)
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            draws = generator(seed64(self.seed, "epoch", slot=epoch))
+            self._order = epoch, draws.permutation(len(self))
+        return self._order[1]
+
+    def _image(self, row: int) -> np.ndarray:
+        path = self._paths[self._shards[row]]
+        data = self._reader.read(path, int(self._offsets[row]), int(self._sizes[row]))
+        what = f"{path}: image {self._keys[row].decode()}"
+        try:
+            image = decode(data)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{what} cannot be read: {error}") from error
+        if self.resize:
+            return resized(image, self.size)
+        if image.shape[:2] != (self.size, self.size):
+            raise InputError(
+                f"{what} is {image.shape[1]}x{image.shape[0]} pixels, image.size accepts "
+                f"{self.size}x{self.size}; data.resize: true resizes them"
+            )
+        return image
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Return an image uint8 [H, W, 3] as uint8 [size, size, 3], by bilinear resizing."""
+    if image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Return a JPEG or PNG as uint8 [H, W, 3] RGB; ValueError or OSError when it is neither."""
+    if simplejpeg.is_jpeg(data):
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one dataset or composition, and where each lies.
+
+    Attributes:
+        paths: local paths of its shards.
+        labels: int64 [N].
+        keys: bytes [N].
+        shard: int32 [N], row of `paths`.
+        offset: int64 [N], in bytes.
+        size: int32 [N], in bytes.
+        repeat: int32 [N], times an epoch holds the image.
+    """
+
+    paths: list[Path]
+    labels: np.ndarray
+    keys: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    repeat: np.ndarray
+
+    def rows(self, rows: np.ndarray) -> "Images":
+        """Return some of the images, in the order of their row numbers."""
+        arrays = (getattr(self, name)[rows] for name in ARRAYS)
+        return Images(self.paths, *arrays)
+
+    def numbered(self, labels: np.ndarray, first_path: int) -> "Images":
+        """Return the images with other labels, and their paths counted from another number."""
+        return replace(self, labels=labels, shard=self.shard + first_path)
+
+
+ARRAYS = ("labels", "keys", "shard", "offset", "size", "repeat")
+
+
+def images_of(store: Store, cache: Path | None) -> Images:
+    """Return the images of a dataset in the order of their keys, or those of a composition.
+
+    Raises:
+        InputError: there is neither, or it is not what it states to be.
+    """
+    if is_composition(store):
+        return _composed(store, cache)
+    shards = contents(store)
+    paths = Copies(store, shards, cache).fetch(tuple(shards))
+    found = index(store, shards, cache)
+    once = np.ones(len(found), np.int32)
+    return Images(
+        paths, found.labels, found.keys, found.shard, found.offset, found.size, repeat=once
+    )
+
+
+def _composed(store: Store, cache: Path | None) -> Images:
+    composition = load_composition(store)
+    rows = read_rows(store, composition)
+    paths = local_shards(composition, rows, cache)
+    return Images(paths, rows.label, rows.key, rows.shard, rows.offset, rows.size, rows.repeat)
+
+
+def _chosen(found: Images, identities: int | None, images_each: int | None) -> Images:
+    """Return the first images of the first identities, each as often as it is repeated."""
+    rows = first_rows(found.labels, identities, images_each)
+    return found.rows(np.repeat(rows, found.repeat[rows]))

@@ -1,0 +1,293 @@
+"""Manifests: the commit of a shard, and the merge of all commits into a dataset's manifest."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from factory.datasets.claim import read_claim
+from factory.datasets.licences import strictest
+from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
+from factory.datasets.store import Store, in_order
+from factory.plan import Extent, Shard, Slice
+from factory.recipe import FaultError, InputError, Natural, Part
+
+REASONS = (
+    "no_face",
+    "identity_drift",
+    "identity_collision",
+    "near_duplicate",
+    "real_lookalike",
+    "low_quality",
+    "unreadable",
+    "wrong_size",
+)
+MANIFEST = "manifest.json"
+FOLDER = "shards"
+COMPOSED = "composition"  # the system of a materialised composition
+TAR, REJECTS, COMMIT = ".tar", ".rejects.parquet", ".json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def shard_file(name: str, suffix: str) -> str:
+    """Return where a file of a shard lies in its store; suffix is TAR, REJECTS or COMMIT."""
+    return f"{FOLDER}/{name}{suffix}"
+
+
+class ShardManifest(Part):
+    """What one shard holds and how it was made. Its existence is the commit."""
+
+    name: str
+    sha256: Sha256 = Field(description="Of the tar.")
+    bytes: Natural = Field(description="Of the tar.")
+    planned: Natural = Field(description="Slots of the shard.")
+    kept: Natural = Field(description="Samples in the tar.")
+    reasons: dict[str, Natural] = Field(description="Rejected images by reason, every attempt.")
+    missing: tuple[str, ...] = Field(description="Keys of the slots that stayed empty, in order.")
+    seconds: dict[str, float] = Field(description="Time spent, by stage.")
+    content_digest: str
+    system: str
+    versions: dict[str, str] = Field(
+        description="Of the libraries that compute pixels; of a GPU, its name and CUDA's version."
+    )
+    rejects_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "ShardManifest":
+        if self.kept + len(self.missing) != self.planned:
+            raise ValueError(
+                f"{self.kept} kept and {len(self.missing)} missing are not {self.planned} planned"
+            )
+        undeclared = sorted(set(self.reasons) - set(REASONS))
+        if undeclared:
+            raise ValueError(f"reason {undeclared[0]!r} is not declared: {', '.join(REASONS)}")
+        return self
+
+
+class ShardEntry(Part):
+    """One shard in the dataset's manifest."""
+
+    name: str
+    sha256: Sha256
+    bytes: Natural
+    kept: Natural
+
+
+class DatasetTotals(Part):
+    """Sums over all shards."""
+
+    planned: Natural
+    kept: Natural
+    bytes: Natural
+    reasons: dict[str, Natural]
+    seconds: dict[str, float]
+
+
+class DatasetManifest(Part):
+    """What a dataset holds: the merge of its shards' manifests, with its recipe."""
+
+    recipe: dict[str, Any]
+    grown: tuple[Extent, ...]
+    content_digest: str
+    bank_digest: str
+    shards: tuple[ShardEntry, ...]
+    totals: DatasetTotals
+    models: tuple[Model, ...]
+    licence: str = Field(description="The strictest of the recipe's and its models'.")
+    created_with: dict[str, str] = Field(description="Versions; several where machines differed.")
+    digitalSourceType: str = DIGITAL_SOURCE_TYPE
+
+
+def commit_shard(store: Store, tar: Path, rejects: Path, manifest: ShardManifest) -> None:
+    """Bring a finished shard to its final names, the manifest last.
+
+    Doing it again, or in two processes at once, is harmless: the names are fixed and equal work
+    gives equal bytes. A shard that is committed already stays as it is; one whose tar was lost
+    gets it back, where what was made again is what its manifest says.
+
+    Raises:
+        FaultError: the manifest of a lost tar says something else.
+    """
+    home, commit = shard_file(manifest.name, TAR), shard_file(manifest.name, COMMIT)
+    stated = store.exists(commit)
+    if stated and store.exists(home):
+        return
+    if stated:
+        _check_remade(store, manifest)
+    store.put(tar, home)
+    store.put(rejects, shard_file(manifest.name, REJECTS))
+    if not stated:
+        store.write(commit, manifest.model_dump_json(indent=1).encode())
+
+
+def _check_remade(store: Store, remade: ShardManifest) -> None:
+    """Raise FaultError where the manifest that is there is not of the same bytes."""
+    try:
+        held = load_shard_manifest(store, remade.name)
+    except ValueError as error:
+        why = f"is damaged ({error})"
+    else:
+        if (held.sha256, held.rejects_sha256) == (remade.sha256, remade.rejects_sha256):
+            return
+        why = f"says sha256 {held.sha256}, made again it has {remade.sha256}"
+        if held.sha256 == remade.sha256:
+            why = f"says rejects_sha256 {held.rejects_sha256}, made again {remade.rejects_sha256}"
+    raise FaultError(
+        f"{store.url}: the tar of shard {remade.name} is missing, and its manifest {why}; "
+        "jobs/verify.py URL --repair removes the manifest, the same command then makes the shard"
+    )
+
+
+def committed(store: Store) -> set[str]:
+    """Return the names of the shards that have both a tar and a manifest, by one listing."""
+    tars, commits = set(), set()
+    for path in store.list(FOLDER):
+        name = path.removeprefix(f"{FOLDER}/")
+        if name.endswith(TAR):
+            tars.add(name.removesuffix(TAR))
+        elif name.endswith(COMMIT):
+            commits.add(name.removesuffix(COMMIT))
+    return tars & commits
+
+
+def load_shard_manifest(store: Store, name: str) -> ShardManifest:
+    """Read the manifest of a shard.
+
+    Raises:
+        FileNotFoundError: the shard is not committed.
+        ValueError: the file is not a manifest of this shard.
+    """
+    path = shard_file(name, COMMIT)
+    try:
+        manifest = ShardManifest.model_validate_json(store.read(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        raise ValueError(f"{path}: {field}: {first['msg']}") from None
+    if manifest.name != name:
+        raise ValueError(f"{path}: it is the manifest of {manifest.name}")
+    return manifest
+
+
+def load_manifest(store: Store) -> DatasetManifest:
+    """Read the manifest of a dataset; InputError where there is none or it is not one."""
+    if not store.exists(MANIFEST):
+        raise InputError(f"{store.url}: no finished dataset there ({MANIFEST} is missing)")
+    try:
+        return DatasetManifest.model_validate_json(store.read(MANIFEST))
+    except ValidationError as error:
+        what = error.errors()[0]
+        field = ".".join(str(part) for part in what["loc"]) or "(whole)"
+        raise InputError(f"{store.url}/{MANIFEST}: {field}: {what['msg']}") from None
+
+
+def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
+    """Merge the manifests of all planned shards into the dataset's, and write it.
+
+    Args:
+        store: the dataset's folder, claimed (`shards.claim`).
+        shards: every planned shard, in the order of the plan.
+
+    Raises:
+        InputError: there is no claim, a planned shard is missing, a manifest is not readable, or
+            shards were made with another content digest than the claim's.
+    """
+    made = merged(read_claim(store), _loaded(store, shards))
+    content = to_bytes(made)
+    if not store.exists(MANIFEST) or store.read(MANIFEST) != content:
+        store.write(MANIFEST, content)
+    return made
+
+
+def inherited(stores: Iterable[Store]) -> Inherited | None:
+    """Return the models and licences of finished datasets; None where there are none of them.
+
+    Raises:
+        InputError: one of them is not finished.
+    """
+    found = [load_manifest(store) for store in stores]
+    if not found:
+        return None
+    models = dict.fromkeys(model for one in found for model in one.models)
+    return Inherited(models=tuple(models), licences=tuple(one.licence for one in found))
+
+
+def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> DatasetManifest:
+    """Return the dataset's manifest: a pure function of its claim and its shards' manifests."""
+    entries: list[ShardEntry] = []
+    reasons: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    planned = kept = size = 0
+    versions: dict[str, set[str]] = {}
+    for one in manifests:
+        if one.content_digest != claim["content_digest"]:
+            raise InputError(
+                f"shard {one.name}: content digest {one.content_digest}, accepted is the "
+                f"dataset's {claim['content_digest']}"
+            )
+        entries.append(ShardEntry(name=one.name, sha256=one.sha256, bytes=one.bytes, kept=one.kept))
+        reasons.update(one.reasons)
+        seconds.update(one.seconds)
+        planned, kept, size = planned + one.planned, kept + one.kept, size + one.bytes
+        for library, version in one.versions.items():
+            versions.setdefault(library, set()).add(version)
+    recipe = claim["recipe"]
+    if "models" in claim:  # as their files lay there; of a composition also its pools'
+        models = tuple(Model(**part) for part in claim["models"])
+    else:
+        models = tuple(
+            Model(name=name, **part) for name, part in sorted(recipe.get("weights", {}).items())
+        )
+    licence = claim["licence"] if "licence" in claim else recipe["licence"]
+    taken = Inherited.model_validate(claim.get("inherited", {}))
+    models = tuple(dict.fromkeys((*models, *taken.models)))
+    return DatasetManifest(
+        recipe=recipe,
+        grown=tuple((count, images) for count, images in claim["grown"]),
+        content_digest=claim["content_digest"],
+        bank_digest=claim["bank_digest"],
+        shards=tuple(entries),
+        totals=DatasetTotals(
+            planned=planned,
+            kept=kept,
+            bytes=size,
+            reasons=dict(sorted(reasons.items())),
+            seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
+        ),
+        models=models,
+        licence=strictest([licence, *taken.licences, *(model.licence for model in models)]),
+        created_with={library: ", ".join(sorted(found)) for library, found in versions.items()},
+        digitalSourceType=claim.get("digitalSourceType", DIGITAL_SOURCE_TYPE),
+    )
+
+
+def to_bytes(manifest: DatasetManifest) -> bytes:
+    """Return the file a dataset's manifest is kept in: equal manifests, equal bytes."""
+    return json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+
+
+def _loaded(store: Store, shards: Iterable[Shard | Slice]) -> Iterator[ShardManifest]:
+    missing: list[str] = []
+    faulty: list[str] = []
+
+    def load(shard: Shard | Slice) -> ShardManifest | None:
+        try:
+            return load_shard_manifest(store, shard.name)
+        except FileNotFoundError:
+            missing.append(shard.name)
+        except ValueError as error:
+            faulty.append(str(error))
+        return None
+
+    for manifest in in_order(load, shards, store.workers):
+        if manifest is not None:
+            yield manifest
+    if missing:
+        names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+        raise InputError(f"{store.url}: {len(missing)} planned shards are missing: {names}")
+    if faulty:
+        raise InputError(f"{store.url}: {len(faulty)} manifests are damaged: {sorted(faulty)[0]}")

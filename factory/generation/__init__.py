@@ -1,0 +1,1 @@
+"""Generation: identities, makers and committers, from a recipe to a dataset."""

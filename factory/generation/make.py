@@ -1,0 +1,115 @@
+"""The maker: it makes the images of a shard, tries rejected slots again, and keeps what is good.
+
+One attempt is three steps: the system varies each identity, samples the images in batches that are
+a function of the plan, and the screens judge them. Slots that no image was kept for are tried
+again, with another variation, as often as the recipe says.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from factory.cluster import hardware
+from factory.datasets.provenance import check_versions, checked_sha256
+from factory.generation.identities import load_bank
+from factory.generation.screen import Screen, known_faces, screens_anything
+from factory.generation.work import Assignment, Sample, ShardWork
+from factory.plan import Shard
+from factory.recipe import GenerateRecipe, InputError, bank_digest, parse, stated_precision
+from factory.recognition.recognizers import load_recognizer
+from factory.systems import create
+from factory.systems.base import Conditions, Position, System
+
+RENDER_BATCH = 64  # images of one call where the recipe has no sampler
+
+
+class Maker:
+    """Makes shards one after another; loads system, teacher and bank once."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        """Load all that making needs.
+
+        Raises:
+            InputError: weights, datasets or libraries here are not those of the assignment.
+        """
+        check_versions(assignment.versions)
+        recipe = parse(assignment.recipe)
+        assert isinstance(recipe, GenerateRecipe)
+        gpu = recipe.workers.num_gpus > 0
+        hardware.set_up(recipe.workers.threads, gpu, stated_precision(recipe))
+        self.system = create(recipe)
+        self.system.load()
+        self.bank = None
+        if self.system.banked:
+            self.bank = load_bank(assignment.store, bank_digest(recipe))
+            if self.bank is not None:
+                self.system.meet(self.bank.contexts)
+        self.screen = _screen(recipe, self.system, "cuda" if gpu else "cpu")
+        self.attempts = recipe.screens.max_attempts if screens_anything(recipe.screens) else 1
+
+    def __call__(self, shard: Shard) -> ShardWork:
+        """Return the shard's images, each with its verdict."""
+        work = ShardWork(shard)
+        with work.timed("identities"):
+            contexts = self._contexts(shard)
+        for attempt in range(self.attempts):
+            with work.timed("styles"):
+                positions = [Position(i, slot, attempt) for i, slot in work.missing()]
+                if not positions:
+                    break
+                rows = np.array([p.identity - shard.identity_start for p in positions])
+                conditions = self.system.vary(contexts[rows], positions)
+            with work.timed("render"):
+                fresh = sampled(self.system, conditions, positions)
+                work.gpu = self.system.gpu()
+            with work.timed("screen"):
+                self.screen(work, fresh, conditions)
+        work.embeddings = {}
+        return work
+
+    def _contexts(self, shard: Shard) -> np.ndarray:
+        """Return the contexts of the shard's identities, float32 [n, D]."""
+        start, stop = shard.identity_start, shard.identity_stop
+        if self.bank is None:
+            return self.system.draw_contexts(range(start, stop))
+        return self.bank.contexts[start:stop]
+
+
+def sampled(system: System, conditions: Conditions, positions: Sequence[Position]) -> list[Sample]:
+    """Return an unscreened sample for each position, made batch by batch."""
+    sampler = system.recipe.sampler
+    size = sampler.batch_size if sampler else RENDER_BATCH
+    made = []
+    for start in range(0, len(positions), size):
+        part = slice(start, start + size)
+        rendered = system.sample(_rows(conditions, part), positions[part])
+        made += [
+            Sample(position, image, truth)
+            for position, image, truth in zip(
+                positions[part], rendered.images, rendered.truth, strict=True
+            )
+        ]
+    return made
+
+
+def _rows(conditions: Conditions, part: slice) -> Conditions:
+    return Conditions(
+        conditions.context[part],
+        conditions.target[part],
+        {name: value[part] for name, value in conditions.extras.items()},
+    )
+
+
+def _screen(recipe: GenerateRecipe, system: System, device: str) -> Screen:
+    """Return the recipe's screens, with the teacher and the known faces they compare with."""
+    if "teacher" not in recipe.weights:
+        return Screen(system, None)
+    checked_sha256("teacher", recipe.weights["teacher"])
+    teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
+    faces = known_faces(recipe)
+    if faces is not None and faces.unit.shape[1] != teacher.dimension:
+        raise InputError(
+            "recipe field screens.real_lookalike.embeddings: dimension "
+            f"{faces.unit.shape[1]}, accepted is the teacher's {teacher.dimension}"
+        )
+    return Screen(system, teacher, faces)

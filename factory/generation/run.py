@@ -1,0 +1,252 @@
+"""A generation from its claim to the merged manifest.
+
+The plan cuts the shards, every random draw is keyed by position, and a shard is one row of Ray
+Data: one actor or many, fused or apart, interrupted or not, the same bytes are written.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+
+from factory import stops
+from factory.cluster import counters
+from factory.cluster.capacity import Reservation, makers, require
+from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
+from factory.datasets.claim import check_claim, write_claim
+from factory.datasets.manifest import DatasetManifest, Inherited, committed, inherited, merge
+from factory.datasets.provenance import models, versions
+from factory.datasets.store import Lock, Store
+from factory.generation.bank import fill_bank
+from factory.generation.commit import Committer
+from factory.generation.make import Maker
+from factory.generation.screen import known_faces
+from factory.generation.work import Assignment
+from factory.plan import Extent, Shard, shards
+from factory.recipe import FaultError, GenerateRecipe, content_digest
+from factory.systems import create
+
+
+class MakerActor:
+    """A maker as a Ray Data actor; it also commits what it makes, unless that is left to others."""
+
+    def __init__(self, assignment: Assignment, commits: bool) -> None:
+        """Load what making needs, once."""
+        self.make = Maker(assignment)
+        self.commit = CommitterActor(assignment) if commits else None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Make the shard of a row; what goes wrong is reported with the shard's name."""
+        (shard,) = batch["shard"]
+        started = time.time()
+        try:
+            work = self.make(shard)
+        except REPORTED as error:
+            return reported(error, f"shard {shard.name}: ")
+        made = {
+            "work": column(work),
+            "actor": np.array([ray.get_runtime_context().get_actor_id()]),
+            "started": np.array([started]),
+        }
+        return made if self.commit is None else self.commit(made)
+
+
+class CommitterActor:
+    """A committer as a Ray Data actor: a made shard in, its manifest out."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        """Keep what manifests state."""
+        self.commit = Committer(assignment)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Commit the shard of a row; what goes wrong is reported with the shard's name."""
+        (work,) = batch["work"]
+        try:
+            manifest = self.commit(work)
+        except REPORTED as error:
+            return reported(error, f"shard {work.shard.name}: ")
+        return {
+            "manifest": column(manifest.model_dump(mode="json")),
+            "actor": batch["actor"],
+            "started": batch["started"],
+            "finished": np.array([time.time()]),
+        }
+
+
+def reservations(recipe: GenerateRecipe) -> list[Reservation]:
+    """Return what the makers of a recipe reserve, and its committers where they are apart."""
+    workers, found = recipe.workers, [makers(recipe.workers)]
+    if workers.committers:
+        count, cpus = workers.committers, workers.committer_num_cpus
+        found.append(Reservation("workers.committers", "workers.committer_", count, cpus))
+    return found
+
+
+def pools(recipe: GenerateRecipe, assignment: Assignment) -> list[ActorPool]:
+    """Return the actor pools of a recipe, in the order a shard passes through them."""
+    workers = recipe.workers
+    made_by, *apart = reservations(recipe)
+    commits = not apart
+    found = [
+        ActorPool(
+            "Make", MakerActor, (assignment, commits), made_by, workers.least, workers.threads
+        )
+    ]
+    for reserved in apart:
+        found.append(ActorPool("Commit", CommitterActor, (assignment,), reserved, reserved.size))
+    return found
+
+
+def preflight(recipe: GenerateRecipe) -> None:
+    """Refuse a recipe whose actor pools the connected cluster can never schedule."""
+    require(reservations(recipe))
+
+
+@dataclass
+class Progress:
+    """What a generation has done so far."""
+
+    shards: int
+    shards_done: int = 0
+    images: int = 0
+    kept: int = 0
+    tried: int = 0
+    started: float = field(default_factory=time.time)
+    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count one committed shard."""
+        manifest = row["manifest"]
+        self.shards_done += 1
+        self.images += manifest["kept"]
+        self.kept += manifest["kept"]
+        self.tried += manifest["kept"] + sum(manifest["reasons"].values())
+        self.rows.append((row["actor"], row["started"], row["finished"], manifest["kept"]))
+
+    def line(self, before: int) -> str:
+        """Return one line: shards, images/s, kept share, time left; `before`: done earlier."""
+        elapsed = max(time.time() - self.started, 1e-6)
+        left = (self.shards - before - self.shards_done) * elapsed / max(self.shards_done, 1)
+        return (
+            f"shards {before + self.shards_done}/{self.shards}"
+            f"  {self.images / elapsed:.1f} images/s"
+            f"  kept {100 * self.kept / max(self.tried, 1):.1f} %  ETA {left:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The result of a generation: the dataset's manifest and what this run did of it."""
+
+    manifest: DatasetManifest
+    progress: Progress
+    found: int
+
+
+def check_sources(recipe: GenerateRecipe) -> Inherited | None:
+    """Open what a generation reads, before any folder is touched.
+
+    Returns:
+        Models and licences of the datasets it is drawn from; None where there are none.
+
+    Raises:
+        InputError: weights, datasets or known faces that the recipe names are not what it says.
+    """
+    system = create(recipe)
+    system.open()
+    handed_down = inherited(system.origins())
+    models(recipe.weights)
+    known_faces(recipe)
+    return handed_down
+
+
+def fill(
+    recipe: GenerateRecipe,
+    lock: Lock,
+    handed_down: Inherited | None,
+    say: Callable[[str], None],
+    extend: bool = False,
+) -> Generated:
+    """Claim a dataset's folder for a recipe and make what it lacks.
+
+    Args:
+        recipe: what to make; it states the sha256 of its weights (`provenance.pinned`) and its
+            precision (`precision.settled`).
+        lock: of the dataset's folder, held by the caller.
+        handed_down: as `check_sources` returns it.
+        say: receives one line of progress at a time.
+        extend: whether a smaller dataset of the same recipe may grow.
+
+    Raises:
+        InputError: the store holds another recipe's dataset, or weights are not what the recipe
+            says; or as `generate`.
+        FaultError: as `generate`.
+    """
+    assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
+    store, made_with = lock.store, versions()
+    grown = check_claim(store, recipe, made_with, extend)
+    digest = content_digest(recipe, made_with)
+    write_claim(store, recipe, digest, grown, handed_down, models(recipe.weights))
+    store.sweep()
+    return generate(recipe, store, grown, say, lock.check)
+
+
+def generate(
+    recipe: GenerateRecipe,
+    store: Store,
+    grown: tuple[Extent, ...],
+    say: Callable[[str], None],
+    check_lock: Callable[[], None] = lambda: None,
+) -> Generated:
+    """Make every planned shard that is not committed yet, then merge the manifests.
+
+    Args:
+        recipe: what to make; checked, and claimed by the store (`datasets.claim`).
+        store: the dataset's folder, locked by the caller.
+        grown: extents the dataset had before it was extended.
+        say: receives one line of progress at a time.
+        check_lock: called once a shard; it raises where the folder is another writer's by now.
+
+    Raises:
+        InputError: the cluster cannot schedule what the recipe reserves, or a worker found a
+            mistake of the user's, as weights that are not on its node.
+        FaultError: a disk, store or GPU failed for good, or a planned shard is missing at the end.
+    """
+    preflight(recipe)
+    system = create(recipe)
+    if system.banked:
+        for line in system.remarks(fill_bank(recipe, store, say, check_lock).contexts):
+            say(line)
+    done = committed(store)
+    planned = sum(1 for _ in shards(recipe, grown))
+    todo = [shard for shard in shards(recipe, grown) if shard.name not in done]
+    found = planned - len(todo)
+    progress = Progress(planned)
+    if found:
+        say(f"resuming: {found} of {planned} shards are committed")
+    with stops.keeping(lambda: f"{len(committed(store))} of {planned} shards are committed"):
+        for row in _run(recipe, store, todo) if todo else ():
+            check_lock()
+            progress.add(row)
+            made = row["manifest"]
+            counts = made["kept"], made["reasons"], made["seconds"]
+            counters.shard(recipe.name, recipe.system, *counts)
+            say(progress.line(found))
+    done = committed(store)
+    missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
+    if missing:
+        raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
+    return Generated(merge(store, shards(recipe, grown)), progress, found)
+
+
+def _run(recipe: GenerateRecipe, store: Store, todo: list[Shard]) -> Iterator[dict[str, Any]]:
+    """Yield a row of each shard's manifest, as they are committed."""
+    made_with = versions()
+    assignment = Assignment(
+        recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with
+    )
+    rows = ({"shard": shard} for shard in todo)
+    yield from flow(rows, pools(recipe, assignment), f"output {store.url}: ")

@@ -1,0 +1,71 @@
+"""Recipes of kind `bank`: a dataset of identities, one image each."""
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from factory.recipe.generate import GenerateRecipe
+from factory.recipe.parts import (
+    Cosine,
+    KnownFaces,
+    NamedDataset,
+    NamedWeights,
+    Part,
+    Positive,
+    Workers,
+)
+
+
+class AttributeRule(Part):
+    """Keep faces whose attribute lies in a range, both ends included."""
+
+    attribute: str
+    low: float | None = None
+    high: float | None = None
+
+
+class BankRecipe(Part):
+    """A bank of identities: one image each, chosen from candidates (DCFace, papers.md 1.3)."""
+
+    kind: Literal["bank"]
+    name: str
+    seed: int = Field(description="Of the draw.")
+    licence: str
+    candidates: NamedDataset | None = Field(
+        default=None, description="A dataset; the first image of each identity is a candidate."
+    )
+    generate: GenerateRecipe | None = Field(
+        default=None, description="Or what makes the candidates, as OUT-candidates."
+    )
+    weights: NamedWeights = Field(
+        description="`recognizer`, under which faces are compared; `attributes`, if rules need it."
+    )
+    max_cosine: Cosine = Field(description="r: kept identities stay below this to each other.")
+    known: KnownFaces | None = Field(
+        default=None, description="Real faces; candidates at r or more to any of them are dropped."
+    )
+    rules: tuple[AttributeRule, ...] = ()
+    count: Positive | None = Field(default=None, description="How many to draw; default: all.")
+    draw: Literal["first", "random", "balanced"] = Field(
+        default="first", description="In key order, at random, or as many of each group."
+    )
+    groups: dict[str, tuple[float, ...]] = Field(
+        default={}, description="For balanced: attributes, and where their range is cut."
+    )
+    shard_images: Positive = 1000
+    workers: Workers
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BankRecipe":
+        if (self.candidates is None) == (self.generate is None):
+            raise ValueError("exactly one of candidates and generate is accepted")
+        if "recognizer" not in self.weights:
+            raise ValueError("weights.recognizer is missing")
+        if (self.rules or self.groups) and "attributes" not in self.weights:
+            raise ValueError("weights.attributes is missing; rules and groups need it")
+        if (self.draw == "balanced") != bool(self.groups):
+            raise ValueError(f"draw is {self.draw!r} and groups {self.groups}: balanced needs both")
+        return self

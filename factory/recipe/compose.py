@@ -1,0 +1,92 @@
+"""Recipes of kind `compose`: a view over finished datasets, its pools."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from factory.recipe.addresses import Address
+from factory.recipe.parts import Cosine, Part, Positive, Weights
+
+
+class PoolView(Part):
+    """What a composition takes of one pool, a finished dataset."""
+
+    url: Address = Field(description="Folder or URL, without credentials.")
+    content_digest: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = Field(
+        default="", description="When given, the pool's must be equal."
+    )
+    identities: Positive | None = Field(
+        default=None, description="The first N that qualify, in label order; default: all."
+    )
+    images_each: Positive | None = Field(
+        default=None, description="At most N of each identity; default: all, or as the budget says."
+    )
+    least_images: Positive = Field(
+        default=1, description="An identity with fewer images in the band does not qualify."
+    )
+    draw: Literal["first", "random"] = Field(
+        default="first", description="Images in key order, or in an order drawn by the seed."
+    )
+    centre_band: tuple[Cosine, Cosine] | None = Field(
+        default=None, description="Cosine to the centre: low <= cosine < high; a high of 1 is open."
+    )
+    weight: Annotated[float, Field(ge=0.0)] = Field(
+        default=1.0, description="Share of the image budget, relative to the other pools'."
+    )
+    repeat: Positive = Field(default=1, description="Times an epoch holds each image taken.")
+    identities_of: str = Field(
+        default="", description="The pool whose people these are: equal identities, one label."
+    )
+    real: bool = Field(default=False, description="Photographs of real identities, mixed in.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PoolView":
+        if self.centre_band is not None and not self.centre_band[0] < self.centre_band[1]:
+            raise ValueError(f"centre_band is {list(self.centre_band)}, accepted is low < high")
+        if self.identities_of and self.identities is not None:
+            raise ValueError(
+                f"identities is {self.identities}; with identities_of accepted is to leave it out"
+            )
+        return self
+
+
+class ComposeRecipe(Part):
+    """A composition: a view over pools, from which a recognizer is trained."""
+
+    kind: Literal["compose"]
+    name: str
+    seed: int
+    pools: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PoolView], Field(min_length=1)
+    ]
+    images: Positive | None = Field(
+        default=None, description="Images of an epoch, repeats counted; default: all of the pools'."
+    )
+    recognizer: Weights | None = Field(
+        default=None, description="Under which `centre_band` is measured; a recognizer reference."
+    )
+    shard_images: Positive = Field(default=5000, description="Of one shard, when materialised.")
+
+    @model_validator(mode="after")
+    def _pools_fit(self) -> "ComposeRecipe":
+        for name, view in self.pools.items():
+            if view.centre_band is not None and self.recognizer is None:
+                raise ValueError(f"recognizer is missing; pools.{name}.centre_band needs one")
+            if view.weight != 1.0 and self.images is None:
+                raise ValueError(f"images is missing; pools.{name}.weight shares out a budget")
+            other = view.identities_of
+            if other and (other == name or other not in self.pools):
+                raise ValueError(f"pools.{name}.identities_of is {other!r}, accepted: another pool")
+            if other and self.pools[other].identities_of:
+                raise ValueError(
+                    f"pools.{name}.identities_of is {other!r}, which has identities_of itself; "
+                    f"accepted is {self.pools[other].identities_of!r}"
+                )
+            if other and view.weight and not self.pools[other].weight:
+                raise ValueError(f"pools.{name}.identities_of is {other!r}, whose weight is 0")
+        if not any(view.weight for view in self.pools.values()):
+            raise ValueError("pools: every weight is 0; accepted is one or more above 0")
+        return self

@@ -1,0 +1,97 @@
+"""Digests: 16 hex digits that name a recipe by what it decides."""
+
+import hashlib
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+from pydantic import (
+    BaseModel,
+)
+
+from factory.recipe.addresses import DECIDING, with_options
+from factory.recipe.generate import GenerateRecipe, Screens
+from factory.recipe.parts import AUTO, Weights
+from factory.recipe.precision import stated_precision
+
+
+def canonical(recipe: BaseModel) -> str:
+    """Return the recipe as JSON with sorted keys and no spaces: equal recipes, equal text."""
+    return json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """Return 16 hex digits naming a recipe or any JSON value by its content."""
+    if isinstance(value, BaseModel):
+        text = canonical(value)
+    else:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bank_digest(recipe: GenerateRecipe) -> str:
+    """Return the digest of what decides the identity bank.
+
+    Counts are left out: a bank packed greedily in key order is a prefix of any longer one.
+    """
+    identities = recipe.identities.model_dump(mode="json", exclude={"count", "images_each"})
+    return digest({"identities": identities, **_pixels(recipe)})
+
+
+def content_digest(recipe: GenerateRecipe, versions: dict[str, str]) -> str:
+    """Return the digest of only what changes pixels; it stands in every sidecar and names pools.
+
+    Args:
+        recipe: the recipe of the dataset.
+        versions: versions of the libraries that compute pixels, by name.
+    """
+    return digest(
+        {
+            **_pixels(recipe),
+            "bank": bank_digest(recipe),
+            "image": recipe.image.model_dump(mode="json"),
+            "screens": _screens(recipe.screens),
+            "shard": recipe.shard.model_dump(mode="json"),
+            "versions": versions,
+        }
+    )
+
+
+def _screens(screens: Screens) -> dict[str, Any]:
+    """Return what screens decide by: of embeddings their sha256, not where they lie."""
+    decides = screens.model_dump(mode="json", exclude={"real_lookalike"})
+    rule = screens.real_lookalike
+    if rule is not None:  # absent, it leaves the digest as it was before the screen was known
+        decides["real_lookalike"] = [rule.max_cosine, rule.embeddings.sha256]
+    return decides
+
+
+def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
+    assert stated_precision(recipe) != AUTO, "what auto means is settled before a digest is taken"
+    sampler = recipe.sampler.name if recipe.sampler else ""
+    clipped = sampler in ("ddpm", "ddim") and "autoencoder" not in recipe.weights
+    since = {"clipped": True} if clipped else {}  # absent, digests are those of before it was done
+    return since | {
+        "seed": recipe.seed,
+        "system": recipe.system,
+        "size": recipe.image.size,
+        "options": _without_urls(recipe.options),
+        "weights": {name: _network(part) for name, part in recipe.weights.items()},
+        "sampler": recipe.sampler.model_dump(mode="json") if recipe.sampler else None,
+        "threads": recipe.workers.threads,
+    }
+
+
+def _network(weights: Weights) -> str:
+    """Return what names a network: its file's sha256, and options that change what it computes."""
+    options = with_options(weights.location)[1]
+    stated = sorted((name, options[name]) for name in DECIDING if name in options)
+    return "?".join([weights.sha256, urlencode(stated)] if stated else [weights.sha256])
+
+
+def _without_urls(options: Any) -> Any:
+    """Return options without the places of the datasets they name by url and digest."""
+    if isinstance(options, dict):
+        kept = options.keys() - {"url"} if "digest" in options else options.keys()
+        return {name: _without_urls(options[name]) for name in kept}
+    return options

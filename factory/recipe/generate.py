@@ -1,0 +1,125 @@
+"""Recipes of kind `generate`: a dataset of labelled synthetic faces."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from factory.recipe.parts import (
+    AUTO,
+    Cosine,
+    Fraction,
+    Image,
+    KnownFaces,
+    NamedWeights,
+    Part,
+    Positive,
+    Precision,
+    Workers,
+)
+
+
+class Identities(Part):
+    """How many identities and images, and where the identities come from."""
+
+    count: Positive
+    images_each: Positive
+    source: str = Field(description="How the system draws identities; each system names its own.")
+    max_cosine: Cosine = Field(
+        default=1.0, description="Two contexts of the bank are never closer than this."
+    )
+
+
+class ShardShape(Part):
+    """How many identities and slots one shard holds."""
+
+    identities: Positive
+    slots: Positive | None = Field(default=None, description="Default: identities.images_each.")
+
+
+class Sampler(Part):
+    """How a diffusion model is sampled."""
+
+    name: Literal["ddpm", "ddim", "dpmsolver++", "unipc"]
+    steps: Positive
+    guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
+        default=1.0, description="diffusers' convention u + g (c - u); 1 is off."
+    )
+    eta: Fraction = 0.0
+    batch_size: Positive = 16
+    dtype: Precision = Field(
+        default=AUTO,
+        description="auto: bfloat16 where the workers' processors have instructions for it.",
+    )
+
+
+class IdentityDrift(Part):
+    """Reject an image whose cosine to its context is further than `tolerance` from the target."""
+
+    tolerance: Annotated[float, Field(gt=0.0, le=2.0)]
+
+
+class NearDuplicate(Part):
+    """Reject an image closer than `max_cosine` to an earlier kept image of the same identity."""
+
+    max_cosine: Cosine
+
+
+class RealLookalike(Part):
+    """Reject an image closer than `max_cosine` to any of the embeddings, under the teacher."""
+
+    max_cosine: Cosine
+    embeddings: KnownFaces
+
+
+class Screens(Part):
+    """Which images are rejected, and how often a rejected slot is tried again."""
+
+    identity_drift: IdentityDrift | None = None
+    near_duplicate: NearDuplicate | None = None
+    real_lookalike: RealLookalike | None = None
+    max_attempts: Positive = 3
+
+
+class Cost(Part):
+    """What an image is expected to cost, and who says so."""
+
+    seconds_per_image: tuple[float, float] = Field(description="Low and high, one actor.")
+    source: str
+    bytes_per_image: Positive = 3000
+
+
+class GenerateRecipe(Part):
+    """A dataset of labelled synthetic faces."""
+
+    kind: Literal["generate"]
+    name: str
+    seed: int
+    system: str
+    licence: str
+    image: Image
+    identities: Identities
+    shard: ShardShape
+    workers: Workers
+    cost: Cost
+    weights: NamedWeights = Field(default={}, description="Networks that make and judge.")
+    sampler: Sampler | None = None
+    screens: Screens = Screens()
+    options: dict[str, Any] = Field(default={}, description="The system's own fields.")
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> "GenerateRecipe":
+        if self.shard.slots is not None and self.shard.slots > self.identities.images_each:
+            raise ValueError(
+                f"shard.slots is {self.shard.slots}, accepted is 1 to identities.images_each "
+                f"({self.identities.images_each})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lookalikes_are_seen(self) -> "GenerateRecipe":
+        if self.screens.real_lookalike is not None and "teacher" not in self.weights:
+            raise ValueError("screens.real_lookalike needs weights.teacher, which is missing")
+        return self

@@ -1,0 +1,172 @@
+"""Reading a recipe: YAML, `--set` overrides, and one message for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from factory.recipe.addresses import public
+from factory.recipe.bank import BankRecipe
+from factory.recipe.compose import ComposeRecipe
+from factory.recipe.errors import InputError
+from factory.recipe.fr import FRRecipe
+from factory.recipe.generate import GenerateRecipe
+from factory.recipe.parts import P
+from factory.recipe.train import TrainRecipe
+
+Recipe = GenerateRecipe | TrainRecipe | FRRecipe | ComposeRecipe | BankRecipe
+KINDS: dict[
+    str,
+    type[GenerateRecipe]
+    | type[TrainRecipe]
+    | type[FRRecipe]
+    | type[ComposeRecipe]
+    | type[BankRecipe],
+] = {
+    "generate": GenerateRecipe,
+    "train": TrainRecipe,
+    "fr": FRRecipe,
+    "compose": ComposeRecipe,
+    "bank": BankRecipe,
+}
+RECIPES = "jobs/recipes"
+EXAMPLE = "desk/generate/studio.yaml"
+PACKAGE = Path(__file__).parents[1]
+FOLDERS = (PACKAGE.parent / RECIPES, PACKAGE / "recipes")  # of a checkout, and of a wheel
+RENAMED = (
+    "is named workers now: size is max, fused: false is committers: N with committer_num_cpus, and "
+    "screen_size, screen_num_cpus and screen_num_gpus are gone"
+)
+
+
+def shipped(path: str | Path) -> Path:
+    """Return the file of a recipe: the path itself, or a recipe that comes with the factory.
+
+    Those are named from jobs/recipes down, as desk/generate/studio.yaml, with or without
+    jobs/recipes before it, wherever the command is run. A file that is there comes first.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    name = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else path
+    found = (folder / name for folder in FOLDERS)
+    return next((file for file in found if file.is_file()), path)
+
+
+def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: str = "") -> Recipe:
+    """Read a recipe file and apply `path=value` overrides.
+
+    Args:
+        path: a YAML file, or the name of a shipped one (`shipped`).
+        overrides: strings such as `identities.count=20`; the value is read as YAML.
+        kind: when given, the only kind accepted.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a field is unknown, missing or wrong.
+    """
+    path = shipped(path)
+    if not path.is_file():
+        raise InputError(
+            f"recipe: no file {path}; accepted is the path of a YAML recipe, or the name of one "
+            f"that comes with the factory, as {EXAMPLE}"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"recipe: {path} holds {type(raw).__name__}, accepted is a mapping")
+    for override in overrides:
+        apply(raw, override)
+    if kind and raw.get("kind") != kind:
+        raise InputError(f"recipe field kind: {raw.get('kind')!r}; this job accepts {kind!r}")
+    return parse(raw)
+
+
+def parse(raw: dict[str, Any]) -> Recipe:
+    """Validate a mapping as a recipe of the kind it names; raises InputError."""
+    if raw.get("kind") not in KINDS:
+        raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
+    for field, part in (("", raw), ("generate.", raw.get("generate"))):
+        if isinstance(part, dict) and "pool" in part:
+            raise InputError(f"recipe field {field}pool: {RENAMED}")
+    return checked(KINDS[raw["kind"]], raw, "recipe field ")
+
+
+def held(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that an output keeps, in the words of this version.
+
+    Before 0.2, `workers` was `pool` and had a size.
+    """
+    raw = dict(raw)
+    if isinstance(raw.get("generate"), dict):
+        raw["generate"] = held(raw["generate"])
+    old = raw.pop("pool", None)
+    if not isinstance(old, dict):
+        return raw
+    apart = {"committers": old.get("screen_size", 1)} if not old.get("fused", True) else {}
+    same = {name: old[name] for name in ("num_cpus", "num_gpus", "threads") if name in old}
+    return {**raw, "workers": {"max": old.get("size", 1), **same, **apart}}
+
+
+def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
+    """Validate `raw` as `model`; InputError names each faulty field.
+
+    Args:
+        model: the part to make.
+        raw: its fields.
+        what: words before each field's name, such as "recipe field ".
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        faults = [_explain(model, fault, what) for fault in error.errors()]
+        raise InputError("; ".join(faults)) from None
+
+
+def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+    if fault["type"] == "extra_forbidden":
+        names = _accepted(model, fault["loc"][:-1]) or ["no field"]
+        return f"{what}{field}: unknown; accepted: {', '.join(names)}"
+    if fault["type"] == "missing":
+        return f"{what}{field}: missing"
+    if fault["type"] == "value_error":
+        return f"{what}{field}: {fault['ctx']['error']}"
+    given = public(repr(fault["input"]))
+    return f"{what}{field}: {given}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the part at `loc` inside `model`."""
+    for name in loc:
+        if name not in model.model_fields:
+            break
+        annotation = model.model_fields[name].annotation
+        parts = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return sorted(model.model_fields)
+
+
+def apply(raw: dict[str, Any], override: str) -> None:
+    """Set a field of a mapping, `path=value`, the value read as YAML; raises InputError."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override!r}: accepted is path=value, as identities.count=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {path}: {text!r} is not a YAML value") from error
+    *parents, leaf = path.split(".")
+    for name in parents:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"--set {path}: {name} is not a group of fields")
+    raw[leaf] = value

@@ -1,0 +1,156 @@
+"""Recipes of kind `train`: an autoencoder or a diffusion model."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from factory.recipe.addresses import Address, Addresses
+from factory.recipe.parts import (
+    AUTO,
+    Fraction,
+    Image,
+    NamedWeights,
+    Natural,
+    Part,
+    Positive,
+    Precision,
+)
+
+
+class Data(Part):
+    """Which datasets a training reads, and how much of them."""
+
+    train: Addresses = Field(description="Folder or URL of a dataset, or several.")
+    identities: Positive | None = Field(default=None, description="Use the first N identities.")
+    images_each: Positive | None = Field(default=None, description="Use the first N images each.")
+    shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
+    resize: bool = Field(
+        default=False, description="Resize images of another size, bilinearly, to image.size."
+    )
+
+    def urls(self) -> tuple[str, ...]:
+        """Return the datasets as a tuple, in the order their labels are counted."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+
+class Optimizer(Part):
+    """The optimizer and its constants."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Annotated[float, Field(gt=0.0)]
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    momentum: Fraction = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="0 is off. A recognizer's network and centres count apart."
+    )
+
+
+class Schedule(Part):
+    """How long to train, and how the learning rate moves."""
+
+    name: Literal["constant", "cosine", "steps", "warm_restarts"] = "constant"
+    steps: Positive | None = Field(default=None, description="Optimizer steps in all.")
+    epochs: Positive | None = Field(default=None, description="Passes over the data.")
+    batch_size: Positive = Field(description="Images of one optimizer step, over all workers.")
+    warmup: Fraction = Field(default=0.0, description="Share of the training that warms up.")
+    milestones: tuple[float, ...] = Field(
+        default=(), description="For `steps`: epochs at which lr is divided by ten."
+    )
+    restart_steps: Positive = Field(default=10_000, description="For `warm_restarts`: T_0.")
+    restart_mult: Positive = Field(
+        default=1, description="For `warm_restarts`: each is so many times as long as the last."
+    )
+    final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Schedule":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"exactly one of schedule.steps ({self.steps}) and schedule.epochs ({self.epochs}) "
+                "is accepted"
+            )
+        return self
+
+
+class DeepSpeed(Part):
+    """How a network that is too large is divided; the last two serve both engines."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: bool = Field(default=False, description="Keep the optimizer's state on the CPU.")
+    accumulation_steps: Positive = Field(
+        default=1, description="Micro-batches of one optimizer step, on each worker."
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Compute blocks twice instead of keeping their activations."
+    )
+
+
+class Engine(Part):
+    """What runs the training: plain torch on one worker, or DeepSpeed on many."""
+
+    name: Literal["torch", "deepspeed"]
+    workers: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Positive = 1
+    precision: Precision = Field(
+        default=AUTO,
+        description="auto: bfloat16 where the workers' processors have instructions for it.",
+    )
+    max_failures: Natural = 2
+    deepspeed: DeepSpeed = DeepSpeed()
+
+    @model_validator(mode="after")
+    def _torch_is_alone(self) -> "Engine":
+        if self.name == "torch" and self.workers != 1:
+            raise ValueError(
+                f"engine.workers is {self.workers}, engine.name torch accepts 1; use deepspeed"
+            )
+        return self
+
+
+class Checkpoints(Part):
+    """When a training saves, and how many checkpoints it keeps."""
+
+    every_steps: Positive
+    keep: Positive = 2
+
+
+class Precompute(Part):
+    """A pool of actors that runs the frozen networks on all images before the training."""
+
+    sidecar: Address = Field(
+        description="Folder or URL of what they make, reachable by all workers."
+    )
+    actors: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class TrainRecipe(Part):
+    """A training of an autoencoder or of a system's diffusion model."""
+
+    kind: Literal["train"]
+    name: str
+    seed: int
+    system: str = Field(description="`autoencoder`, or the system whose denoiser is trained.")
+    licence: str
+    image: Image
+    data: Data
+    model: dict[str, Any] = Field(description="Sizes of the network; the system checks them.")
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine
+    checkpoint: Checkpoints
+    weights: NamedWeights = Field(
+        default={}, description="Frozen parts, and `start`: weights to continue from."
+    )
+    ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
+    options: dict[str, Any] = Field(default={}, description="The system's own fields: losses etc.")
+    precompute: Precompute | None = Field(
+        default=None, description="Latents and embeddings made by a pool; null: by each worker."
+    )

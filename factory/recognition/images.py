@@ -1,0 +1,97 @@
+"""Images on their way into a recognizer: decoded, checked for size, embedded in batches."""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from factory.datasets import centres
+from factory.datasets.feed import resized
+from factory.recipe import InputError
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+class Embeds(centres.Embeds, Protocol):
+    """What an evaluation asks of a recognizer: a name, too."""
+
+    @property
+    def name(self) -> str:
+        """A name to print."""
+        ...
+
+
+def decode(data: bytes, what: str) -> np.ndarray:
+    """Decode a JPEG or PNG to uint8 [H, W, 3] RGB.
+
+    Args:
+        data: the encoded image.
+        what: words that name the image in an error.
+
+    Raises:
+        InputError: the bytes are not a JPEG or PNG, or are damaged.
+    """
+    try:
+        if data.startswith(PNG_MAGIC):
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                return np.asarray(image.convert("RGB"))
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{what}: cannot be read ({error}); accepted is JPEG or PNG") from None
+
+
+def fitted(image: np.ndarray, size: int, what: str, resize: bool) -> np.ndarray:
+    """Return the image as uint8 [size, size, 3]; resizing is bilinear and only when asked for.
+
+    Raises:
+        InputError: the image has another size and `resize` is off.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    if not resize:
+        raise InputError(
+            f"{what}: {image.shape[1]} x {image.shape[0]} pixels, the recognizer takes {size} x "
+            f"{size}; accepted are images of its size, or --resize to resize them bilinearly"
+        )
+    return resized(image, size)
+
+
+def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Stack uint8 [S, S, 3] images to batches, uint8 [B, S, S, 3] with B up to `batch_size`."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def flip_sum(recognizer: Embeds, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Embed images and their mirror images, all raw.
+
+    Returns:
+        The sums of the two, float64 [B, D], and the lengths of all of them, float64 [2B].
+    """
+    pair = [recognizer.embed(part).astype(np.float64) for part in (images, mirrored(images))]
+    return pair[0] + pair[1], np.concatenate([lengths(part) for part in pair])
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Return the mirror images of uint8 [B, S, S, 3]."""
+    return np.ascontiguousarray(images[:, :, ::-1])
+
+
+def lengths(embeddings: np.ndarray) -> np.ndarray:
+    """Return the L2 length of each row, float64 [N]."""
+    return np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))
+
+
+def normalized(embeddings: np.ndarray) -> np.ndarray:
+    """Return rows of unit length; a row of zeros stays zero. Last digits as scikit-learn's."""
+    found = lengths(embeddings)[:, None]
+    return embeddings / np.where(found == 0.0, 1.0, found)

@@ -1,1 +1,0 @@
-"""Shards: bytes on disk and back."""

@@ -1,1 +1,0 @@
-"""What flows on Ray Data: one shard in, one shard out."""

@@ -1,0 +1,134 @@
+"""Identity contexts: unit vectors drawn on the hypersphere, spread over it, and turned away."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from factory.seeding import generator, seed64
+
+ROWS, COLUMNS = 1024, 16_384  # of a matrix of cosines held at a time
+
+
+def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
+    """Draw unit vectors uniformly on the hypersphere, one for each index.
+
+    Args:
+        root: the recipe's seed.
+        indices: the positions drawn; equal positions give equal vectors.
+        dimension: size D of a vector.
+
+    Returns:
+        float32 [n, D], unit length: a normalised Gaussian (papers.md 2.4, "synthetic uniform").
+    """
+    draws = [
+        generator(seed64(root, "context", index)).standard_normal(dimension) for index in indices
+    ]
+    vectors = np.stack(draws)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarray:
+    """Spread unit vectors over the hypersphere, as far from each other as can be (ID3, Tammes).
+
+    Minimises the log-sum-exp of each vector's cosines to the others by steps along its gradient in
+    the tangent plane, from a random start, while the log-sum-exp hardens into the maximum. All
+    anchors move together: they are a function of `count`, and those of a smaller count are
+    others.
+
+    Args:
+        count: number of anchors N.
+        dimension: size D of a vector.
+        seed: of the start.
+        steps: of the descent; 200 bring 200 anchors in 128 dimensions within 0.03 of
+            `least_max_cosine`.
+
+    Returns:
+        float32 [N, D], unit length, read-only.
+    """
+    found = uniform(seed, range(count), dimension)
+    for share in np.linspace(0.0, 1.0, steps if count > 1 else 0):
+        hardness, rate = 20.0 * 10.0**share, 0.02**share
+        moved = np.empty_like(found)
+        for start in range(0, count, ROWS):
+            rows = found[start : start + ROWS]
+            cosines = _cosines(rows, found, start)
+            weights = np.exp(hardness * (cosines - cosines.max(axis=1, keepdims=True)))
+            weights /= weights.sum(axis=1, keepdims=True)
+            gradient = weights @ found
+            gradient -= (gradient * rows).sum(axis=1, keepdims=True) * rows
+            moved[start : start + ROWS] = rows - rate * gradient
+        found = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    found.flags.writeable = False
+    return found
+
+
+def least_max_cosine(count: int, dimension: int) -> float:
+    """Return a cosine that the closest two of N unit vectors cannot all stay under.
+
+    Rankin's bound, which is reached: -1 / (N - 1) up to D + 1 vectors, 0 up to 2 D. For more,
+    Levenshtein's of the third degree, N = D (1 - s) (2 + (D + 1) s) / (1 - D s^2), which holds up
+    to D (D + 3) / 2 vectors and stays a lower bound beyond.
+    """
+    if count <= dimension + 1:
+        return -1.0 / (count - 1) if count > 1 else -1.0
+    if count <= 2 * dimension:
+        return 0.0
+    d, n = dimension, min(count, dimension * (dimension + 3) // 2)
+    # The formula solved for s: d (n - d - 1) s^2 + d (d - 1) s - (n - 2 d) = 0.
+    a, b, c = d * (n - d - 1), d * (d - 1), n - 2 * d
+    return (math.sqrt(b * b + 4 * a * c) - b) / (2 * a)
+
+
+def perturb(contexts: np.ndarray, cosines: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    """Turn each context away to a given cosine, in a direction of its own.
+
+    y = v w + sqrt(1 - v^2) u with u a random unit vector orthogonal to w (ID3, Algorithm 3;
+    the same as IDperturb's cos(theta) v + sin(theta) u).
+
+    Args:
+        contexts: [n, D] unit vectors w; they are normalised again in float64.
+        cosines: [n] in [-1, 1], v.
+        seeds: one 64-bit seed a row, of u.
+
+    Returns:
+        float64 [n, D] unit vectors, whose cosines to the contexts are those asked for.
+    """
+    axes = np.asarray(contexts, np.float64)
+    axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    away = np.stack([generator(seed).standard_normal(axes.shape[1]) for seed in seeds])
+    away -= (away * axes).sum(axis=1, keepdims=True) * axes
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    wanted = np.asarray(cosines, np.float64)[:, None]
+    return wanted * axes + np.sqrt(1.0 - wanted**2) * away
+
+
+def cosine_bounds(contexts: np.ndarray, lower: float) -> np.ndarray:
+    """Return how far each identity may be perturbed without reaching into a neighbour's half.
+
+    lb_i = max(lower, max_j cos(angle_ij / 2)), IDperturb's bound for each identity. Where they
+    are nearly orthogonal it is 0.71 or more, whatever `lower` says.
+
+    Args:
+        contexts: [n, D] unit vectors.
+        lower: the cosine asked for.
+
+    Returns:
+        float64 [n], the lowest cosine to its context that each identity may get.
+    """
+    vectors = np.asarray(contexts, np.float64)
+    nearest = np.full(len(vectors), -1.0)
+    for start in range(0, len(vectors), ROWS):
+        rows = vectors[start : start + ROWS]
+        nearest[start : start + ROWS] = _cosines(rows, vectors, start).max(axis=1, initial=-1.0)
+    half = np.sqrt(np.clip((1.0 + nearest) / 2.0, 0.0, 1.0))  # cos(a/2)^2 = (1 + cos a) / 2
+    return np.maximum(lower, half)
+
+
+def _cosines(rows: np.ndarray, vectors: np.ndarray, start: int) -> np.ndarray:
+    """Return cosines of vectors [start, start + n) to all, minus infinity for each to itself."""
+    cosines = rows @ vectors.T
+    cosines[np.arange(len(rows)), start + np.arange(len(rows))] = -np.inf
+    return cosines

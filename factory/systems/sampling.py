@@ -1,0 +1,375 @@
+"""How a diffusion system samples: loading, guidance, and images by position.
+
+A system says what its network is and what it is conditioned on; the noise process, guidance,
+autoencoder, teacher and the draws keyed by position are here.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from factory.cluster.hardware import gpu_facts
+from factory.datasets.images import ImageBank
+from factory.datasets.provenance import checked_sha256
+from factory.datasets.store import Store
+from factory.diffusion.autoencoder import to_images, to_pixels
+from factory.diffusion.examples import (
+    embed,
+)
+from factory.diffusion.files import (
+    load_autoencoder,
+    load_denoiser,
+    read_metadata,
+)
+from factory.diffusion.sampling import Given, Predict, guided, sample_latents
+from factory.diffusion.schedule import Process
+from factory.recipe import (
+    AUTO,
+    Cosine,
+    Fraction,
+    InputError,
+    NamedDataset,
+    Part,
+    Positive,
+    Sampler,
+    checked,
+)
+from factory.recognition.recognizers import load_recognizer
+from factory.seeding import generator, seed64
+from factory.studio.people import person
+from factory.studio.render import render
+from factory.studio.views import draw_view_kind
+from factory.systems.base import Position, System
+from factory.systems.contexts import cosine_bounds, perturb
+
+
+class Perturb(Part):
+    """IDperturb (CVPR 2026): each image's context has the cosine s ~ U[lb_i, 1] to its identity's.
+
+    The paper's lb_i = max(lb, max_j cos(angle_ij / 2)) keeps identities apart; it is a function of
+    all identities, so a dataset made with it cannot grow. Without it, lb_i = lb.
+    """
+
+    lb: Cosine = 0.6
+    among: Positive | None = Field(
+        default=None,
+        description="Keep the paper's bound among this many identities, all there are; default: "
+        "unclamped.",
+    )
+
+
+class SamplingOptions(Part):
+    """What every diffusion system accepts in a generate recipe's `options`."""
+
+    guidance_interval: tuple[Fraction, Fraction] = Field(
+        default=(0.0, 1.0), description="Guidance is on where t/T lies inside."
+    )
+    guidance_rescale: Fraction = Field(
+        default=0.0, description="How far guidance's spread returns to the unguided one's."
+    )
+    bank: NamedDataset | None = Field(
+        default=None, description="For identities.source bank: the first image of each identity."
+    )
+    perturb: Perturb | None = Field(
+        default=None, description="Turn each image's context away from its identity's."
+    )
+
+
+class DiffusionSystem(System):
+    """A system that samples a trained denoiser, in latents or in pixels.
+
+    Subclasses build their network (`build`), say the shape of what it denoises (`shape`), and
+    check that the weights fit the recipe (`fits`). They make images by `images`.
+
+    Attributes:
+        network: the denoiser, in evaluation mode.
+        config: what its file says: `model`, `process`, and what the training left for sampling.
+        process: its noise process.
+        autoencoder: None where the denoiser works on pixels.
+        teacher: the recognizer that embeds.
+        bank: the images of identities.source bank; None for another source.
+    """
+
+    Options = SamplingOptions
+    unperturbed: ClassVar[str] = ""  # why options.perturb makes no sense here, if it does not
+    weights = ("denoiser", "teacher")
+    in_latents: ClassVar[bool | None] = None  # None: the denoiser's file decides
+
+    def check(self) -> None:
+        """Refuse a recipe without a sampler, or with an eta its sampler has not."""
+        recipe = self.recipe
+        if recipe.sampler is None:
+            raise InputError(f"recipe field sampler: missing; {self.name} needs one")
+        if recipe.sampler.eta and recipe.sampler.name != "ddim":
+            raise InputError(
+                f"recipe field sampler.eta: {recipe.sampler.eta}; {recipe.sampler.name} accepts 0"
+            )
+        source, bank = recipe.identities.source, self.options.bank
+        if (bank is not None) != (source == "bank"):
+            raise InputError(
+                f"recipe field options.bank: {'given' if bank else 'missing'}; "
+                f"identities.source is {source}, and bank goes with a bank"
+            )
+        self.bounds = np.zeros(0)
+        self._check_perturb()
+
+    def _check_perturb(self) -> None:
+        asked, count = self.options.perturb, self.recipe.identities.count
+        if asked is None:
+            return
+        if self.unperturbed:
+            raise InputError(
+                f"recipe field options.perturb: {self.name} accepts none: {self.unperturbed}"
+            )
+        if asked.among not in (None, count):
+            raise InputError(
+                f"recipe field options.perturb.among: {asked.among}; identities.count is {count} "
+                "and accepted, or none: bounds among other identities are other bounds"
+            )
+
+    def open(self) -> None:
+        """Open the bank of identities, where the recipe names one."""
+        recipe, named = self.recipe, self.options.bank
+        self.bank: ImageBank | None = None
+        if named is None:
+            return
+        self.bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
+        if len(self.bank) < recipe.identities.count:
+            raise InputError(
+                f"recipe field identities.count: {recipe.identities.count}; the bank "
+                f"{self.bank.url} has {len(self.bank)}"
+            )
+
+    def origins(self) -> tuple[Store, ...]:
+        """Return the bank of identities, where there is one."""
+        return () if self.bank is None else (self.bank.store,)
+
+    @abstractmethod
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """Make the network a denoiser file's `config` describes, with fresh weights."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of what the network denoises."""
+
+    def fits(self) -> None:
+        """Raise InputError where network, teacher and recipe do not belong together."""
+
+    def suits(self, dimension: int, learned_empty: bool) -> None:
+        """Refuse a teacher of another size, and an empty context that was never learned.
+
+        Args:
+            dimension: of the embeddings the denoiser takes.
+            learned_empty: whether guidance and `two_stage` have an empty context to sample.
+        """
+        if self.teacher.dimension != dimension:
+            raise InputError(
+                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
+                f"the denoiser accepts {dimension}"
+            )
+        guides = self.sampler.guidance_scale > 1.0 or self.recipe.identities.source == "two_stage"
+        if guides and not learned_empty:
+            raise InputError(
+                "recipe field weights.denoiser.location: the denoiser has no learned empty context;"
+                " accepted are sampler.guidance_scale 1 and an identities.source but two_stage"
+            )
+
+    def load(self) -> None:
+        """Load denoiser, autoencoder and teacher, and check that they belong together."""
+        self.open()
+        recipe = self.recipe
+        assert recipe.sampler is not None
+        assert recipe.sampler.dtype != AUTO, "what auto means is settled before sampling"
+        self.sampler: Sampler = recipe.sampler
+        self.device = torch.device("cuda" if recipe.workers.num_gpus else "cpu")
+        for name in ("denoiser", "autoencoder"):
+            if name not in recipe.weights:
+                continue
+            facts = read_metadata(recipe.weights[name], name, name)
+            if facts.get("random_init"):
+                raise InputError(
+                    f"recipe field weights.{name}.location: {recipe.weights[name].location} was "
+                    f"trained with random-init {facts['random_init']}: it draws no faces"
+                )
+        network, self.config = load_denoiser(recipe.weights["denoiser"], self._built)
+        self.network = network.to(self.device)
+        self.process = checked(Process, self.config["process"], "denoiser file: process.")
+        self.autoencoder = None
+        if self._in_latents():
+            found = load_autoencoder(recipe.weights["autoencoder"], recipe.image.size)
+            self.autoencoder = found.to(self.device)
+        checked_sha256("teacher", recipe.weights["teacher"])
+        teacher = recipe.weights["teacher"].location
+        self.teacher = load_recognizer(teacher, device=self.device)
+        made = self.autoencoder.config.size if self.autoencoder else self.shape[1]
+        if made != recipe.image.size:
+            raise InputError(
+                f"recipe field image.size: {recipe.image.size}; the "
+                f"{'autoencoder' if self.autoencoder else 'denoiser'} makes {made}"
+            )
+        self.fits()
+
+    def gpu(self) -> dict[str, str]:
+        """Return name and CUDA of the GPU that the networks are on, if they are."""
+        return gpu_facts() if self.device.type == "cuda" else {}
+
+    def _built(self, config: dict[str, Any]) -> nn.Module:
+        made_for = config.get("system", "idiff_face")
+        if made_for != self.name:
+            raise InputError(
+                f"recipe field weights.denoiser.location: a denoiser of {made_for}; {self.name} "
+                "accepts its own"
+            )
+        return self.build(config)
+
+    def _in_latents(self) -> bool:
+        latent = "autoencoder" in self.config.get("trained_with", {"autoencoder": ""})
+        given = "autoencoder" in self.recipe.weights
+        if latent != given:
+            raise InputError(
+                f"recipe field weights.autoencoder: {'given' if given else 'missing'}; the "
+                f"denoiser was trained on {'latents' if latent else 'pixels'}"
+            )
+        return latent
+
+    def seeds(self, stage: str, indices: Sequence[int]) -> list[int]:
+        """Return the seed of each index under a stage of the recipe."""
+        return [seed64(self.recipe.seed, stage, index) for index in indices]
+
+    def gallery(self, indices: Sequence[int]) -> np.ndarray:
+        """Return frontal pictures of studio people no generator has seen, uint8 [n, S, S, 3]."""
+        size = self.recipe.image.size
+        seeds = self.seeds("context", indices)
+        return np.stack(
+            [
+                render(person("gallery", index), draw_view_kind(seed, "frontal"), size)
+                for index, seed in zip(indices, seeds, strict=True)
+            ]
+        )
+
+    def identity_images(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the bank's images of identities, else gallery pictures, uint8 [n, S, S, 3].
+
+        Candidates are drawn in blocks, so that numbers may be asked for that the bank does not
+        reach; they stand for its first ones again and become nobody's.
+        """
+        if self.bank is None:
+            return self.gallery(indices)
+        return self.bank.images([index % len(self.bank) for index in indices])
+
+    def unconditional(self, indices: Sequence[int], steps: int | None = None) -> np.ndarray:
+        """Return images sampled with the empty context, uint8 [n, S, S, 3].
+
+        Args:
+            indices: each image is a function of its own.
+            steps: sampler steps; default the recipe's.
+        """
+        sampler = self.sampler.model_copy(update={"steps": steps or self.sampler.steps})
+        seeds, size = self.seeds("context", indices), self.sampler.batch_size
+        return np.concatenate(
+            [self.images(None, full, sampler)[:count] for full, count in filled(seeds, size)]
+        )
+
+    def meet(self, contexts: np.ndarray) -> None:
+        """Find the lowest cosine that each identity's contexts may have."""
+        asked = self.options.perturb
+        if asked is not None:
+            clamped = asked.among is not None
+            self.bounds = (
+                cosine_bounds(contexts, asked.lb) if clamped else np.full(len(contexts), asked.lb)
+            )
+
+    def remarks(self, contexts: np.ndarray) -> list[str]:
+        """Say which bounds of perturbation the identities have in effect."""
+        self.meet(contexts)
+        if not len(self.bounds):
+            return []
+        low, middle, high = np.quantile(self.bounds, [0.0, 0.5, 1.0])
+        asked = self.options.perturb.lb
+        return [
+            f"perturbation: cosine to the identity from U[lb, 1]; lb {asked} asked for, in effect "
+            f"{low:.3f} to {high:.3f}, median {middle:.3f}, raised for "
+            f"{int((self.bounds > asked).sum())} of {len(contexts)} identities"
+        ]
+
+    def perturbed(
+        self, contexts: np.ndarray, positions: Sequence[Position]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each image's own context and its cosine to its identity's, float32 [B, D], [B]."""
+        seed = self.recipe.seed
+        low = self.bounds[[place.identity for place in positions]]
+        share = np.array([generator(place.seed(seed, "v")).random() for place in positions])
+        cosines = low + (1.0 - low) * share
+        drawn = perturb(contexts, cosines, [place.seed(seed, "context") for place in positions])
+        return drawn.astype(np.float32), cosines.astype(np.float32)
+
+    @torch.inference_mode()
+    def embedded(self, images: np.ndarray) -> np.ndarray:
+        """Return the teacher's unit embeddings, float32 [n, D], of uint8 [n, S, S, 3]."""
+        found = []
+        for rows, count in filled(range(len(images)), self.sampler.batch_size):
+            pixels = to_pixels(torch.from_numpy(images[list(rows)])).to(self.device)
+            made = embed(self.teacher.module, self.teacher.size, pixels)
+            found.append(made.cpu().numpy()[:count])
+        return np.concatenate(found)
+
+    def denoise(
+        self, x: Tensor, t: Tensor, given: Given, keep: Tensor | None, empty: Tensor | None
+    ) -> Tensor:
+        """Call the network once; a system whose conditions are encoded beforehand says how."""
+        return self.network(x, t, given, keep=keep, empty=empty)
+
+    def predictor(self, given: Given, sampler: Sampler) -> Predict:
+        """Return the network's prediction for a batch, guided as the recipe says."""
+        return guided(
+            self.denoise,
+            given,
+            sampler.guidance_scale,
+            self.options.guidance_interval,
+            self.options.guidance_rescale,
+            self.process.timesteps,
+        )
+
+    @torch.no_grad()
+    def images(
+        self, given: Given, seeds: Sequence[int], sampler: Sampler | None = None
+    ) -> np.ndarray:
+        """Sample images, uint8 [B, S, S, 3].
+
+        Args:
+            given: what the network is conditioned on; None samples the empty context.
+            seeds: one 64-bit seed an image.
+            sampler: default the recipe's.
+        """
+        sampler = sampler or self.sampler
+        low = self.sampler.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            predict = self.predictor(given, sampler)
+            pixels = self.autoencoder is None
+            made = sample_latents(
+                predict, seeds, self.shape, self.process, sampler, self.device, clip=pixels
+            )
+            if self.autoencoder is not None:
+                made = self.autoencoder.decode(made)
+            return to_images(made).cpu().numpy()
+
+
+def filled(items: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
+    """Yield batches of one size, the last filled up by repeating, with how many of each count.
+
+    Shapes do not change then, and an item's last bits do not depend on how many were asked for.
+    """
+    for start in range(0, len(items), size):
+        part = list(items[start : start + size])
+        yield part + [part[-1]] * (size - len(part)), len(part)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors of length one, float32 [n, D]."""
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,85 @@
+"""Style banks: the pictures that say how an image looks, from a dataset or from the studio."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from factory.datasets.images import ImageBank
+from factory.studio.people import person
+from factory.studio.render import render
+from factory.studio.views import attributes, draw_view
+
+
+class Style(NamedTuple):
+    """A picture that says how: its number in the bank and, in the studio, the seed of its view."""
+
+    number: int
+    view: int
+
+
+class StyleBank(Protocol):
+    """Where styles are drawn from."""
+
+    def draw(self, draws: np.random.Generator) -> Style:
+        """Draw a style."""
+        ...
+
+    def image(self, style: Style) -> np.ndarray:
+        """Return its picture, uint8 [S, S, 3] RGB."""
+        ...
+
+    def truth(self, style: Style) -> dict[str, Any]:
+        """Return what is known of the picture."""
+        ...
+
+    def key(self, style: Style) -> str:
+        """Return its name, for sidecars."""
+        ...
+
+
+class DatasetStyles:
+    """Styles that are the images of a dataset."""
+
+    def __init__(self, images: ImageBank) -> None:
+        """Keep the images."""
+        self.images = images
+
+    def draw(self, draws: np.random.Generator) -> Style:
+        """Draw one of all images."""
+        return Style(int(draws.integers(len(self.images))), 0)
+
+    def image(self, style: Style) -> np.ndarray:
+        """Return the image."""
+        return self.images.image(style.number)
+
+    def truth(self, style: Style) -> dict[str, Any]:
+        """Return the truth its sidecar states."""
+        return self.images.sidecar(style.number).get("truth", {})
+
+    def key(self, style: Style) -> str:
+        """Return the key of the image."""
+        return self.images.key(style.number)
+
+
+class StudioStyles:
+    """Styles that are pictures of the studio's train people, rendered when they are needed."""
+
+    def __init__(self, people: int, size: int) -> None:
+        """Keep how many people there are, and the height and width of a picture."""
+        self.people, self.size = people, size
+
+    def draw(self, draws: np.random.Generator) -> Style:
+        """Draw a person and a view."""
+        return Style(int(draws.integers(self.people)), int(draws.integers(2**63)))
+
+    def image(self, style: Style) -> np.ndarray:
+        """Render the view of the person."""
+        return render(person("train", style.number), draw_view(style.view), self.size)
+
+    def truth(self, style: Style) -> dict[str, Any]:
+        """Return what the studio knows of the view."""
+        return dict(attributes(person("train", style.number), draw_view(style.view)))
+
+    def key(self, style: Style) -> str:
+        """Return set, number and view."""
+        return f"studio-train-{style.number}-{style.view:016x}"

@@ -1,0 +1,441 @@
+"""How a system's denoiser is trained: one training loop's worth of batches and losses.
+
+A system says what its network is conditioned on and what its identity loss wants; noise, masks and
+the draws keyed by position are here.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from factory.datasets.composition import source_digest
+from factory.datasets.feed import Feed
+from factory.datasets.provenance import checked_sha256
+from factory.datasets.store import Store
+from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
+from factory.diffusion.conditioning import draw_masks
+from factory.diffusion.examples import (
+    Examples,
+    Frozen,
+    Source,
+    embed,
+    encoder_digest,
+    load_examples,
+)
+from factory.diffusion.files import (
+    RANDOM_INIT,
+    load_autoencoder,
+    load_state,
+    read_metadata,
+    save_weights,
+)
+from factory.diffusion.losses import draw_glances, glance
+from factory.diffusion.sampling import Given, guided, sample_latents
+from factory.diffusion.schedule import Noising, Process
+from factory.diffusion.trainable import Place, Trainable
+from factory.recipe import (
+    Backbone,
+    Fraction,
+    InputError,
+    Part,
+    Sampler,
+    TrainRecipe,
+    checked,
+    digest,
+)
+from factory.recognition.backbones import make_backbone
+from factory.recognition.recognizers import load_recognizer
+from factory.seeding import generator, seed64
+
+CACHE_SEED = 1  # the order in which examples are kept is the same for all recipes
+TEACHER_SIZE = 112  # of a teacher of random-init
+
+
+class IdentityLoss(Part):
+    """A loss on the teacher's view of x0-hat, where the time step lets the face be seen."""
+
+    weight: Annotated[float, Field(ge=0.0)] = 0.0
+    max_t: Fraction = Field(default=0.5, description="Only where t/T is below this.")
+    after: Fraction = Field(default=0.0, description="Share of the training it waits.")
+    glances: bool = Field(
+        default=True, description="Move, blur and roughen the images before the teacher looks."
+    )
+
+
+class TrainingOptions(Part):
+    """What every diffusion system accepts in a train recipe's `options`."""
+
+    process: Process = Process()
+    empty_context_prob: Fraction = 0.0
+    min_snr_gamma: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0 is off.")
+    identity: IdentityLoss = IdentityLoss()
+    teacher_backbone: Literal["r18", "r34", "r50", "r100"] = Field(
+        default="r100", description="Only for a teacher of random-init: its network."
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a system draws for a whole batch; B images.
+
+    Attributes:
+        given: arrays [B, ...] the network is conditioned on, in the order it takes them.
+        wanted: further arrays [B, ...] the losses need, by name.
+    """
+
+    given: tuple[np.ndarray, ...]
+    wanted: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DenoiserBatch:
+    """One worker's part of a training batch; B images.
+
+    Attributes:
+        rows: which examples they are, int64 [B]; keys: names of their samples, ASCII bytes [B].
+        clean: latents or pixels [B, C, H, W]; noise: standard noise of their shape.
+        t: time steps, int64 [B] in [0, T).
+        given: what the network is conditioned on, as `Drawn` says; `wanted`: what losses need.
+        keep, empty: masks of `draw_masks`.
+        looks: draws for the identity loss, as `glance` takes them, empty without glances; None
+            while it is off.
+    """
+
+    rows: np.ndarray
+    keys: np.ndarray
+    clean: Tensor
+    noise: Tensor
+    t: Tensor
+    given: tuple[Tensor, ...]
+    wanted: dict[str, Tensor]
+    keep: Tensor
+    empty: Tensor
+    looks: tuple[Tensor, ...] | None
+
+
+class DenoiserTraining(Trainable):
+    """Train a denoiser: weighted squared error of noise or velocity, and an identity loss.
+
+    Subclasses say their `system`, the parts `Model` and `Options` of the recipe, the `kinds` of
+    examples they read, and what is in the abstract methods.
+    """
+
+    file_name = "denoiser.safetensors"
+    system: ClassVar[str]
+    Model: ClassVar[type[Part]]
+    Options: ClassVar[type[TrainingOptions]] = TrainingOptions
+    kinds: tuple[str, ...] = ("embeddings",)
+    fresh: ClassVar[tuple[str, ...]] = ()  # parameters that `weights.start` may lack
+    in_latents: ClassVar[bool | None] = None  # None: with weights.autoencoder, else on pixels
+    mask_channels: int = 1
+    cpd_rate: float = 0.0
+
+    def __init__(self, recipe: TrainRecipe, place: Place) -> None:
+        """Check the recipe and load the frozen networks."""
+        super().__init__(recipe, place)
+        self.config: Any = checked(self.Model, recipe.model, "recipe field model.")
+        self.options: Any = checked(self.Options, recipe.options, "recipe field options.")
+        self.check()
+        self.device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
+        self.noising = Noising(self.options.process)
+        self._load_frozen()
+
+    def load(self) -> Self:
+        """Make the network, compute or find the examples."""
+        recipe = self.recipe
+        self.module = self.build()
+        if "start" in recipe.weights and recipe.weights["start"].location != RANDOM_INIT:
+            read_metadata(recipe.weights["start"], "start", "denoiser")
+            load_state(recipe.weights["start"], self.module, "start", self.fresh)
+        self._load_examples()
+        self.fits()
+        return self
+
+    def check(self) -> None:
+        """Raise InputError where the recipe contradicts itself; nothing is loaded yet."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network; called as (x, t, given, keep=, empty=), given a tensor or a tuple."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of what the network denoises."""
+
+    @abstractmethod
+    def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
+        """Draw the conditions of a whole batch.
+
+        Args:
+            draws: the batch's generator.
+            rows: the examples, int64 [B].
+            flip: 1 where the mirrored image is the target, int64 [B].
+        """
+
+    @abstractmethod
+    def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
+        """Return the identity loss of each image the teacher looked at, float [n].
+
+        Args:
+            seen: the teacher's unit embeddings of x0-hat [n, D].
+            batch: the batch.
+            rows: which of its images they are, int64 [n].
+        """
+
+    def fits(self) -> None:
+        """Raise InputError where examples, network and recipe do not belong together."""
+
+    def kept(self) -> dict[str, Any]:
+        """Return what sampling needs to know of the training, JSON-able."""
+        return {}
+
+    def _load_frozen(self) -> None:
+        recipe = self.recipe
+        needed = ("autoencoder", "teacher") if self.in_latents else ("teacher",)
+        for name in needed:
+            if name not in recipe.weights:
+                raise InputError(f"recipe field weights.{name}: missing; {recipe.system} needs it")
+        fresh = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
+        self.random_init = tuple(fresh)
+        self.autoencoder = None
+        if "autoencoder" in fresh:
+            made = make_autoencoder(VQConfig(size=recipe.image.size))
+            self.autoencoder = made.eval().requires_grad_(False).to(self.device)
+        elif "autoencoder" in recipe.weights:
+            found = load_autoencoder(recipe.weights["autoencoder"], recipe.image.size)
+            self.autoencoder = found.to(self.device)
+        if "teacher" in fresh:
+            backbone = Backbone(
+                name=self.options.teacher_backbone, embedding_size=self.embedding_size
+            )
+            self.teacher, self.teacher_size = make_backbone(backbone, TEACHER_SIZE), TEACHER_SIZE
+            self.teacher.eval().requires_grad_(False)
+        else:
+            known = load_recognizer(recipe.weights["teacher"].location)
+            self.teacher, self.teacher_size = known.module, known.size
+        self.teacher.to(self.device)
+        if self.autoencoder is not None and self.autoencoder.config.size != recipe.image.size:
+            raise InputError(
+                f"recipe field image.size: {recipe.image.size}; the autoencoder accepts "
+                f"{self.autoencoder.config.size}"
+            )
+
+    @property
+    def embedding_size(self) -> int:
+        """Return the dimensions of the embeddings the network takes."""
+        return self.config.context_size
+
+    def source(self) -> Source:
+        """Open the data that examples are computed from; whoever asks closes its feed."""
+        recipe, data = self.recipe, self.recipe.data
+        urls = tuple(data.urls())
+        some = (data.identities, data.images_each)
+        feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, *some, resize=data.resize)
+        held = {url: source_digest(Store(url)) for url in urls}
+        digests = {
+            "data": digest([held, *some, data.resize]),
+            "teacher": named(recipe, "teacher"),
+        }
+        space = "images"
+        if self.autoencoder is not None:
+            digests["autoencoder"], space = encoder_digest(self.autoencoder), "latents"
+        return Source(
+            feed,
+            urls,
+            tuple(dict.fromkeys((space, *self.kinds))),
+            Frozen(self.autoencoder, self.teacher, self.teacher_size),
+            digests,
+            recipe.engine.precision == "bfloat16",
+            self.attributes,
+        )
+
+    def _load_examples(self) -> None:
+        recipe, source = self.recipe, self.source()
+        sidecar = Store(recipe.precompute.sidecar) if recipe.precompute else None
+        self.data: Examples = load_examples(source, self.place.cache, sidecar)
+        source.feed.close()
+        first = np.zeros(1, np.int64)
+        shape = self.data.clean(first, first).shape[1:]
+        if shape != self.shape:
+            raise InputError(
+                f"recipe field model.latent_channels, latent_size: {self.shape}; the "
+                f"{'autoencoder' if self.autoencoder else 'dataset'} makes {shape}"
+            )
+        dimension = self.data.arrays["embeddings"].shape[2] if "embeddings" in self.kinds else None
+        if dimension is not None and dimension != self.embedding_size:
+            raise InputError(
+                f"recipe field model.context_size: {self.embedding_size}; the teacher's "
+                f"embeddings have {dimension}"
+            )
+        self.steps_per_epoch = len(self.data) // recipe.schedule.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"recipe field schedule.batch_size: {recipe.schedule.batch_size}; there are "
+                f"{len(self.data)} images"
+            )
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Return the names of the sidecars' attributes the system reads."""
+        return ()
+
+    def batches(self, start: int, stop: int) -> Iterator[DenoiserBatch]:
+        """Yield this worker's part of each batch; the draws are those of the whole batch."""
+        size, seed = self.recipe.schedule.batch_size, self.recipe.seed
+        each = size // self.place.world
+        part = slice(self.place.rank * each, (self.place.rank + 1) * each)
+        order, epoch_held = np.empty(0, np.int64), -1
+        for step in range(start, stop):
+            epoch, number = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_held:
+                order = generator(seed64(seed, "order", epoch)).permutation(len(self.data))
+                epoch_held = epoch
+            yield self._batch(order[number * size : (number + 1) * size], step, part)
+
+    def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
+        count, timesteps = len(rows), self.options.process.timesteps
+        draws = generator(seed64(self.recipe.seed, "denoiser", step))
+        flip = (draws.random(count) < 0.5).astype(np.int64)
+        drawn = self.draw(draws, rows, flip)
+        # One time step from each of `count` equal parts of [0, T): uniform, with less variance.
+        share = (draws.permutation(count) + draws.random(count)) / count
+        t = np.minimum((share * timesteps).astype(np.int64), timesteps - 1)
+        noise = draws.standard_normal((count, *self.shape), np.float32)
+        keep, empty = draw_masks(
+            seed64(self.recipe.seed, "masks", step),
+            count,
+            self.mask_channels,
+            self.cpd_rate,
+            self.options.empty_context_prob,
+        )
+        looks = None
+        identity, size = self.options.identity, self.recipe.image.size
+        if identity.weight and step >= identity.after * self.total_steps:
+            looks = ()
+            if identity.glances:
+                grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))
+                looks = tuple(self._put(d[part]) for d in (*draw_glances(draws, count), grain))
+        clean = torch.from_numpy(self.data.clean(flip[part], rows[part]))
+        return DenoiserBatch(
+            rows[part],
+            self.data.keys[rows[part]],
+            self._put(clean).contiguous(memory_format=torch.channels_last),
+            self._put(torch.from_numpy(noise)[part]),
+            self._put(torch.from_numpy(t)[part]),
+            tuple(self._array(given[part]) for given in drawn.given),
+            {name: self._array(values[part]) for name, values in drawn.wanted.items()},
+            self._put(keep[part]),
+            self._put(empty[part]),
+            looks,
+        )
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+    def _array(self, values: np.ndarray) -> Tensor:
+        whole = values.astype(np.float32) if values.dtype == np.float16 else values
+        return self._put(torch.from_numpy(np.ascontiguousarray(whole)))
+
+    def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted error and, where it is on, the identity loss."""
+        noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
+        given = self.taken(batch)
+        predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
+        wanted = self.noising.target(batch.clean, batch.noise, batch.t)
+        error = (predicted - wanted).square().mean(dim=(1, 2, 3))
+        loss = (self.error_weight(batch.t) * error).mean()
+        numbers = {"error": float(error.detach().mean())}
+        if batch.looks is not None:
+            identity, cosine = self._looked(noisy, predicted, batch, batch.looks)
+            loss = loss + self.options.identity.weight * identity
+            numbers["cosine"] = cosine
+        return loss, numbers
+
+    def taken(self, batch: DenoiserBatch) -> Given:
+        """Return what the network takes as `given`; frozen networks that see images run here."""
+        return batch.given[0] if len(batch.given) == 1 else batch.given
+
+    def error_weight(self, t: Tensor) -> Tensor:
+        """Return the weight of each sample's squared error, float [B], by its time step."""
+        return self.noising.weight(t, self.options.min_snr_gamma)
+
+    def _looked(
+        self,
+        noisy: Tensor,
+        predicted: Tensor,
+        batch: DenoiserBatch,
+        looks: tuple[Tensor, ...],
+    ) -> tuple[Tensor, float]:
+        """Return the identity loss over the batch and the mean cosine to `wanted["context"]`.
+
+        A sample whose context was replaced by the empty one does not count.
+        """
+        options = self.options.identity
+        near = (self.noising.gamma(batch.t) < options.max_t) & ~batch.empty
+        rows = near.nonzero()[:, 0]
+        if not len(rows):
+            return predicted.new_zeros(()), 0.0
+        made = self.noising.clean(noisy[rows], predicted[rows], batch.t[rows])
+        made = made.clamp(-1.0, 1.0) if self.autoencoder is None else self.autoencoder.decode(made)
+        if options.glances:
+            made = glance(made, *(look[rows] for look in looks))
+        seen = embed(self.teacher, self.teacher_size, made)
+        loss = self.identity_loss(seen, batch, rows).sum() / len(batch.t)
+        cosine = (seen.detach() * batch.wanted["context"][rows]).sum(dim=1)
+        return loss, float(cosine.mean())
+
+    @abstractmethod
+    def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
+        """Return what the network takes as `given` for unmirrored examples, to look at."""
+
+    def samples(self, module: nn.Module) -> np.ndarray:
+        """Return four rows: an image of a person of the training, then seven samples of it."""
+        people, each = 4, 7
+        rows = np.arange(people)
+        seeds = [seed64(0, "samples", n) for n in range(people * each)]
+        sampler = Sampler(name="dpmsolver++", steps=16)
+        low = self.recipe.engine.precision == "bfloat16"
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=low),
+        ):
+            predict = guided(module, self.shown(module, rows.repeat(each)), 1.0)
+            made = sample_latents(
+                predict, seeds, self.shape, self.options.process, sampler, self.device
+            )
+            originals = self._array(self.data.clean(np.zeros(people, np.int64), rows))
+            if self.autoencoder is not None:
+                made, originals = self.autoencoder.decode(made), self.autoencoder.decode(originals)
+        images = to_images(made).cpu().numpy()
+        images = images.reshape(people, each, *images.shape[1:])
+        return np.concatenate([to_images(originals).cpu().numpy()[:, None], images], axis=1)
+
+    def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:
+        """Write the denoiser with its sizes and its noise process."""
+        config: dict[str, Any] = {
+            "system": self.system,
+            "model": self.config.model_dump(mode="json"),
+            "process": self.options.process.model_dump(mode="json"),
+            "trained_with": {
+                name: named(self.recipe, name)
+                for name in ("autoencoder", "teacher")
+                if name in self.recipe.weights
+            },
+            **self.kept(),
+        }
+        save_weights(path, "denoiser", module, json.loads(json.dumps(config)), facts)
+
+
+def named(recipe: TrainRecipe, name: str) -> str:
+    """Return the sha256 of a file of weights, or the word for fresh ones."""
+    weights = recipe.weights[name]
+    return RANDOM_INIT if weights.location == RANDOM_INIT else checked_sha256(name, weights)
