@@ -13,7 +13,7 @@ from torch import distributed, multiprocessing, nn
 from factory.recipe import FRRecipe, parse
 from factory.training.average import Average
 from factory.training.centres import Centres
-from factory.training.engines import Engine, make_engine, micro_batches
+from factory.training.engines import TrainingEngine, make_engine, micro_batches
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -91,7 +91,7 @@ def examples(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def steps(
-    engine: Engine, start: int, stop: int, rank: int = 0, world: int = 1
+    engine: TrainingEngine, start: int, stop: int, rank: int = 0, world: int = 1
 ) -> tuple[list[float], Average, list[float]]:
     """Take steps on this worker's rows; return losses, the average and gradient norms."""
     average, losses, norms = Average(engine.held(), 0.9), [], []

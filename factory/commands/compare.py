@@ -15,14 +15,14 @@ from typing import NoReturn
 from factory import tracking
 from factory.commands import cli, comparison
 from factory.commands.chain import BENCHMARKS, JUDGE
-from factory.commands.comparison import LAYER, Comparison, Part
+from factory.commands.comparison import LAYER, Comparison, Share
 from factory.recipe import FRRecipe, load, local_path
 
 
 def job(given: argparse.Namespace) -> None:
     """Check the datasets, fill the rows and write the table and its report."""
     recipe = load(given.recipe, given.overrides, kind="fr")
-    part = Part(given.identities, given.images_each)
+    part = Share(given.identities, given.images_each)
     assert isinstance(recipe, FRRecipe)
     datasets = comparison.named_datasets(given.real, given.dataset)
     counted = comparison.sizes(datasets, part, given.unequal)

@@ -34,7 +34,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """What is compared of each dataset: the first so many identities and images; None is all."""
 
     identities: int | None = None
@@ -89,7 +89,7 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def sizes(datasets: Mapping[str, str], part: Part, unequal: bool = False) -> dict[str, Size]:
+def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> dict[str, Size]:
     """Count what a recognizer is trained on of each dataset, from labels alone.
 
     Args:
@@ -117,7 +117,7 @@ def sizes(datasets: Mapping[str, str], part: Part, unequal: bool = False) -> dic
     return found
 
 
-def _size(url: str, part: Part) -> Size:
+def _size(url: str, part: Share) -> Size:
     labels = index(Store(url)).labels
     labels = labels[first_rows(labels, part.identities, part.images_each)]
     return Size(len(labels), len(np.unique(labels)))

@@ -44,7 +44,7 @@ class TooFewError(InputError):
 
 
 @dataclass(frozen=True)
-class Pool:
+class OpenPool:
     """A finished dataset that a composition draws from."""
 
     name: str
@@ -67,7 +67,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Chosen:
     """What is taken of one pool.
 
     Attributes:
@@ -114,7 +114,7 @@ def compose(
     ]
     _refuse_repeated(pools)
     recognizer = _Recognizer(recipe)
-    taken: dict[str, Selection] = {}
+    taken: dict[str, Chosen] = {}
     for pool in sorted(pools, key=lambda pool: bool(pool.view.identities_of)):
         base = pool.view.identities_of
         among = None
@@ -166,7 +166,7 @@ def select(
     share: int | None = None,
     among: np.ndarray | None = None,
     cosines: np.ndarray | None = None,
-) -> Selection:
+) -> Chosen:
     """Choose a pool's images.
 
     The band filters first, then `least_images`, `identities` and `images_each`. A budget is spent
@@ -235,7 +235,7 @@ def select(
     if not len(rows):
         raise TooFewError(f"recipe field pools.{name}: no image qualifies{_criteria(view)}")
     cosine = np.full(len(rows), np.nan) if cosines is None else cosines[rows]
-    return Selection(rows, cosine.astype(np.float32), share, removed)
+    return Chosen(rows, cosine.astype(np.float32), share, removed)
 
 
 class _Recognizer:
@@ -297,7 +297,7 @@ def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
         raise InputError(f"--out {out.url}: holds a dataset or a run; accepted is another folder")
 
 
-def _opened(name: str, view: PoolView, cache: Path | None) -> Pool:
+def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
     field = f"recipe field pools.{name}"
     store = Store(view.url)
     try:
@@ -312,10 +312,10 @@ def _opened(name: str, view: PoolView, cache: Path | None) -> Pool:
     found = index(store, {entry.name: entry.sha256 for entry in manifest.shards}, cache)
     if not len(found):
         raise InputError(f"{field}.url: {store.url} holds no image")
-    return Pool(name, view, store, manifest, found)
+    return OpenPool(name, view, store, manifest, found)
 
 
-def _refuse_repeated(pools: list[Pool]) -> None:
+def _refuse_repeated(pools: list[OpenPool]) -> None:
     """One person must not get two labels, nor an epoch images of two sizes."""
     for number, pool in enumerate(pools):
         field = f"recipe field pools.{pool.name}"
@@ -333,7 +333,7 @@ def _refuse_repeated(pools: list[Pool]) -> None:
             )
 
 
-def _cosines(pool: Pool, recognizer: _Recognizer, cache: Path | None, say: Say) -> np.ndarray:
+def _cosines(pool: OpenPool, recognizer: _Recognizer, cache: Path | None, say: Say) -> np.ndarray:
     embedded = pool_embeddings(
         pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, cache, say
     )
@@ -368,7 +368,7 @@ def _criteria(view: PoolView) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _table(pools: list[Pool], taken: dict[str, Selection]) -> pa.Table:
+def _table(pools: list[OpenPool], taken: dict[str, Chosen]) -> pa.Table:
     """Return the index: pools by name, images by key, labels by pool and then identity."""
     first: dict[str, int] = {}
     people: dict[str, np.ndarray] = {}
@@ -408,8 +408,8 @@ def _table(pools: list[Pool], taken: dict[str, Selection]) -> pa.Table:
 
 def _described(
     recipe: ComposeRecipe,
-    pools: list[Pool],
-    taken: dict[str, Selection],
+    pools: list[OpenPool],
+    taken: dict[str, Chosen],
     table: pa.Table,
     written: bytes,
     recognizer: _Recognizer,
@@ -440,7 +440,7 @@ def _described(
     )
 
 
-def _taken(pool: Pool, selection: Selection) -> Taken:
+def _taken(pool: OpenPool, selection: Chosen) -> Taken:
     labels = pool.index.labels
     cosine = selection.cosine
     return Taken(

@@ -87,7 +87,7 @@ class ADMConfig(Part):
         return 4 * self.widths[0]
 
 
-class ResidualBlock(nn.Module):
+class ADMBlock(nn.Module):
     """Two convolutions, the map resized before the first; scale and shift carry the time."""
 
     def __init__(
@@ -156,13 +156,13 @@ class AttentionBlock(nn.Module):
         return x + made.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class Level(nn.Module):
+class ADMLevel(nn.Module):
     """A residual block and, where the level attends, an attention block."""
 
     def __init__(self, inputs: int, outputs: int, attend: bool, config: ADMConfig) -> None:
         """Make the pair."""
         super().__init__()
-        self.residual = ResidualBlock(inputs, outputs, config)
+        self.residual = ADMBlock(inputs, outputs, config)
         self.attention = AttentionBlock(outputs, config) if attend else None
 
     def forward(self, x: Tensor, time: Tensor, keys: Tensor | None) -> Tensor:
@@ -185,25 +185,27 @@ class ADM(nn.Module):
         skips = [widths[0]]
         for depth in depths:
             for _ in range(config.blocks):
-                self.down.append(Level(skips[-1], widths[depth], config.attention[depth], config))
+                self.down.append(
+                    ADMLevel(skips[-1], widths[depth], config.attention[depth], config)
+                )
                 skips.append(widths[depth])
             if depth < depths[-1]:
                 resize = None if depth in config.unresized else "down"
-                self.down.append(ResidualBlock(skips[-1], skips[-1], config, resize))
+                self.down.append(ADMBlock(skips[-1], skips[-1], config, resize))
                 skips.append(skips[-1])
         width = widths[-1]
         self.middle = nn.ModuleList(
-            [Level(width, width, True, config), Level(width, width, False, config)]
+            [ADMLevel(width, width, True, config), ADMLevel(width, width, False, config)]
         )
         self.up = nn.ModuleList()
         for depth in reversed(depths):
             for _ in range(config.blocks + 1):
                 inputs = width + skips.pop()
-                self.up.append(Level(inputs, widths[depth], config.attention[depth], config))
+                self.up.append(ADMLevel(inputs, widths[depth], config.attention[depth], config))
                 width = widths[depth]
             if depth > 0:
                 resize = None if depth - 1 in config.unresized else "up"
-                self.up.append(ResidualBlock(width, width, config, resize))
+                self.up.append(ADMBlock(width, width, config, resize))
         self.norm = nn.GroupNorm(config.norm_groups, width)
         self.out = _zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
 
@@ -225,12 +227,12 @@ class ADM(nn.Module):
         x = self.stem(x)
         skips = [x]
         for layer in self.down:
-            x = layer(x, time, keys) if isinstance(layer, Level) else layer(x, time)
+            x = layer(x, time, keys) if isinstance(layer, ADMLevel) else layer(x, time)
             skips.append(x)
         for layer in self.middle:
             x = layer(x, time, keys)
         for layer in self.up:
-            if isinstance(layer, Level):
+            if isinstance(layer, ADMLevel):
                 x = layer(torch.cat([x, skips.pop()], dim=1), time, keys)
             else:
                 x = layer(x, time)

@@ -52,7 +52,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExampleSource:
     """What examples are computed from.
 
     Attributes:
@@ -204,7 +204,7 @@ def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
     return hashed.hexdigest()[:16]
 
 
-def load_examples(source: Source, cache: Path, sidecar: Store | None = None) -> Examples:
+def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = None) -> Examples:
     """Return a dataset's arrays, from the cache where it has them.
 
     Args:
@@ -262,7 +262,7 @@ def _gather(sidecar: Store, name: str, count: int, path: Path) -> None:
 
 
 @torch.inference_mode()
-def compute(source: Source, made: dict[str, Path], rows: range) -> None:
+def compute(source: ExampleSource, made: dict[str, Path], rows: range) -> None:
     """Write arrays of some images in one pass over them.
 
     Args:

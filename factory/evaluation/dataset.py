@@ -20,7 +20,7 @@ PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first
 
 
 @dataclass(frozen=True)
-class Sample:
+class StoredSample:
     """One sample as it stands in a shard.
 
     Attributes:
@@ -53,7 +53,7 @@ class Embedded:
 
 def samples(
     store: Store, identities: int | None = None, images_each: int | None = None
-) -> Iterator[Sample]:
+) -> Iterator[StoredSample]:
     """Yield the samples of all committed shards, in the order of their names.
 
     Args:
@@ -151,7 +151,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _shard(store: Store, name: str) -> Iterator[Sample]:
+def _shard(store: Store, name: str) -> Iterator[StoredSample]:
     with store.open_input(shard_file(name, TAR)) as file:
         found: dict[str, Member] = {}
         for member in members(file):
@@ -163,7 +163,7 @@ def _shard(store: Store, name: str) -> Iterator[Sample]:
             yield _sample(store, name, found)
 
 
-def _sample(store: Store, shard: str, found: dict[str, Member]) -> Sample:
+def _sample(store: Store, shard: str, found: dict[str, Member]) -> StoredSample:
     key = next(iter(found.values())).key
     image = next((found[kind].data for kind in IMAGES if kind in found), None)
     if image is None or "cls" not in found:
@@ -172,4 +172,4 @@ def _sample(store: Store, shard: str, found: dict[str, Member]) -> Sample:
             "accepted is cls with jpg or png"
         )
     sidecar = json.loads(found["json"].data) if "json" in found else {}
-    return Sample(key, int(found["cls"].data), image, sidecar)
+    return StoredSample(key, int(found["cls"].data), image, sidecar)

@@ -62,7 +62,7 @@ class Switches:
 
 
 @dataclass(frozen=True)
-class Release:
+class IJBRelease:
     """An IJB release, its lists read and checked.
 
     Attributes:
@@ -86,7 +86,7 @@ class Release:
     same: np.ndarray
 
 
-def read_release(folder: str | Path) -> Release:
+def read_release(folder: str | Path) -> IJBRelease:
     """Read the lists of an IJB release.
 
     Raises:
@@ -118,7 +118,7 @@ def read_release(folder: str | Path) -> Release:
         )
     if len(np.unique(labels)) < 2:
         raise InputError(f"benchmarks {folder}: pairs of one kind only; both are needed")
-    return Release(
+    return IJBRelease(
         name=prefix.upper(),
         files=tuple(folder / "loose_crop" / name for name in names),
         points=points[:, :10].reshape(-1, 5, 2),
@@ -178,7 +178,7 @@ def evaluate_ijb(
 
 def templates_of(
     recognizer: Embeds,
-    release: Release,
+    release: IJBRelease,
     switches: Sequence[Switches],
     batch_size: int = 256,
     say: Callable[[str], None] = lambda line: None,
@@ -253,7 +253,7 @@ def tar_at(scores: np.ndarray, same: np.ndarray, fars: Sequence[float]) -> list[
     return found
 
 
-def _faces(release: Release, size: int) -> Iterator[np.ndarray]:
+def _faces(release: IJBRelease, size: int) -> Iterator[np.ndarray]:
     for file, points in zip(release.files, release.points, strict=True):
         if not file.is_file():
             raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 
 from factory.datasets.store import Store
-from factory.evaluation.dataset import Embedded, Sample, embed_dataset, finished, samples
+from factory.evaluation.dataset import Embedded, StoredSample, embed_dataset, finished, samples
 from factory.evaluation.quality import Radius, centres
 from factory.evaluation.scores import histogram, rows_of
 from factory.evaluation.tables import Table, percent
@@ -293,7 +293,9 @@ def metrics(found: dict[str, Any]) -> dict[str, float]:
 
 
 def show_pairs(
-    closest: list[dict[str, Any]], synthetic: Iterable[Sample], training: Iterable[Sample]
+    closest: list[dict[str, Any]],
+    synthetic: Iterable[StoredSample],
+    training: Iterable[StoredSample],
 ) -> list[dict[str, Any]]:
     """Return the closest pairs with their faces: synthetic on the left, real on the right.
 
@@ -373,7 +375,7 @@ def _closest(
     return pairs
 
 
-def _faces(samples: Iterable[Sample], keys: set[str]) -> dict[str, np.ndarray]:
+def _faces(samples: Iterable[StoredSample], keys: set[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for sample in samples:
         if sample.key in keys:

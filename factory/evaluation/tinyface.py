@@ -29,7 +29,7 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Faces:
+class TinyFaces:
     """Image files and their identities; a distractor's identity is empty."""
 
     files: tuple[Path, ...]
@@ -37,22 +37,22 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Release:
+class TinyFaceRelease:
     """The three parts of the closed-set test."""
 
-    gallery: Faces
-    distractors: Faces
-    probes: Faces
+    gallery: TinyFaces
+    distractors: TinyFaces
+    probes: TinyFaces
 
 
-def read_release(folder: str | Path) -> Release:
+def read_release(folder: str | Path) -> TinyFaceRelease:
     """List the images of a TinyFace test set.
 
     Raises:
         InputError: a part is missing or empty, or a probe's identity is not in the gallery.
     """
     parts = {part: _listed(Path(folder), name) for part, name in PARTS.items()}
-    found = Release(**parts)
+    found = TinyFaceRelease(**parts)
     for part in ("gallery", "probes"):
         if "" in parts[part].identities:
             nameless = parts[part].files[parts[part].identities.index("")]
@@ -133,7 +133,7 @@ def first_ranks(
     return ranks
 
 
-def _embedded(recognizer: Embeds, faces: Faces, resize: bool, batch_size: int) -> np.ndarray:
+def _embedded(recognizer: Embeds, faces: TinyFaces, resize: bool, batch_size: int) -> np.ndarray:
     def images() -> Iterator[np.ndarray]:
         for file in faces.files:
             if not file.is_file():
@@ -151,7 +151,7 @@ def _embedded(recognizer: Embeds, faces: Faces, resize: bool, batch_size: int) -
     return unit
 
 
-def _listed(folder: Path, name: str) -> Faces:
+def _listed(folder: Path, name: str) -> TinyFaces:
     table = folder / f"{name.lower()}.csv"
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as file:
@@ -169,4 +169,4 @@ def _listed(folder: Path, name: str) -> Faces:
             f"benchmarks {folder}: neither images in {name} nor {table.name}; accepted is a "
             "TinyFace test set"
         )
-    return Faces(files, identities)
+    return TinyFaces(files, identities)

@@ -25,13 +25,13 @@ from factory.export.parquet import write_hf
 from factory.export.recordio import DIALECTS
 from factory.export.sheet import ContactSheet, sign
 from factory.export.source import Source, open_source
-from factory.export.spool import BUCKET_BYTES, Placed, Spool, grouped, shuffled
+from factory.export.spool import BUCKET_BYTES, Spool, Spooled, grouped, shuffled
 from factory.export.wds import write_wds
 from factory.export.zip import write_edm
 from factory.recipe import InputError
 from factory.recognition.images import PNG_MAGIC, decode, fitted
 
-FORMATS: dict[str, Callable[[Iterator[Placed], About, Output], None]] = {
+FORMATS: dict[str, Callable[[Iterator[Spooled], About, Output], None]] = {
     "arcface_torch": write_arcface,
     "cvlface": write_cvlface,
     "imagefolder": write_folder,
@@ -172,7 +172,7 @@ class _Kind:
         if extension == "jpg":
             self.extension = extension
 
-    def fit(self, item: Placed) -> Placed:
+    def fit(self, item: Spooled) -> Spooled:
         """Return the image in the size and encoding of the export."""
         same = _extension(item.encoded) == self.extension
         if self.wanted is None or (same and image_size(item.encoded) == (self.wanted,) * 2):

@@ -12,7 +12,7 @@ from factory.datasets.store import scratch
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.export.output import Output
 from factory.export.source import Source
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 from factory.recipe import InputError
 
 FEWEST, SHARE = 2 * FOLDS, 10
@@ -57,7 +57,7 @@ class HeldOut:
             self._places.setdefault(images[row], []).append(place)
         self._files = [b""] * (2 * pairs)
 
-    def takes(self, item: Placed) -> bool:
+    def takes(self, item: Spooled) -> bool:
         """Tell whether an image is held out, and keep it where a pair needs it."""
         for place in self._places.get((item.label, item.number), ()):
             self._files[place] = item.encoded

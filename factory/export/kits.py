@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from factory.export.about import About
 from factory.export.output import Output
 from factory.export.recordio import check_counts, write_records
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 
 NETWORKS = ("r50", "r100", "mbf")
 REAL_BENCHMARKS = ("lfw", "cfp_fp", "agedb_30")  # arcface_torch passes over those not there
@@ -15,7 +15,7 @@ BATCH_SIZE, LEARNING_RATE, GPUS = 128, 0.1, 8
 TRAINER_SIZE = 112
 
 
-def write_arcface(items: Iterator[Placed], about: About, out: Output) -> None:
+def write_arcface(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write `train.rec`, `train.idx`, `train.tsv`, `property` and a configuration a network."""
     _write_records(items, about, out, landmarks=False)
     size = f"{about.size},{about.size}"
@@ -24,7 +24,7 @@ def write_arcface(items: Iterator[Placed], about: About, out: Output) -> None:
         out.write(f"{about.name}_{network}.py", arcface_config(about, network).encode())
 
 
-def write_cvlface(items: Iterator[Placed], about: About, out: Output) -> None:
+def write_cvlface(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write the records, `train.tsv`, `ldmk_5points.csv` and the dataset's configuration."""
     _write_records(items, about, out, landmarks=True)
     out.write(f"{about.name}.yaml", cvlface_config(about).encode())
@@ -92,7 +92,7 @@ semi_sampling_cfg: null
 """
 
 
-def _write_records(items: Iterator[Placed], about: About, out: Output, landmarks: bool) -> None:
+def _write_records(items: Iterator[Spooled], about: About, out: Output, landmarks: bool) -> None:
     """Write the records, and line by line the tables that go with them.
 
     `train.tsv` has key, path and label; `ldmk_5points.csv` has the row's number and five points as

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.export.about import About
 from factory.export.output import Output
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 from factory.export.wds import shard_size
 
 ROWS = 256  # of a row group, which is what a reader holds at a time
@@ -19,7 +19,7 @@ FEATURES = {
 }
 
 
-def write_hf(items: Iterator[Placed], about: About, out: Output) -> None:
+def write_hf(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write `data/train-00000-of-NNNNN.parquet`, ...: image, label, and the sidecar as JSON text.
 
     The schema's metadata says that `image` is one: no code and no card is needed to read it.
@@ -49,7 +49,7 @@ def write_hf(items: Iterator[Placed], about: About, out: Output) -> None:
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def _row(item: Placed, extension: str) -> dict[str, Any]:
+def _row(item: Spooled, extension: str) -> dict[str, Any]:
     path = f"{item.label:07d}_{item.number:04d}.{extension}"
     return {
         "image": {"bytes": item.encoded, "path": path},

@@ -21,7 +21,7 @@ from factory.datasets.recordio import (
     WORD,
 )
 from factory.export.output import Hashed
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 from factory.recipe import InputError
 
 DIALECTS = ("im2rec", "insightface")
@@ -77,8 +77,8 @@ def check_counts(images: int, classes: int, dialect: str) -> None:
 
 
 def write_records(
-    items: Iterator[Placed], rec: Hashed, idx: Hashed, images: int, dialect: str
-) -> Iterator[tuple[int, Placed]]:
+    items: Iterator[Spooled], rec: Hashed, idx: Hashed, images: int, dialect: str
+) -> Iterator[tuple[int, Spooled]]:
     """Write images one after another, and yield each with its key once it is written.
 
     Args:

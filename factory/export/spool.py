@@ -19,7 +19,7 @@ BUCKET_BYTES = 128 << 20
 Order = Callable[[int, int], int]
 
 
-class Placed(NamedTuple):
+class Spooled(NamedTuple):
     """One image with its label, and its number among the images of that label."""
 
     label: int
@@ -78,7 +78,7 @@ class Spool:
             self._flush()
         return number
 
-    def read(self) -> Iterator[Placed]:
+    def read(self) -> Iterator[Spooled]:
         """Yield all images in order, once; the scratch files vanish as they are read."""
         self._flush()
         for file in range(self._files):
@@ -99,7 +99,7 @@ class Spool:
         return self.folder / f"{file:06d}"
 
 
-def _sorted(data: bytes) -> Iterator[Placed]:
+def _sorted(data: bytes) -> Iterator[Spooled]:
     found: list[tuple[int, int, int, int, int, int]] = []
     at = 0
     while at < len(data):
@@ -108,4 +108,4 @@ def _sorted(data: bytes) -> Iterator[Placed]:
         at = start + image + sidecar
         found.append((place, label, number, start, start + image, at))
     for _, label, number, start, middle, stop in sorted(found):
-        yield Placed(label, number, data[start:middle], data[middle:stop])
+        yield Spooled(label, number, data[start:middle], data[middle:stop])

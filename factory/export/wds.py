@@ -9,7 +9,7 @@ from factory.datasets.store import scratch
 from factory.datasets.tar import write_tar
 from factory.export.about import About
 from factory.export.output import Output
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 
 MOST_EACH, FEWEST_SHARDS = 10_000, 16
 
@@ -19,7 +19,7 @@ def shard_size(images: int) -> int:
     return max(1, min(MOST_EACH, -(-images // FEWEST_SHARDS)))
 
 
-def write_wds(items: Iterator[Placed], about: About, out: Output) -> None:
+def write_wds(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write `NAME-000000.tar`, ..., and `index.json` for wids.
 
     Keys are positions in the export; the sidecar says which identity and slot an image was.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from factory.export.about import About
 from factory.export.output import Hashed, Output
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 from factory.recipe import InputError
 from factory.recognition.images import decode
 
@@ -86,7 +86,7 @@ class StoredZip:
         self.out.write(END.pack(b"PK\5\6", 0, 0, count, count, size, start, 0))
 
 
-def write_edm(items: Iterator[Placed], about: About, out: Output) -> None:
+def write_edm(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write `NAME.zip`: `00000/img00000000.png`, ..., and the labels in `dataset.json`."""
     with out.open(f"{about.name}.zip") as file, tempfile.TemporaryFile() as labels:
         archive = StoredZip(file)

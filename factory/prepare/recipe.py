@@ -8,7 +8,7 @@ from pydantic import Field
 
 from factory.datasets.provenance import Inherited
 from factory.plan import ListedShard
-from factory.prepare.sources import Entry, Listing
+from factory.prepare.sources import Item, Listing
 from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, digest
 
 SYSTEM = "prepared"
@@ -86,7 +86,7 @@ def plan_shards(counts: Sequence[int], most: int) -> list[ListedShard]:
     return made
 
 
-def entries_of(listing: Listing, shard: ListedShard) -> list[tuple[int, int, Entry]]:
+def entries_of(listing: Listing, shard: ListedShard) -> list[tuple[int, int, Item]]:
     """Return (identity, slot, entry) of every image of a shard, in key order."""
     return [
         (identity, slot, entry)

@@ -25,8 +25,8 @@ from factory.prepare.recipe import (
     entries_of,
     plan_shards,
 )
-from factory.prepare.sources import DATASET, Entry, Listing, Reader, list_source
-from factory.prepare.work import Assignment, Task, Worker
+from factory.prepare.sources import DATASET, Item, ItemReader, Listing, list_source
+from factory.prepare.work import Preparer, PrepareWork, Task
 from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
 
 PEEK = 64  # images looked at to tell size and format, evenly spread over the source
@@ -175,7 +175,7 @@ def prepare(
         done = len(given.shards) - len(todo)
         say(f"resuming: {done} of {len(given.shards)} shards are committed")
     detector = given.recipe.weights["detector"].location if given.recipe.align else ""
-    assignment = Assignment(
+    assignment = PrepareWork(
         given.source,
         store,
         given.recipe,
@@ -190,7 +190,7 @@ def prepare(
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
-        for number, _ in enumerate(each(rows, Worker, assignment, reserved), 1):
+        for number, _ in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
             say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
     missing = [shard.name for shard in _todo(given, store)]
@@ -256,8 +256,8 @@ def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
     return checked(Image, {"size": size, "format": kind}, "--size, --format: image.")
 
 
-def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Entry, bytes]]:
-    reader = Reader(source, listing.kind)
+def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
+    reader = ItemReader(source, listing.kind)
     entries = [entry for images in listing.images for entry in images]
     step = max(len(entries) // PEEK, 1)
     for entry in entries[::step]:
@@ -265,9 +265,9 @@ def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Entry, bytes]]:
     reader.close()
 
 
-def _one_size(source: Store, seen: list[tuple[Entry, bytes]]) -> int:
+def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
     """Return the edge that all readable images seen have."""
-    first: tuple[Entry, tuple[int, int]] | None = None
+    first: tuple[Item, tuple[int, int]] | None = None
     for entry, data in seen:
         size = dimensions(data)
         if size is None:

@@ -30,7 +30,7 @@ ACCEPTED = (
 )
 
 
-class Entry(NamedTuple):
+class Item(NamedTuple):
     """One image of a source.
 
     `offset` and `size` are bytes inside the file; a folder's image is its whole file, and a record
@@ -57,7 +57,7 @@ class Listing:
 
     kind: str
     identities: tuple[str, ...]
-    images: tuple[tuple[Entry, ...], ...]
+    images: tuple[tuple[Item, ...], ...]
     ignored: int
     digest: str
 
@@ -121,7 +121,7 @@ def _listed(store: Store, packed: list[str]) -> Listing:
 
 
 def _folder(store: Store, files: dict[str, int], unlabelled: bool) -> Listing:
-    found: dict[str, list[Entry]] = defaultdict(list)
+    found: dict[str, list[Item]] = defaultdict(list)
     ignored, loose, sizes = 0, [], []
     for name, size in files.items():
         if PurePosixPath(name).suffix.lower() not in SUFFIXES:
@@ -129,7 +129,7 @@ def _folder(store: Store, files: dict[str, int], unlabelled: bool) -> Listing:
         elif "/" not in name and not unlabelled:
             loose.append(name)
         else:
-            found[name if unlabelled else name.partition("/")[0]].append(Entry(name, name))
+            found[name if unlabelled else name.partition("/")[0]].append(Item(name, name))
             sizes.append(size)
     if loose:
         raise InputError(
@@ -141,14 +141,14 @@ def _folder(store: Store, files: dict[str, int], unlabelled: bool) -> Listing:
 
 def _recordio(store: Store, rec: str) -> Listing:
     what = f"SOURCE {store.url}/{rec}"
-    found: dict[int, list[Entry]] = defaultdict(list)
+    found: dict[int, list[Item]] = defaultdict(list)
     for key, offset, label in recordio.image_records(store, rec):
         if not (label == label and 0 <= label <= LARGEST_LABEL and label == int(label)):
             raise InputError(
                 f"{what}: record {key} has label {label}; accepted are integers 0 to "
                 f"{LARGEST_LABEL}"
             )
-        found[int(label)].append(Entry(rec, str(key), offset))
+        found[int(label)].append(Item(rec, str(key), offset))
     return _listing(store, RECORDIO, sorted(found), found, 0, [store.size(rec)])
 
 
@@ -163,7 +163,7 @@ def _dataset(store: Store) -> Listing:
 
 
 def _webdataset(store: Store, tars: list[str], kind: str = WEBDATASET) -> Listing:
-    found: dict[int, list[Entry]] = defaultdict(list)
+    found: dict[int, list[Item]] = defaultdict(list)
     ignored, sizes = 0, []
     for name in tars:
         sizes.append(store.size(name))
@@ -175,10 +175,10 @@ def _webdataset(store: Store, tars: list[str], kind: str = WEBDATASET) -> Listin
     return _listing(store, kind, sorted(found), found, ignored, sizes)
 
 
-def _samples(store: Store, name: str) -> Iterator[tuple[int, Entry | None]]:
+def _samples(store: Store, name: str) -> Iterator[tuple[int, Item | None]]:
     """Yield label and image of each sample of a tar, or no image for a member that is neither."""
     what = f"SOURCE {store.url}/{name}"
-    images: dict[str, Entry] = {}
+    images: dict[str, Item] = {}
     labels: dict[str, int] = {}
     try:
         with store.open_random(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -191,7 +191,7 @@ def _samples(store: Store, name: str) -> Iterator[tuple[int, Entry | None]]:
                 if f".{extension.lower()}" in SUFFIXES:
                     if key in images:
                         raise InputError(f"{what}: sample {key} has two images; accepted is one")
-                    images[key] = Entry(name, member.name, member.offset_data, member.size)
+                    images[key] = Item(name, member.name, member.offset_data, member.size)
                 elif extension == "cls":
                     content = tar.extractfile(member)
                     assert content is not None
@@ -232,7 +232,7 @@ def _listing(
     return Listing(kind, names, images, ignored, sha.hexdigest()[:16])
 
 
-class Reader:
+class ItemReader:
     """Reads the images of a source by their entries, keeping its files open."""
 
     def __init__(self, store: Store, kind: str) -> None:
@@ -240,7 +240,7 @@ class Reader:
         self.store, self.kind = store, kind
         self._files: dict[str, IO[bytes]] = {}
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: Item) -> bytes:
         """Return the encoded image.
 
         Raises:

@@ -27,7 +27,7 @@ from factory.plan import ListedShard, sample_key
 from factory.prepare.detector import Detector
 from factory.prepare.images import Made, make_image
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
-from factory.prepare.sources import Entry, Reader
+from factory.prepare.sources import Item, ItemReader
 from factory.recipe import FaultError, InputError, public
 from factory.recognition.images import batches, decode, fitted
 from factory.seeding import hex16
@@ -40,12 +40,12 @@ class Task:
     """One shard: its plan, its images, and what the source calls their identities."""
 
     shard: ListedShard
-    entries: list[tuple[int, int, Entry]]
+    entries: list[tuple[int, int, Item]]
     names: dict[int, str]
 
 
 @dataclass(frozen=True)
-class Assignment:
+class PrepareWork:
     """All that a worker needs to know.
 
     Attributes:
@@ -69,14 +69,14 @@ class Assignment:
     recognizer: str
 
 
-class Worker:
+class Preparer:
     """Makes shards one after another; loads detector and recognizer once."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: PrepareWork) -> None:
         """Load what the assignment needs; InputError where this node has other libraries."""
         self.versions = check_versions(assignment.versions)
         self.given = assignment
-        self.reader = Reader(assignment.source, assignment.recipe.source_kind)
+        self.reader = ItemReader(assignment.source, assignment.recipe.source_kind)
         self.detector = self.recognizer = None
         if assignment.detector:
             self.detector = Detector(Path(assignment.detector))
@@ -154,7 +154,7 @@ class Worker:
                 },
             )
 
-    def _sidecar(self, task: Task, identity: int, slot: int, entry: Entry, made: Made) -> bytes:
+    def _sidecar(self, task: Task, identity: int, slot: int, entry: Item, made: Made) -> bytes:
         sidecar = {
             "identity": identity,
             "slot": slot,
@@ -191,6 +191,6 @@ class Worker:
         write_embeddings(store, manifest.name, manifest.sha256, identity, keys, found)
 
 
-def _place(entry: Entry) -> str:
+def _place(entry: Item) -> str:
     """Return where an image came from: its file, and its name inside where that is another."""
     return entry.file if entry.name == entry.file else f"{entry.file}/{entry.name}"

@@ -201,7 +201,7 @@ class MobileFaceNet(nn.Module):
         inside = 64
         for expansion, channels, repeats, stride in self.LAYOUT:
             for number in range(repeats):
-                layers.append(Bottleneck(inside, channels, expansion, stride if number == 0 else 1))
+                layers.append(IRBlock(inside, channels, expansion, stride if number == 0 else 1))
                 inside = channels
         layers.append(_conv(inside, 512, 1, 1))
         self.body = nn.Sequential(*layers)
@@ -218,7 +218,7 @@ class MobileFaceNet(nn.Module):
         return _float32(self.features, torch.flatten(x, 1))
 
 
-class Bottleneck(nn.Module):
+class IRBlock(nn.Module):
     """MobileFaceNet's inverted bottleneck: expand, depthwise with stride, linear projection."""
 
     def __init__(self, inside: int, outside: int, expansion: int, stride: int) -> None:

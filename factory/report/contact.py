@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from factory.datasets.store import Store
-from factory.evaluation.dataset import Sample, samples
+from factory.evaluation.dataset import StoredSample, samples
 from factory.recognition.images import decode, fitted
 
 LARGEST = 112  # pixels; larger faces are made smaller
@@ -43,13 +43,13 @@ def contact_sheet(store: Store, identities: int, images_each: int) -> list[Strip
         identities: how many identities, the lowest labels.
         images_each: how many images of each, the lowest slots.
     """
-    found: dict[int, list[Sample]] = {}
+    found: dict[int, list[StoredSample]] = {}
     for sample in samples(store, identities, images_each):
         found.setdefault(sample.label, []).append(sample)
     return [_strip(label, found[label]) for label in sorted(found)]
 
 
-def _strip(label: int, group: list[Sample]) -> Strip:
+def _strip(label: int, group: list[StoredSample]) -> Strip:
     faces = [decode(sample.encoded, sample.key) for sample in group]
     size = min(faces[0].shape[0], LARGEST)
     faces = [fitted(face, size, "", resize=True) for face in faces]

@@ -16,7 +16,7 @@ ANCHOR_AGES = (12.0, 25.0, 90.0)  # years of the three baked ages
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class ParametricHead:
     """The arrays of `head.npz` in float32, with what is derived from the mean head once."""
 
     mean: np.ndarray
@@ -37,7 +37,7 @@ class Head:
 
 
 @lru_cache(1)
-def load_head() -> Head:
+def load_head() -> ParametricHead:
     """Read the baked head (about 40 ms, once per process)."""
     with np.load(HEAD_FILE) as stored:
         data = {name: stored[name] for name in stored.files}
@@ -61,7 +61,7 @@ def load_head() -> Head:
         by_x[:3],
         by_x[-3:],
     )
-    return Head(
+    return ParametricHead(
         mean=mean,
         components=data["components"].astype(np.float32),
         corners=data["corners"],
@@ -105,7 +105,7 @@ def shape_vertices(coefficients: np.ndarray, local: np.ndarray) -> np.ndarray:
 
     Args:
         coefficients: [K], from `phenotype_coefficients`.
-        local: [L], signed local changes in [-1, 1], in the order of `Head.local_names`.
+        local: [L], signed local changes in [-1, 1], in the order of `ParametricHead.local_names`.
     """
     head = load_head()
     one_sided = np.stack([np.maximum(local, 0), np.maximum(-local, 0)], 1).ravel()

@@ -29,7 +29,7 @@ from factory.studio.head import (
 from factory.studio.paint import paint, smooth, texture_position, to_linear
 from factory.studio.people import Person, person
 from factory.studio.raster import rasterize
-from factory.studio.views import View, shown_age, wears_glasses
+from factory.studio.views import StudioView, shown_age, wears_glasses
 
 # The five ArcFace points (left eye, right eye, nose, left and right mouth corner as seen in the
 # picture) for a 112-pixel crop, as insightface publishes them.
@@ -74,7 +74,7 @@ def _aged_local(who: Person, age: float) -> np.ndarray:
     return local
 
 
-def _expressive(who: Person, view: View) -> np.ndarray:
+def _expressive(who: Person, view: StudioView) -> np.ndarray:
     """Vertices [V, 3] of the head with the view's age, expression, hair and beard."""
     head, body = load_head(), _body(*who.key)
     vertices = body.neutral + view.hair_volume * body.hair + view.beard_growth * body.beard
@@ -94,7 +94,7 @@ def _expressive(who: Person, view: View) -> np.ndarray:
     return vertices + moved.reshape(-1, 3)
 
 
-def _rotation(view: View) -> np.ndarray:
+def _rotation(view: StudioView) -> np.ndarray:
     yaw, pitch, roll = np.radians([view.yaw, view.pitch, view.roll])
     turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     nod = np.array(
@@ -133,7 +133,9 @@ class Placed:
     tilt: float
 
 
-def _place(vertices: np.ndarray, worn: np.ndarray, who: Person, view: View, size: float) -> Placed:
+def _place(
+    vertices: np.ndarray, worn: np.ndarray, who: Person, view: StudioView, size: float
+) -> Placed:
     """Turn, project and align head vertices and worn geometry for a picture of `size` pixels."""
     head = load_head()
     everything = np.concatenate([vertices, worn]) if len(worn) else vertices
@@ -156,7 +158,7 @@ def _place(vertices: np.ndarray, worn: np.ndarray, who: Person, view: View, size
     return Placed(camera, points, mark_points, scale, angle)
 
 
-def landmarks(person: Person, view: View, size: int) -> np.ndarray:
+def landmarks(person: Person, view: StudioView, size: int) -> np.ndarray:
     """Where the five ArcFace points are in `render(person, view, size)`.
 
     Returns:
@@ -173,7 +175,7 @@ def _check_size(size: int) -> None:
         raise ValueError(f"size is {size}; choose {SMALLEST} to {LARGEST} pixels")
 
 
-def render(person: Person, view: View, size: int) -> np.ndarray:
+def render(person: Person, view: StudioView, size: int) -> np.ndarray:
     """Picture a person, aligned on the ArcFace template: uint8 [size, size, 3], RGB.
 
     The same arguments give the same bytes.
@@ -242,7 +244,7 @@ def _sample(picture: np.ndarray, position: np.ndarray) -> np.ndarray:
     return taken.reshape(-1, 4)[:count]
 
 
-def _surface(who: Person, view: View, seen: np.ndarray, region: np.ndarray) -> Surface:
+def _surface(who: Person, view: StudioView, seen: np.ndarray, region: np.ndarray) -> Surface:
     painting = paint(*who.key)
     front = _sample(painting.skin, seen[:, 4:6])
     back = _sample(painting.hair, seen[:, 4:6])
@@ -310,7 +312,7 @@ def _direction(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def _light(
-    who: Person, view: View, placed: Placed, surface: Surface, seen: np.ndarray,
+    who: Person, view: StudioView, placed: Placed, surface: Surface, seen: np.ndarray,
     pixel: np.ndarray, region: np.ndarray, big: int,
 ) -> np.ndarray:  # fmt: skip
     """Linear RGB [P, 3] leaving each covered pixel."""
@@ -346,7 +348,7 @@ def _light(
 
 
 def _cast_shadow(
-    height: np.ndarray, key: np.ndarray, tilt: float, view: View, big: int
+    height: np.ndarray, key: np.ndarray, tilt: float, view: StudioView, big: int
 ) -> np.ndarray:
     """Share of the key light blocked at each pixel [big, big], by marching the depth picture."""
     flat = float(np.hypot(key[0], key[1]))
@@ -378,7 +380,7 @@ def _cavity(height: np.ndarray, big: int) -> np.ndarray:
     return 1 - np.clip(depth / (0.06 * big), 0, 0.65)
 
 
-def _background(view: View, big: int) -> np.ndarray:
+def _background(view: StudioView, big: int) -> np.ndarray:
     """Linear RGB [big, big, 3] behind the head: even, shaded, or out of focus."""
     rng = generator(view.seed)
     base = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.08, 3), 0.02, 0.98))
@@ -401,7 +403,7 @@ def _tint_lenses(linear: np.ndarray, who: Person, placed: Placed, big: int) -> N
     linear *= (1 - who.glasses["tint"] * mask)[..., None]
 
 
-def _occlude(linear: np.ndarray, view: View) -> None:
+def _occlude(linear: np.ndarray, view: StudioView) -> None:
     """Cover a share of the picture from one edge with something out of focus."""
     rng = generator(view.seed + 1 & (2**64 - 1))
     big = len(linear)
@@ -413,7 +415,7 @@ def _occlude(linear: np.ndarray, view: View) -> None:
     linear += share.astype(np.float32) * (colour - linear)
 
 
-def _develop(linear: np.ndarray, view: View, size: int) -> np.ndarray:
+def _develop(linear: np.ndarray, view: StudioView, size: int) -> np.ndarray:
     """Linear light to the final 8-bit picture: exposure, tone curve, blur, size, sensor noise."""
     exposed = np.maximum(linear, 0) * np.float32(view.exposure)
     # A soft shoulder keeps highlights from clipping.

@@ -19,7 +19,7 @@ YOUNGEST, OLDEST = 16.0, 85.0  # years; a view never shows anybody outside
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class StudioView:
     """Everything that changes from picture to picture of one person.
 
     Angles are degrees: positive yaw turns the nose to the right of the picture, positive pitch
@@ -111,7 +111,7 @@ def _expression(rng: np.random.Generator, strong: bool) -> np.ndarray:
     return np.clip(value, 0, 1)
 
 
-def draw_view(seed: int, plain: bool = False) -> View:
+def draw_view(seed: int, plain: bool = False) -> StudioView:
     """Draw a view as pictures in the wild have them, a pure function of the seed.
 
     Args:
@@ -122,7 +122,7 @@ def draw_view(seed: int, plain: bool = False) -> View:
     rng = generator(seed64(seed, "studio-view"))
     hard = float(rng.random())
     wide = 38.0 if rng.random() < 0.2 else 17.0
-    view = View(
+    view = StudioView(
         yaw=float(np.clip(rng.normal(0, wide), -85, 85)),
         pitch=float(np.clip(rng.normal(0, 9), -28, 28)),
         roll=float(rng.normal(0, 7)),
@@ -179,7 +179,7 @@ def draw_view(seed: int, plain: bool = False) -> View:
     )
 
 
-def draw_view_kind(seed: int, kind: str) -> View:
+def draw_view_kind(seed: int, kind: str) -> StudioView:
     """Draw a view of one kind, for the benchmarks.
 
     Kinds differ from `ordinary` in what they name: `frontal` (yaw within 12 degrees), `profile`
@@ -223,17 +223,17 @@ def draw_view_kind(seed: int, kind: str) -> View:
     return replace(view, **calm)
 
 
-def shown_age(person: Person, view: View) -> float:
+def shown_age(person: Person, view: StudioView) -> float:
     """Age in years at which the view shows the person, within `YOUNGEST`..`OLDEST`."""
     return float(np.clip(person.age + view.age_offset, YOUNGEST, OLDEST))
 
 
-def wears_glasses(person: Person, view: View) -> bool:
+def wears_glasses(person: Person, view: StudioView) -> bool:
     """Whether the person wears glasses in this view."""
     return view.glasses_draw < person.glasses_habit
 
 
-def attributes(person: Person, view: View) -> dict[str, float]:
+def attributes(person: Person, view: StudioView) -> dict[str, float]:
     """What is true of the picture, for sidecars: JSON floats only (degrees, years, shares)."""
     names = load_head().expression_names
     at = {name: float(value) for name, value in zip(names, view.expression, strict=True)}

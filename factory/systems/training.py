@@ -24,8 +24,8 @@ from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
 from factory.diffusion.conditioning import draw_masks
 from factory.diffusion.examples import (
     Examples,
+    ExampleSource,
     Frozen,
-    Source,
     embed,
     encoder_digest,
     load_examples,
@@ -234,7 +234,7 @@ class DenoiserTraining(Trainable):
         """Return the dimensions of the embeddings the network takes."""
         return self.config.context_size
 
-    def source(self) -> Source:
+    def source(self) -> ExampleSource:
         """Open the data that examples are computed from; whoever asks closes its feed."""
         recipe, data = self.recipe, self.recipe.data
         urls = tuple(data.urls())
@@ -248,7 +248,7 @@ class DenoiserTraining(Trainable):
         space = "images"
         if self.autoencoder is not None:
             digests["autoencoder"], space = encoder_digest(self.autoencoder), "latents"
-        return Source(
+        return ExampleSource(
             feed,
             urls,
             tuple(dict.fromkeys((space, *self.kinds))),

@@ -28,10 +28,10 @@ from factory.tracking import Run
 from factory.training import checkpoint
 from factory.training.average import Average
 from factory.training.checkpoint import STATE
-from factory.training.engines import Engine, check_engine, make_engine, micro_batches
+from factory.training.engines import TrainingEngine, check_engine, make_engine, micro_batches
 from factory.training.faults import explained
 from factory.training.output import RECORD, licence
-from factory.training.progress import Progress
+from factory.training.progress import Curve
 from factory.training.schedules import learning_rate
 from factory.training.workers import Worker, launch
 
@@ -110,7 +110,7 @@ def run(
         engine = make_engine(recipe, trainable.module, worker.device, held)
         average = Average(engine.held(), recipe.ema)
         total, per_epoch = trainable.total_steps, trainable.steps_per_epoch
-        progress = Progress(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
+        progress = Curve(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
         if held is not None:
             average.state = engine.part(held["average"])
             progress.restore(held["progress"])
@@ -155,7 +155,7 @@ def _cache(store: Store) -> Iterator[Path]:
 
 
 def _loss(
-    trainable: Trainable, engine: Engine, found: list[dict[str, float]]
+    trainable: Trainable, engine: TrainingEngine, found: list[dict[str, float]]
 ) -> Callable[[Any], Tensor]:
     """Return the loss of a micro-batch; the numbers worth logging are added to `found`."""
 
@@ -171,9 +171,9 @@ def _save(
     recipe: TrainRecipe,
     store: Store,
     step: int,
-    engine: Engine,
+    engine: TrainingEngine,
     average: Average,
-    progress: Progress,
+    progress: Curve,
     worker: Worker,
 ) -> None:
     state = engine.state() | {"average": engine.whole(average.state), "progress": progress.state()}
@@ -182,7 +182,7 @@ def _save(
 
 
 def _picture(
-    store: Store, trainable: Trainable, engine: Engine, whole: dict[str, Tensor], step: int
+    store: Store, trainable: Trainable, engine: TrainingEngine, whole: dict[str, Tensor], step: int
 ) -> str:
     """Write samples/NNNNNNNNN.png, rows and columns of the averaged network's images."""
     from PIL import Image
@@ -203,9 +203,9 @@ def _finish(
     recipe: TrainRecipe,
     store: Store,
     trainable: Trainable,
-    engine: Engine,
+    engine: TrainingEngine,
     whole: dict[str, Tensor],
-    progress: Progress,
+    progress: Curve,
     step: int,
     inherited: str,
 ) -> dict[str, Any]:

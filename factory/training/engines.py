@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from factory.recipe import AUTO, FRRecipe, InputError, Optimizer, TrainRecipe
-from factory.recipe import Engine as EngineRecipe
+from factory.recipe import AUTO, Engine, FRRecipe, InputError, Optimizer, TrainRecipe
 from factory.training.recompute import recompute_blocks
 
 P = TypeVar("P")
@@ -41,7 +40,7 @@ class NotFiniteError(ArithmeticError):
     """The loss or its gradient is NaN or infinite; nothing of this step is saved."""
 
 
-class Engine(ABC):
+class TrainingEngine(ABC):
     """Runs optimizer steps and gives away all it needs to continue.
 
     Attributes:
@@ -50,7 +49,7 @@ class Engine(ABC):
 
     module: nn.Module
 
-    def __init__(self, recipe: EngineRecipe, device: torch.device) -> None:
+    def __init__(self, recipe: Engine, device: torch.device) -> None:
         """Keep what both engines need."""
         assert recipe.precision != AUTO, "what auto means is settled before a training"
         self.recipe = recipe
@@ -123,7 +122,7 @@ def make_engine(
     module: nn.Module,
     device: torch.device,
     state: State | None = None,
-) -> Engine:
+) -> TrainingEngine:
     """Return the engine a recipe names, around a network.
 
     Args:
@@ -175,7 +174,7 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-class TorchEngine(Engine):
+class TorchEngine(TrainingEngine):
     """One worker, torch's own optimizer."""
 
     def __init__(
@@ -233,7 +232,7 @@ class TorchEngine(Engine):
         return _lent(self.module, whole)
 
 
-class DeepSpeedEngine(Engine):
+class DeepSpeedEngine(TrainingEngine):
     """Many workers of an initialised torch.distributed, DeepSpeed's ZeRO 0, 1, 2 or 3."""
 
     def __init__(

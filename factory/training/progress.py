@@ -16,7 +16,7 @@ LINE_SEC = 2.0
 B = TypeVar("B")
 
 
-class Progress:
+class Curve:
     """Averages the numbers of steps into rows and tells the driver of them.
 
     Rows end at fixed steps and go into checkpoints, so that the curve of a training that was

@@ -29,7 +29,7 @@ from factory.training.checkpoint import STATE
 from factory.training.engines import check_engine, make_engine, micro_batches
 from factory.training.faults import explained
 from factory.training.output import RECORD, claim, licence
-from factory.training.progress import Progress
+from factory.training.progress import Curve
 from factory.training.schedules import learning_rate, total_steps
 from factory.training.workers import Worker, launch
 
@@ -154,7 +154,7 @@ def run(
     torch.manual_seed(seed64(recipe.seed, "weights"))
     backbone = make_backbone(recipe.backbone, recipe.image.size)
     centres = Centres(recipe, feed.classes, worker.device, worker.rank, worker.world)
-    progress = Progress(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
+    progress = Curve(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
     step = checkpoint.latest(store) or 0
     held = checkpoint.load(store, step) if step else None
     engine = make_engine(recipe, backbone, worker.device, held[STATE] if held else None)
@@ -239,7 +239,7 @@ def _publish(recipe: FRRecipe, store: Store, whole: dict[str, Tensor], inherited
 
 
 def _record(
-    recipe: FRRecipe, store: Store, feed: Feed, progress: Progress, inherited: str
+    recipe: FRRecipe, store: Store, feed: Feed, progress: Curve, inherited: str
 ) -> dict[str, Any]:
     last = progress.curve[-1]
     record = {

@@ -14,7 +14,7 @@ import numpy as np
 
 from factory.cluster import hardware
 from factory.datasets.store import Store
-from factory.diffusion.examples import CHUNK, NETWORKS, Source, chunk_file, compute
+from factory.diffusion.examples import CHUNK, NETWORKS, ExampleSource, chunk_file, compute
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, parse, public
@@ -62,14 +62,14 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
         say(f"{wanted.sidecar}: {number} of {len(rows)} files of each kind")
 
 
-def source_of(recipe: TrainRecipe, num_gpus: float) -> Source:
+def source_of(recipe: TrainRecipe, num_gpus: float) -> ExampleSource:
     """Load what a training's examples are computed from, on a GPU where there is a share of one."""
     engine = recipe.engine.model_copy(update={"num_gpus": num_gpus})
     placed = recipe.model_copy(update={"engine": engine})
     return training_class(recipe.system)(placed, Place(0, 1, Path(tempfile.gettempdir()))).source()
 
 
-def lacking(source: Source, store: Store, first: int) -> dict[str, str]:
+def lacking(source: ExampleSource, store: Store, first: int) -> dict[str, str]:
     """Return the files, by kind, that a sidecar lacks of the images from `first` on."""
     files = {
         kind: chunk_file(name, first) for kind, name in source.named().items() if kind in NETWORKS

@@ -18,7 +18,7 @@ from PIL import Image
 from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import FORMATS, Options, _Kind, export
-from factory.export.spool import Placed
+from factory.export.spool import Spooled
 from factory.recipe import FaultError, InputError
 
 Run = Callable[..., tuple[Path, About]]
@@ -175,7 +175,7 @@ def test_images_of_two_sizes_need_a_size(dataset: Made) -> None:
     for image in (sink.getvalue(), first):
         kind.see(image, 0)
     for image in (sink.getvalue(), first):
-        fitted = kind.fit(Placed(0, 0, image, b"")).encoded
+        fitted = kind.fit(Spooled(0, 0, image, b"")).encoded
         assert fitted.startswith(b"\xff\xd8\xff") and pixels(fitted).shape == (24, 24, 3)
 
 

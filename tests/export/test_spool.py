@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.export.spool import Placed, Spool, grouped, shuffled
+from factory.export.spool import Spool, Spooled, grouped, shuffled
 
 
 def spooled(
     folder: Path, labels: list[int], kind: str, bucket_bytes: int, seed: int = 0
-) -> list[Placed]:
+) -> list[Spooled]:
     folder.mkdir(parents=True, exist_ok=True)
     order = shuffled(seed) if kind == "shuffled" else grouped(50)
     spool = Spool(folder, order, 40 * len(labels), bucket_bytes)

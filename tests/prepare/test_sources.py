@@ -13,7 +13,7 @@ from PIL import Image
 from factory.datasets.store import Store
 from factory.prepare import recordio
 from factory.prepare.recipe import entries_of, plan_shards
-from factory.prepare.sources import Listing, Reader, list_source
+from factory.prepare.sources import ItemReader, Listing, list_source
 from factory.recipe import InputError
 
 
@@ -26,7 +26,7 @@ def png(seed: int, size: int = 16) -> bytes:
 
 def content(source: str | Path) -> tuple[Listing, list[list[bytes]]]:
     store, listing = list_source(str(source))
-    reader = Reader(store, listing.kind)
+    reader = ItemReader(store, listing.kind)
     found = [[reader.read(entry) for entry in images] for images in listing.images]
     reader.close()
     return listing, found

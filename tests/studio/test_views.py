@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from factory.studio.people import person
-from factory.studio.views import KINDS, View, attributes, draw_view, draw_view_kind
+from factory.studio.views import KINDS, StudioView, attributes, draw_view, draw_view_kind
 
 
-def same(a: View, b: View) -> bool:
+def same(a: StudioView, b: StudioView) -> bool:
     return all(np.array_equal(x, vars(b)[name]) for name, x in vars(a).items())
 
 

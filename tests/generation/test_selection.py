@@ -18,7 +18,7 @@ from factory.generation.selection import Beholder, Seen, select
 from factory.recipe import BankRecipe, FaultError, GenerateRecipe, InputError, load, parse
 
 COUNT, SIZE = 300, 6
-PLAIN = Path(__file__).parents[1] / "jobs/recipes/desk/generate/studio_plain.yaml"
+PLAIN = Path(__file__).parents[2] / "jobs/recipes/desk/generate/studio_plain.yaml"
 
 
 def recipe(**changes: Any) -> BankRecipe:

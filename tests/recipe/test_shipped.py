@@ -12,7 +12,7 @@ from factory.datasets import catalog
 from factory.datasets.provenance import models
 from factory.recipe import BankRecipe, ComposeRecipe, GenerateRecipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
 KINDS = {"bank", "compose", "generate", "train", "fr"}
 

@@ -17,7 +17,7 @@ from factory.diffusion.trainable import Place
 from factory.recipe import ComposeRecipe, InputError, parse
 from factory.systems.base import Position
 
-PAGE = Path(__file__).parent.parent / "docs" / "adding-a-system.md"
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-system.md"
 MODEL = {
     "unet": {
         "size": 4,

@@ -34,7 +34,7 @@ from factory.search.space import load_space
 from factory.search.sweep import Book
 from factory.training import output
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
 TRAIN = ROOT / "jobs/recipes/desk/train/idiff_face.yaml"
 FR = ROOT / "jobs/recipes/desk/fr/desk.yaml"

@@ -40,7 +40,7 @@ from factory.plan import shards
 from factory.recipe import FaultError, GenerateRecipe, InputError, bank_digest, content_digest, load
 from factory.systems import create
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STUDIO = ROOT / "jobs/recipes/desk/generate/studio.yaml"
 IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
 FLOAT32 = "sampler.dtype=float32"

@@ -273,7 +273,7 @@ def test_kept_embeddings_are_enough_and_torch_stays_away(pools, recognizer, tmp_
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(raw), tmp_path / "two", tmp_path / "cache"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from benchmarks.controls import CONTROLS
 from factory.recipe import load
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -11,28 +11,28 @@ from faces import make_pool
 from PIL import Image
 
 from factory.commands.chain import BENCHMARKS, JUDGE
-from factory.commands.comparison import Part, Size, check_sizes, named_datasets, sizes, table
+from factory.commands.comparison import Share, Size, check_sizes, named_datasets, sizes, table
 from factory.datasets.feed import Feed
 from factory.recipe import FRRecipe, InputError, load, local_path
 from factory.recognition.recognizers import load_recognizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")
 
 
 def test_rows_are_datasets_of_one_size_and_unlike_names(tmp_path: Path) -> None:
     real, made = (make_pool(tmp_path / name, 3, 2) for name in ("studio", "made"))
     assert named_datasets(real, [made + "/"]) == {"real": real, "made": made + "/"}
-    assert set(sizes({"real": real, "made": made}, Part()).values()) == {Size(6, 3)}
+    assert set(sizes({"real": real, "made": made}, Share()).values()) == {Size(6, 3)}
     with pytest.raises(InputError, match="two rows 'made'"):
         named_datasets(real, [made, made])
     smaller = make_pool(tmp_path / "smaller", 2, 2)
     rows = named_datasets(real, [smaller])
     with pytest.raises(InputError, match=r"real 6 images of 3 .* 4 images of 2 .*; accepted"):
-        sizes(rows, Part())
-    assert sizes(rows, Part(2, 2)) == {"real": Size(4, 2), "smaller": Size(4, 2)}
+        sizes(rows, Share())
+    assert sizes(rows, Share(2, 2)) == {"real": Size(4, 2), "smaller": Size(4, 2)}
     with pytest.raises(InputError, match="--identities 3: smaller has 2"):
-        sizes(rows, Part(3, 2), unequal=True)
+        sizes(rows, Share(3, 2), unequal=True)
     with pytest.raises(InputError, match="nowhere"):
         named_datasets(real, [str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match=r"dataset x: s3://b/x holds credentials"):
@@ -45,18 +45,18 @@ def test_people_with_fewer_images_make_a_part_smaller(tmp_path: Path) -> None:
     made = make_pool(tmp_path / "made", 4, 5, world=1)
     rows = {"real": real, "made": made}
     with pytest.raises(InputError) as caught:
-        sizes(rows, Part(4, 3))
+        sizes(rows, Share(4, 3))
     for words in ("real 10 images of 4 people", "made 12 images", "asked for were 12", "--unequal"):
         assert words in str(caught.value)
-    counted = sizes(rows, Part(4, 3), unequal=True)
+    counted = sizes(rows, Share(4, 3), unequal=True)
     assert counted == {"real": Size(10, 4), "made": Size(12, 4)}
     for name, size in counted.items():  # as a training counts them
         fed = Feed([rows[name]], 4, seed=1, size=32, identities=4, images_each=3)
         assert (len(fed), fed.classes) == (size.images, size.people)
         fed.close()
-    assert set(sizes(rows, Part(4, 2)).values()) == {Size(8, 4)}
+    assert set(sizes(rows, Share(4, 2)).values()) == {Size(8, 4)}
     with pytest.raises(InputError, match="real 14 images of 4 people, made 20 images"):
-        sizes(rows, Part())
+        sizes(rows, Share())
 
 
 def test_some_slots_that_stayed_empty_are_no_other_size(tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_some_slots_that_stayed_empty_are_no_other_size(tmp_path: Path) -> None:
         other = make_pool(tmp_path / f"lost{len(lost)}", 10, 20, world=1, lost=lost)
         rows = {"real": whole, "other": other}
         if alike:
-            assert sizes(rows, Part())["other"] == Size(198, 10)
+            assert sizes(rows, Share())["other"] == Size(198, 10)
             continue
         with pytest.raises(InputError, match="other 197 images"):
-            sizes(rows, Part())
+            sizes(rows, Share())
 
 
 def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path: Path) -> None:

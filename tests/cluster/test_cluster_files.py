@@ -25,7 +25,7 @@ from factory.cluster.capacity import GROWS_TO, grows_to, require
 from factory.generation.run import reservations
 from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, InputError, TrainRecipe, load
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(ROOT.glob("jobs/recipes/paper/*/*.yaml"))
 DASHBOARD_LOCAL = "--dashboard-host=127.0.0.1"
 

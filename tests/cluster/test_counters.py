@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from factory.cluster import counters
 from factory.cluster.counters import COUNTERS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RAYS_OWN = {  # of Ray's reporter and autoscaler
     *("ray_node_cpu_utilization", "ray_node_gpus_utilization"),
     *("autoscaler_active_nodes", "autoscaler_pending_nodes"),

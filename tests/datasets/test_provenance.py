@@ -12,7 +12,7 @@ from factory.datasets import provenance
 from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load, local_path
 
-IDIFF = Path(__file__).parents[1] / "jobs/recipes/desk/generate/idiff_face.yaml"
+IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"
 
 
 def test_sha256_file(tmp_path):

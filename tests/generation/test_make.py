@@ -14,7 +14,7 @@ from factory.datasets.manifest import DatasetManifest, merge
 from factory.datasets.provenance import versions
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
-from factory.evaluation.dataset import Sample, samples
+from factory.evaluation.dataset import StoredSample, samples
 from factory.generation import identities
 from factory.generation.make import Line
 from factory.generation.run import wiring
@@ -40,7 +40,7 @@ def idiff(*overrides: str) -> GenerateRecipe:
     return recipe
 
 
-def make(recipe: GenerateRecipe, folder: Path) -> tuple[DatasetManifest, dict[str, Sample]]:
+def make(recipe: GenerateRecipe, folder: Path) -> tuple[DatasetManifest, dict[str, StoredSample]]:
     """Take every planned shard through the recipe's crews, one after another."""
     store, made_with, system = Store(folder), versions(), create(recipe)
     system.load()
@@ -61,7 +61,7 @@ def make(recipe: GenerateRecipe, folder: Path) -> tuple[DatasetManifest, dict[st
     return manifest, {sample.key: sample for sample in samples(store)}
 
 
-def known(folder: Path, teacher: Recognizer, sample: Sample) -> str:
+def known(folder: Path, teacher: Recognizer, sample: StoredSample) -> str:
     """Write the embedding of one image as the only known face; returns the recipe's rule."""
     face = teacher.embed(decode(sample.encoded, "planted")[None])
     path = folder / "real.safetensors"

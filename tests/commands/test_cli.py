@@ -12,7 +12,7 @@ import ready
 from factory.commands import cli
 from factory.recipe import InputError, load
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EVERY_JOB = {"--help", "--set", "--address", "--tracking-uri"}
 ENTRY_POINT_LINES = 80
 
