@@ -17,7 +17,7 @@ TOP_LEVEL = {
     *("pyproject.toml", "factory", "jobs", "tune_spaces", "cluster.yaml", "tests", "README.md"),
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "docs"),
 }
-LIGHT = ("recipe", "plan", "seeding", "cli", "provenance", "shards", "export", "compose")
+LIGHT = ("recipe", "plan", "seeding", "datasets", "export")
 COMES_WITH = {  # parts of what is declared
     **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
     **{"botocore": "boto3", "prometheus_client": "ray"},

@@ -10,13 +10,16 @@ import numpy as np
 from factory.commands.chain import WHOLE, Chain
 from factory.datasets.index import first_rows, index
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import Store, parted
+from factory.datasets.store import (
+    Store,
+    parted,
+)
 from factory.evaluation.dataset import samples
 from factory.evaluation.gap import REAL, gap, over_seeds
 from factory.evaluation.verification import bin_files, read_bin
 from factory.export.sheet import ContactSheet
 from factory.recipe import FRRecipe, InputError, keyless
-from factory.recognition.images import Embeds, decode, fitted
+from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.training.output import kept
 
 LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
@@ -124,7 +127,7 @@ def _size(url: str, part: Share) -> Size:
 
 
 def check_sizes(
-    datasets: Mapping[str, str], recipe: FRRecipe, judge: Embeds, benchmarks: str | Path
+    datasets: Mapping[str, str], recipe: FRRecipe, judge: NamedEmbedder, benchmarks: str | Path
 ) -> None:
     """Refuse images that the judge or the recognizer would refuse, before hours are spent on them.
 

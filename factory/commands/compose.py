@@ -8,7 +8,7 @@ The same command resumes. `data.train` of a recipe takes the folder of a composi
 """
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from factory import tracking
 from factory.cluster.progress import ProgressLine
@@ -16,8 +16,17 @@ from factory.commands import cli
 from factory.datasets.compose import compose
 from factory.datasets.composition import Composition
 from factory.datasets.materialise import materialise
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import ComposeRecipe, load
+
+
+def recognizer(reference: str) -> Any:
+    """Load the recognizer that measures a band; most compositions need none."""
+    from factory.recognition.recognizers import load_recognizer
+
+    return load_recognizer(reference)
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -27,7 +36,7 @@ def job(arguments: argparse.Namespace) -> None:
     store, line = Store(arguments.out), ProgressLine()
     with store.lock("compose"):
         store.sweep()
-        made = compose(recipe, store, say=line)
+        made = compose(recipe, store, say=line, load=recognizer)
     cli.show(describe(made))
     if arguments.materialise:
         to = Store(arguments.materialise)

@@ -11,7 +11,9 @@ from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import FRRecipe, load
 
 
@@ -61,7 +63,10 @@ def job(arguments: argparse.Namespace) -> None:
 def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
     """Measure the trained recognizer on the recipe's benchmarks."""
     from factory.evaluation import verification
-    from factory.recognition.recognizers import FILE, load_recognizer
+    from factory.recognition.recognizers import (
+        FILE,
+        load_recognizer,
+    )
 
     with store.local(FILE) as path:
         found = verification.evaluate(load_recognizer(str(path)), recipe.benchmarks)

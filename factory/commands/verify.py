@@ -12,7 +12,9 @@ from typing import NoReturn
 from factory.commands import cli
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.datasets.verify import repair, verify
 
 

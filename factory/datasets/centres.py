@@ -7,31 +7,19 @@ interrupted, costs only the shards that are new.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from factory.datasets.embeddings import embeddings_file, read_embeddings, write_embeddings
+from factory.datasets.embeddings import Embedder, embeddings_file, read_embeddings, write_embeddings
 from factory.datasets.feed import decode
 from factory.datasets.index import IMAGES, Contents, Copies, Index, cache_home
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.datasets.tar import members
 from factory.recipe import InputError
 
 BATCH = 256
-
-
-class Embeds(Protocol):
-    """What is asked of a recognizer."""
-
-    @property
-    def size(self) -> int:
-        """Height and width in pixels of the images it takes."""
-        ...
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
-        ...
 
 
 def pool_embeddings(
@@ -39,7 +27,7 @@ def pool_embeddings(
     shards: Contents,
     index: Index,
     recognizer_sha256: str,
-    load: Callable[[], Embeds],
+    load: Callable[[], Embedder],
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
@@ -107,7 +95,7 @@ def centre_cosines(embedded: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return cosines
 
 
-def _computed(copies: Copies, name: str, recognizer: Embeds) -> tuple[list[str], np.ndarray]:
+def _computed(copies: Copies, name: str, recognizer: Embedder) -> tuple[list[str], np.ndarray]:
     """Return the keys of a shard's images and their embeddings, float32 [N, D]."""
     keys: list[str] = []
     parts: list[np.ndarray] = []

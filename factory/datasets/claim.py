@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from factory.datasets.provenance import Inherited, Model
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
 from factory.recipe import (
     ComposeRecipe,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.centres import Embeds, centre_cosines, pool_embeddings
+from factory.datasets.centres import centre_cosines, pool_embeddings
 from factory.datasets.claim import CLAIM, COMPOSITION
 from factory.datasets.composition import (
     INDEX,
@@ -27,16 +27,20 @@ from factory.datasets.composition import (
     Taken,
     load_composition,
 )
+from factory.datasets.embeddings import Embedder
 from factory.datasets.feed import decode
 from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
 from factory.datasets.provenance import Model, licence_of
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.seeding import seed64
 
 Say = Callable[[str], None]
+Load = Callable[[str], Any]
 
 
 class TooFewError(InputError):
@@ -88,6 +92,7 @@ def compose(
     out: Store,
     cache: Path | None = None,
     say: Say = lambda line: None,
+    load: Load | None = None,
 ) -> Composition:
     """Write a composition's index, then what it is made of; the latter is the commit.
 
@@ -99,6 +104,7 @@ def compose(
         out: the composition's folder; `out.lock` is the caller's to hold.
         cache: folder of indexes and embeddings; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress now and then.
+        load: loads the recognizer that a reference names, for pools with a `centre_band`.
 
     Raises:
         TooFewError: a pool is too small for what is asked of it.
@@ -113,7 +119,7 @@ def compose(
         if shares[name] != 0
     ]
     _refuse_repeated(pools)
-    recognizer = _Recognizer(recipe)
+    recognizer = _Recognizer(recipe, load)
     taken: dict[str, Chosen] = {}
     for pool in sorted(pools, key=lambda pool: bool(pool.view.identities_of)):
         base = pool.view.identities_of
@@ -241,16 +247,15 @@ def select(
 class _Recognizer:
     """The recognizer a band is measured under; loaded when its embeddings are not cached."""
 
-    def __init__(self, recipe: ComposeRecipe) -> None:
+    def __init__(self, recipe: ComposeRecipe, load: Load | None) -> None:
         self.weights = recipe.recognizer if _banded(recipe) else None
+        self._load = load
         self._loaded: Any = None
 
-    def load(self) -> Embeds:
-        assert self.weights is not None
+    def load(self) -> Embedder:
+        assert self.weights is not None and self._load is not None, "a band is measured"
         if self._loaded is None:
-            from factory.recognition.recognizers import load_recognizer
-
-            self._loaded = load_recognizer(self.weights.location)
+            self._loaded = self._load(self.weights.location)
             stated = self.weights.sha256
             if stated and self._loaded.sha256 != stated:
                 raise InputError(

@@ -8,14 +8,30 @@ the sha256 of the tar it was computed from.
 import io
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Protocol
 
 import numpy as np
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import InputError
 
 FOLDER = "embeddings"
 SUFFIX = ".parquet"
+
+
+class Embedder(Protocol):
+    """What is asked of a recognizer."""
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels of the images it takes."""
+        ...
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
+        ...
 
 
 def embeddings_file(recognizer_sha256: str, shard: str) -> str:

@@ -25,7 +25,13 @@ from factory.datasets.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.datasets.store import Store, cache_home, in_order
+from factory.datasets.patience import (
+    in_order,
+)
+from factory.datasets.store import (
+    Store,
+    cache_home,
+)
 from factory.datasets.tar import TarError, members
 from factory.recipe import InputError
 

@@ -31,7 +31,12 @@ from factory.datasets.manifest import (
     merge,
 )
 from factory.datasets.provenance import sha256_file
-from factory.datasets.store import Store, scratch
+from factory.datasets.scratch import (
+    scratch,
+)
+from factory.datasets.store import (
+    Store,
+)
 from factory.datasets.tar import Sample, write_tar
 from factory.plan import Slice, position_key, slices
 from factory.recipe import InputError

@@ -6,65 +6,31 @@ the shard is complete. Requests to a remote store are repeated for half a minute
 they fail. One writer at a time holds the store's lock.
 """
 
-import functools
 import json
 import os
-import random
 import secrets
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from factory import stops
+from factory.datasets.patience import LOCAL_WORKERS, REMOTE_WORKERS, patient
+from factory.datasets.scratch import STALE_SECONDS, is_alive, is_dead, process_token, scratch
 from factory.recipe import FaultError, InputError, public
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
-
 PART = ".part-"  # stands inside the name of a file that is still being written
 LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for so long is dead
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back, where creation is not exclusive
 COPY_BYTES = 1 << 20
-LOCAL_WORKERS, REMOTE_WORKERS = 2, 8
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before a remote store is asked again
-FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
-SCRATCH = "factory-"
-
-A = TypeVar("A")
-B = TypeVar("B")
-P = ParamSpec("P")
-
-
-def _patient(
-    method: "Callable[Concatenate[Store, P], B]",
-) -> "Callable[Concatenate[Store, P], B]":
-    """Repeat a method of a remote store, as a whole, when the store does not answer well."""
-
-    @functools.wraps(method)
-    def repeated(self: "Store", *arguments: P.args, **named: P.kwargs) -> B:
-        for pause in PAUSES_SECONDS if self.root is None else ():
-            try:
-                return method(self, *arguments, **named)
-            except OSError as error:
-                final = isinstance(error, (FileNotFoundError, PermissionError))
-                if final or any(word in str(error) for word in FINAL):
-                    raise
-                wait = pause * random.uniform(0.5, 1.0)
-                print(f"{self.url}: {public(str(error))}; again in {wait:.1f} s", flush=True)
-                time.sleep(wait)
-        return method(self, *arguments, **named)
-
-    return repeated
 
 
 class Store:
@@ -122,14 +88,14 @@ class Store:
         """Return how many files are worth reading at once."""
         return LOCAL_WORKERS if self._root is not None else REMOTE_WORKERS
 
-    @_patient
+    @patient
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
         if self._root is not None:
             return self._local(name).is_file()
         return self._info(name) is not None
 
-    @_patient
+    @patient
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
         if self._root is not None:
@@ -139,7 +105,7 @@ class Store:
             raise FileNotFoundError(f"{self.url}: no file {name}")
         return info.size
 
-    @_patient
+    @patient
     def version(self, name: str) -> tuple[int, int | None] | None:
         """Return what changes when a file is replaced; None where there is no file.
 
@@ -151,18 +117,18 @@ class Store:
         info = self._info(name)
         return None if info is None else (info.size, info.mtime_ns)
 
-    @_patient
+    @patient
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
         with self._stream(name) as file:
             return file.read()
 
-    @_patient
+    @patient
     def open_input(self, name: str) -> IO[bytes]:
         """Open a file to be read in order, without loading it whole."""
         return self._stream(name)
 
-    @_patient
+    @patient
     def open_random(self, name: str) -> IO[bytes]:
         """Open a file to be read at any place; every read of a remote one is a request."""
         if self._root is not None:
@@ -186,7 +152,7 @@ class Store:
             return {name: self.size(name) for name in self.list(prefix)}
         return dict(self._files(prefix))
 
-    @_patient
+    @patient
     def delete(self, name: str) -> None:
         """Remove a file; one that does not exist is no error."""
         if self._root is not None:
@@ -208,19 +174,19 @@ class Store:
         with self._fs.open_output_stream(self._key(name)) as out:
             yield out
 
-    @_patient
+    @patient
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one piece; an older one of this name is replaced."""
         with self.open_output(name) as out:
             out.write(data)
 
-    @_patient
+    @patient
     def put(self, local: Path, name: str) -> None:
         """Copy a local file to a name; the local file stays."""
         with local.open("rb") as file, self.open_output(name) as out:
             shutil.copyfileobj(file, out, COPY_BYTES)
 
-    @_patient
+    @patient
     def fetch(self, name: str, local: Path) -> None:
         """Copy a file to a local path, which is complete or absent at any moment."""
         with self._stream(name) as file, _aside(local) as part:
@@ -241,7 +207,7 @@ class Store:
         """Remove parts left by writers that died, and return their names."""
         removed = []
         for name in self.list() if self._root is not None else ():
-            if PART in name and _is_dead(self._local(name), name.rpartition(PART)[2]):
+            if PART in name and is_dead(self._local(name), name.rpartition(PART)[2]):
                 self.delete(name)
                 removed.append(name)
         return tuple(sorted(removed))
@@ -292,7 +258,7 @@ class Store:
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(self._base).lstrip("/"), info.size
 
-    @_patient
+    @patient
     def _infos(self, prefix: str) -> Any:
         from pyarrow import fs
 
@@ -382,7 +348,7 @@ class Lock:
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
         age = _age(holder)
         here = holder.get("host") == socket.gethostname()
-        if here and not _is_alive(holder.get("pid")):
+        if here and not is_alive(holder.get("pid")):
             why = "its process is gone"
         elif age > STALE_SECONDS:
             why = f"it did not move for {age:.0f} s"
@@ -400,18 +366,6 @@ class Lock:
 def cache_home() -> Path:
     """Return where copies and indexes are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "face-data-factory"
-
-
-def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """Yield `function` of each item in order, computed by threads a few items ahead."""
-    pending: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def parted(url: str) -> tuple[str, str]:
@@ -460,43 +414,10 @@ def _safe(name: str) -> str:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """Lend a folder on the local disk for as long as the block runs.
-
-    A killed process leaves its folder behind; the next process on the machine that asks for one
-    removes it.
-    """
-    _sweep_scratch()
-    folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{_token()}"
-    folder.mkdir(mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-@functools.cache
-def _sweep_scratch() -> None:
-    """Remove the scratch folders of this user's dead processes, once a process."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{socket.gethostname()}.*.*"):
-        try:
-            ours = folder.stat().st_uid == os.getuid()
-        except FileNotFoundError:  # another process sweeps as well
-            continue
-        if ours and _is_dead(folder, folder.name.removeprefix(SCRATCH)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _token() -> str:
-    """Return a name that states its process and is used once."""
-    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-
-
-@contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
     """Open a part beside `path`; move it there, flushed, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}{PART}{_token()}")
+    part = path.with_name(f"{path.name}{PART}{process_token()}")
     try:
         with part.open("wb") as file:
             yield file
@@ -532,29 +453,6 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _is_dead(path: Path, token: str) -> bool:
-    """Tell whether the process that a token states has left `path` behind."""
-    host, _, rest = token.rpartition(".")[0].rpartition(".")
-    if host == socket.gethostname() and rest.isdigit():
-        return not _is_alive(int(rest))
-    try:
-        return time.time() - path.stat().st_mtime > STALE_SECONDS
-    except FileNotFoundError:
-        return False
-
-
-def _is_alive(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _age(holder: dict[str, Any]) -> float:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from factory.datasets.manifest import TAR, committed, shard_file
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.datasets.tar import Member, members
 from factory.recipe import InputError
-from factory.recognition.images import Embeds, decode, fitted, normalized
+from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
 PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity
@@ -95,7 +97,7 @@ def finished(url: str) -> Store:
 
 def embed_dataset(
     store: Store,
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     identities: int | None = None,
     images_each: int | None = None,
     resize: bool = False,

@@ -20,7 +20,7 @@ from factory.evaluation.scores import resolved
 from factory.evaluation.tables import Outcome, Table, percent, rate
 from factory.recipe import InputError
 from factory.recognition.alignment import aligned
-from factory.recognition.images import Embeds, batches, decode, mirrored, normalized
+from factory.recognition.images import NamedEmbedder, batches, decode, mirrored, normalized
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWITCHES = re.compile(r"N([01])D([01])F([01])")
@@ -131,7 +131,7 @@ def read_release(folder: str | Path) -> IJBRelease:
 
 
 def evaluate_ijb(
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     folder: str | Path,
     switches: Sequence[Switches],
     say: Callable[[str], None] = lambda line: None,
@@ -177,7 +177,7 @@ def evaluate_ijb(
 
 
 def templates_of(
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     release: IJBRelease,
     switches: Sequence[Switches],
     batch_size: int = 256,

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.evaluation.dataset import Embedded, StoredSample, embed_dataset, finished, samples
 from factory.evaluation.quality import Radius, centres
 from factory.evaluation.scores import histogram, rows_of
 from factory.evaluation.tables import Table, percent
 from factory.recipe import InputError
-from factory.recognition.images import Embeds, decode, fitted
+from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.recognition.neighbours import Faces
 from factory.seeding import generator, seed64
 
@@ -144,7 +146,7 @@ def real_datasets(store: Store, against: str, held_out: str = "", tasks: int = 0
 def of_datasets(
     store: Store,
     synthetic: Embedded,
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     radius: Radius,
     real: list[Store],
     resize: bool = False,

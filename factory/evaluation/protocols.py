@@ -8,7 +8,7 @@ from factory.evaluation.tables import Outcome, Table, percent
 from factory.evaluation.tinyface import evaluate_tinyface
 from factory.evaluation.verification import Verification, average, bin_files, measured, read_bin
 from factory.recipe import InputError, local_path
-from factory.recognition.images import Embeds
+from factory.recognition.images import NamedEmbedder
 
 PROTOCOLS = ("verification", "ijb", "tinyface")
 SWITCHES = "N1D1F1"
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 def evaluate(
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     protocol: str,
     folder: str,
     say: Say,
@@ -52,7 +52,9 @@ def evaluate(
     return _verification(recognizer, folder, say, resize, groups)
 
 
-def _verification(recognizer: Embeds, folder: str, say: Say, resize: bool, groups: str) -> Outcome:
+def _verification(
+    recognizer: NamedEmbedder, folder: str, say: Say, resize: bool, groups: str
+) -> Outcome:
     benchmarks = bin_files(local_path(folder))
     known = read_groups(local_path(groups)) if groups else {}
     strangers = sorted(set(known) - set(benchmarks))

@@ -26,7 +26,7 @@ from factory.evaluation.scores import (
 )
 from factory.recipe import InputError
 from factory.recognition.faces import save_faces
-from factory.recognition.images import Embeds, normalized
+from factory.recognition.images import NamedEmbedder, normalized
 from factory.recognition.neighbours import packed
 from factory.seeding import seed64
 from factory.studio.people import person
@@ -70,7 +70,7 @@ class Radius:
     pairs: int
 
 
-def gallery_radius(recognizer: Embeds, people: int = GALLERY_PEOPLE) -> Radius:
+def gallery_radius(recognizer: NamedEmbedder, people: int = GALLERY_PEOPLE) -> Radius:
     """Measure a recognizer's radius on impostor pairs of the studio's gallery.
 
     Args:

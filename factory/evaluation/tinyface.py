@@ -14,7 +14,7 @@ import numpy as np
 
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.recipe import InputError
-from factory.recognition.images import Embeds, batches, decode, fitted, flip_sum, normalized
+from factory.recognition.images import NamedEmbedder, batches, decode, fitted, flip_sum, normalized
 
 RANKS = (1, 5)
 IMAGES = (".jpg", ".jpeg", ".png")
@@ -70,7 +70,7 @@ def read_release(folder: str | Path) -> TinyFaceRelease:
 
 
 def evaluate_tinyface(
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     folder: str | Path,
     resize: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -133,7 +133,9 @@ def first_ranks(
     return ranks
 
 
-def _embedded(recognizer: Embeds, faces: TinyFaces, resize: bool, batch_size: int) -> np.ndarray:
+def _embedded(
+    recognizer: NamedEmbedder, faces: TinyFaces, resize: bool, batch_size: int
+) -> np.ndarray:
     def images() -> Iterator[np.ndarray]:
         for file in faces.files:
             if not file.is_file():

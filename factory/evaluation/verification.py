@@ -18,7 +18,7 @@ import numpy as np
 
 from factory.evaluation.scores import rates, resolved
 from factory.recipe import InputError
-from factory.recognition.images import Embeds, batches, decode, fitted, flip_sum, normalized
+from factory.recognition.images import NamedEmbedder, batches, decode, fitted, flip_sum, normalized
 
 FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
@@ -131,14 +131,14 @@ class Distances:
 
 
 def verify(
-    recognizer: Embeds, benchmark: Pairs, resize: bool = False, batch_size: int = 256
+    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
 ) -> Verification:
     """Measure a recognizer on one benchmark by the ten-fold flip protocol; see `measured`."""
     return Verification.of(measured(recognizer, benchmark, resize, batch_size))
 
 
 def measured(
-    recognizer: Embeds, benchmark: Pairs, resize: bool = False, batch_size: int = 256
+    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
 ) -> Distances:
     """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
@@ -230,7 +230,7 @@ def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    recognizer: Embeds,
+    recognizer: NamedEmbedder,
     folder: str | Path,
     resize: bool = False,
     say: Callable[[str], None] = lambda line: None,

@@ -14,7 +14,12 @@ import simplejpeg
 
 import factory
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
-from factory.datasets.store import Store, scratch
+from factory.datasets.scratch import (
+    scratch,
+)
+from factory.datasets.store import (
+    Store,
+)
 from factory.export.about import About
 from factory.export.card import card, is_synthetic, licence_text
 from factory.export.folder import write_folder

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from factory.datasets.store import REMOTE_WORKERS, Store, in_order
+from factory.datasets.patience import (
+    REMOTE_WORKERS,
+    in_order,
+)
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import InputError
 
 CLAIM = "export.json"

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import InputError
 from factory.systems.contexts import COLUMNS, ROWS
 

@@ -1,9 +1,8 @@
 """Screens: a verdict on every image. A verdict other than `keep` is the only way out."""
 
-from typing import Protocol
-
 import numpy as np
 
+from factory.datasets.embeddings import Embedder
 from factory.datasets.feed import resized
 from factory.datasets.manifest import REASONS
 from factory.datasets.provenance import checked_sha256
@@ -16,19 +15,6 @@ from factory.systems.base import Conditions, System
 IDENTITY_DRIFT, REAL_LOOKALIKE = "identity_drift", "real_lookalike"
 NEAR_DUPLICATE = "near_duplicate"
 assert {IDENTITY_DRIFT, REAL_LOOKALIKE, NEAR_DUPLICATE} <= set(REASONS)
-
-
-class Embedder(Protocol):
-    """What screens ask of a recognizer."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of the images it takes, in pixels; others are resized bilinearly."""
-        ...
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Return raw embeddings, float32 [B, D], of uint8 [B, S, S, 3] RGB images."""
-        ...
 
 
 def known_faces(recipe: GenerateRecipe) -> Faces | None:

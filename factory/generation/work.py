@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.plan import Shard
 from factory.systems.base import Position
 

@@ -15,7 +15,9 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from factory.datasets.recordio import FIRST, HEADER, LAST, LENGTH_BITS, MAGIC, MIDDLE, WHOLE, WORD
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import InputError
 
 

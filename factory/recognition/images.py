@@ -8,14 +8,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from factory.datasets import centres
+from factory.datasets.embeddings import Embedder
 from factory.datasets.feed import resized
 from factory.recipe import InputError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-class Embeds(centres.Embeds, Protocol):
+class NamedEmbedder(Embedder, Protocol):
     """What an evaluation asks of a recognizer: a name, too."""
 
     @property
@@ -71,7 +71,7 @@ def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarra
         yield np.stack(batch)
 
 
-def flip_sum(recognizer: Embeds, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flip_sum(recognizer: NamedEmbedder, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embed images and their mirror images, all raw.
 
     Returns:

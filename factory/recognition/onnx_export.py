@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from factory.recognition.recognizers import Recognizer
+from factory.recognition.recognizer import (
+    Recognizer,
+)
 
 OPSET = 17
 

@@ -8,13 +8,12 @@ folder, where the same trial, started again, finds it.
 import functools
 import json
 import math
-import os
 import queue
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,19 +22,21 @@ import numpy as np
 
 from factory.datasets.compose import TooFewError, compose
 from factory.datasets.composition import Composition, load_composition, read_rows
-from factory.datasets.manifest import MANIFEST, load_manifest
-from factory.datasets.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store, below
+from factory.datasets.store import (
+    Store,
+    below,
+)
 from factory.recipe import (
     ComposeRecipe,
     Data,
     FaultError,
     FRRecipe,
-    GenerateRecipe,
     InputError,
     KnownFaces,
     local_path,
 )
 from factory.search.leakage import leakage
+from factory.search.pools import enter, held
 from factory.search.space import Trial
 from factory.seeding import generator, seed64
 
@@ -43,49 +44,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from factory.evaluation.verification import Pairs
-
 ACCURACY = "accuracy"
 LAST = "last"
 ENDED = "ended"  # the report of a trial that comes to nothing
 STARTED = "started"  # the row a training begins with: its worker is there
-ORPHAN_SEC = STALE_SECONDS + 2 * HEARTBEAT_SECONDS  # by then a dead holder's lock is stale
 Row = dict[str, Any]
-
-
-class Pools:
-    """Makes pools that are missing, one at a time, on the actors their recipes ask for."""
-
-    def __init__(self, folder: str) -> None:
-        """Work in the driver's folder, where relative paths of recipes begin."""
-        from factory.cluster.connect import connect
-
-        _enter(folder)
-        connect("auto")
-
-    def make(self, recipe: GenerateRecipe, url: str) -> dict[str, Any]:
-        """Return what a pool has cost, having made it when it was missing.
-
-        Returns:
-            made: whether it was made, or finished, now; seconds: of wall time that took;
-            actor_seconds: of its actors' work, whenever that was; images: in the pool.
-        """
-        from factory.generation.run import check_sources, fill
-
-        store, start = Store(url), time.monotonic()
-        missing = not store.exists(MANIFEST)
-        if missing:
-            handed_down = check_sources(recipe)
-            with held(store, patient=True) as lock:
-                missing = not store.exists(MANIFEST)  # who held the lock may have made it
-                if missing:
-                    fill(recipe, lock, handed_down, lambda line: None)
-        totals = load_manifest(store).totals
-        return {
-            "made": missing,
-            "seconds": round(time.monotonic() - start, 2),
-            "actor_seconds": round(sum(totals.seconds.values()), 2),
-            "images": totals.kept,
-        }
 
 
 @dataclass
@@ -109,7 +72,10 @@ class Judged:
     def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
         """Return the average accuracy and that of each benchmark, all in [0, 1]."""
         from factory.evaluation.verification import average, verify
-        from factory.recognition.recognizers import load_recognizer, save_recognizer
+        from factory.recognition.recognizers import (
+            load_recognizer,
+            save_recognizer,
+        )
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recognizer.safetensors"
@@ -174,7 +140,7 @@ class Objective:
         """Run a trial and report each look at each recognizer; the last report has all results."""
         from ray import tune
 
-        _enter(self.folder)
+        enter(self.folder)
         where = below(self.out, trial_folder(config["number"]))
         trial = Trial.of(json.loads(Store(where).read("trial.json")))
         with closing(self.reports(trial, where)) as reports:
@@ -250,15 +216,17 @@ def composing(
     recipe: ComposeRecipe, out: Store, pools: dict[str, Any], folder: str
 ) -> dict[str, Any]:
     """Compose in a Ray task, and return what `composed` says of it."""
-    _enter(folder)
+    from factory.recognition.recognizers import load_recognizer
+
+    enter(folder)
     with held(out):
-        made = compose(recipe, out)
+        made = compose(recipe, out, load=load_recognizer)
     return composed(out, made, pools)
 
 
 def leaking(recipe: ComposeRecipe, out: Store, known: KnownFaces, folder: str) -> float:
     """Measure in a Ray task how near a composition comes to known faces."""
-    _enter(folder)
+    enter(folder)
     assert recipe.recognizer is not None
     return leakage(out, load_composition(out), recipe.recognizer, known)
 
@@ -428,7 +396,7 @@ def _work(recipe: FRRecipe, store: Store, watch: Judged, folder: str) -> Iterato
     from factory.training.output import claim
     from factory.training.workers import Worker
 
-    _enter(folder)
+    enter(folder)
     device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
 
     def train(tell: Callable[[Row], None]) -> None:
@@ -475,46 +443,3 @@ def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
             raise item
         if ACCURACY in item:
             yield item
-
-
-@contextmanager
-def held(store: Store, patient: bool = False) -> Iterator[Lock]:
-    """Hold a store's lock; who holds it is given time to end, or, if it is dead, to be stale.
-
-    Args:
-        store: what is written to.
-        patient: wait for as long as the holder renews its lock, as for a pool that another sweep
-            is making.
-
-    Raises:
-        InputError: it is held by another for too long.
-    """
-    seen, deadline = b"", time.monotonic() + ORPHAN_SEC
-    while True:
-        lock = Lock(store, "sweep")
-        try:
-            lock.take()
-            break
-        except InputError:
-            if patient and (now := _beat(store)) != seen:
-                seen, deadline = now, time.monotonic() + ORPHAN_SEC
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
-def _beat(store: Store) -> bytes:
-    """Return a lock's content, which its holder changes with each renewal."""
-    try:
-        return store.read(LOCK)
-    except FileNotFoundError:
-        return b""
-
-
-def _enter(folder: str) -> None:
-    if os.path.isdir(folder):  # relative paths of recipes mean the driver's folder
-        os.chdir(folder)

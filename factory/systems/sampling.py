@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from factory.cluster.hardware import gpu_facts
 from factory.datasets.images import ImageBank
 from factory.datasets.provenance import checked_sha256
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.diffusion.autoencoder import to_images, to_pixels
 from factory.diffusion.examples import (
     embed,
@@ -39,7 +41,9 @@ from factory.recipe import (
     Sampler,
     checked,
 )
-from factory.recognition.recognizers import load_recognizer
+from factory.recognition.recognizers import (
+    load_recognizer,
+)
 from factory.seeding import generator, seed64
 from factory.studio.people import person
 from factory.studio.render import render

@@ -1,13 +1,34 @@
 """Style banks: the pictures that say how an image looks, from a dataset or from the studio."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from factory.datasets.images import ImageBank
+from factory.recipe import NamedDataset, Part, Positive
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import attributes, draw_view
+
+
+class StylesOptions(Part):
+    """Where styles come from, and which of some drawn at random is taken for an image."""
+
+    dataset: NamedDataset | None = Field(
+        default=None, description="Images of any dataset; without one, the studio's train people."
+    )
+    people: Positive = Field(default=8000, description="So many of the studio's train people.")
+    draw: Literal["random", "matched", "similar"] = Field(
+        default="random",
+        description="The first drawn; the one whose attributes differ least from the identity "
+        "image's; or the one whose face is nearest to it under the teacher.",
+    )
+    candidates: Positive = Field(default=16, description="How many are drawn to choose from.")
+    groups: dict[str, tuple[float, ...]] = Field(
+        default={"gender": (0.5,), "skin_luminance": (0.12, 0.3)},
+        description="For matched: attributes, and where their range is cut into groups.",
+    )
 
 
 class Style(NamedTuple):

@@ -18,7 +18,9 @@ from torch.nn import functional
 from factory.cluster import hardware
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.evaluation.dataset import samples
 from factory.recipe import InputError
 from factory.recognition.attributes import (
@@ -30,7 +32,9 @@ from factory.recognition.attributes import (
 )
 from factory.recognition.backbones import channels_last
 from factory.recognition.images import decode
-from factory.recognition.recognizers import to_input
+from factory.recognition.recognizer import (
+    to_input,
+)
 from factory.seeding import generator, seed64
 
 HELD_OUT = 16  # every sixteenth identity is held out

@@ -12,26 +12,38 @@ from faces import make_pool
 
 from factory import tracking
 from factory.datasets.provenance import sha256_file
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import Backbone, FaultError, InputError, KnownFaces
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import save_recognizer
+from factory.recognition.recognizers import (
+    save_recognizer,
+)
 from factory.search import Asha, Choice, Pool, Real, Space
-from factory.search.results import SWEEP
-from factory.search.sweep import (
+from factory.search.book import (
     Book,
+    placeless,
+)
+from factory.search.following import (
     Following,
-    _placeless,
+)
+from factory.search.pools import (
+    Pools,
+)
+from factory.search.results import SWEEP
+from factory.search.suggestions import (
+    scheduler,
+    tpe,
+)
+from factory.search.sweep import (
     check_ended,
     check_inputs,
     fitting,
-    scheduler,
     sweep,
-    tpe,
 )
 from factory.search.tracked import Tracked
-from factory.search.trial import Pools
 
 ROOT = Path(__file__).parents[2]
 
@@ -369,6 +381,6 @@ def test_an_address_with_a_query_keeps_its_last_part_and_its_options():
         "adaface:/home/f.ckpt?channels=bgr": "f.ckpt?channels=bgr",
     }
     for address, last in kept.items():
-        assert _placeless({"location": address, "name": address}) == {
+        assert placeless({"location": address, "name": address}) == {
             "location": last, "name": address,
         }  # fmt: skip

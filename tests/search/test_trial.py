@@ -13,20 +13,28 @@ from faces import face, make_pool
 from factory.cluster import engine
 from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
-from factory.datasets.store import LOCK, STALE_SECONDS, Store
+from factory.datasets.scratch import (
+    STALE_SECONDS,
+)
+from factory.datasets.store import (
+    LOCK,
+    Store,
+)
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FaultError, FRRecipe, InputError, parse
 from factory.search import Choice, Space, trial
+from factory.search.pools import (
+    Pools,
+    held,
+)
 from factory.search.trial import (
     ACCURACY,
     ENDED,
     LAST,
     Judged,
     Objective,
-    Pools,
     _told,
     composed,
-    held,
     subset,
 )
 from factory.training.output import RECORD, claim
@@ -90,7 +98,7 @@ def foreign(store, now):
 
 
 def test_a_store_is_held_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("factory.search.trial.ORPHAN_SEC", 0.0)
+    monkeypatch.setattr("factory.search.pools.ORPHAN_SEC", 0.0)
     refused = pytest.raises(InputError, match="is being written by sweep")
     with held(Store(tmp_path)), refused, held(Store(tmp_path)):
         pass

@@ -10,6 +10,10 @@ from faces import make_pool
 from gpu import same_images, same_step
 from tiny import DIMENSION, generating, located, save_frozen, training
 
+from factory.diffusion.dcface import (
+    DCFaceConfig,
+    DCFaceNet,
+)
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
@@ -23,7 +27,6 @@ from factory.systems.cemiface import (
     Levels,
     similarity_loss,
 )
-from factory.systems.dcface import DCFaceConfig, DCFaceNet
 
 UNET = {
     "size": 4,

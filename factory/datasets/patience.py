@@ -1,0 +1,53 @@
+"""Patience with a store behind a URL: what failed for the moment is tried again."""
+
+import functools
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from factory.recipe import public
+
+LOCAL_WORKERS, REMOTE_WORKERS = 2, 8
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before a remote store is asked again
+FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
+A = TypeVar("A")
+B = TypeVar("B")
+P = ParamSpec("P")
+
+
+def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[Any, P], B]:
+    """Repeat a method of a store behind a URL, as a whole, when the store does not answer well.
+
+    A store has `url`, and `root`, its folder where it lies on local disk.
+    """
+
+    @functools.wraps(method)
+    def repeated(self: Any, *arguments: P.args, **named: P.kwargs) -> B:
+        for pause in PAUSES_SECONDS if self.root is None else ():
+            try:
+                return method(self, *arguments, **named)
+            except OSError as error:
+                final = isinstance(error, (FileNotFoundError, PermissionError))
+                if final or any(word in str(error) for word in FINAL):
+                    raise
+                wait = pause * random.uniform(0.5, 1.0)
+                print(f"{self.url}: {public(str(error))}; again in {wait:.1f} s", flush=True)
+                time.sleep(wait)
+        return method(self, *arguments, **named)
+
+    return repeated
+
+
+def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
+    """Yield `function` of each item in order, computed by threads a few items ahead."""
+    pending: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

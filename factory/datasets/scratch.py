@@ -1,0 +1,73 @@
+"""Scratch folders on this machine's disk, and the removal of those that a killed process left."""
+
+import functools
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for so long is dead
+SCRATCH = "factory-"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Lend a folder on the local disk for as long as the block runs.
+
+    A killed process leaves its folder behind; the next process on the machine that asks for one
+    removes it.
+    """
+    sweep_scratch()
+    folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{process_token()}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@functools.cache
+def sweep_scratch() -> None:
+    """Remove the scratch folders of this user's dead processes, once a process."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{socket.gethostname()}.*.*"):
+        try:
+            ours = folder.stat().st_uid == os.getuid()
+        except FileNotFoundError:  # another process sweeps as well
+            continue
+        if ours and is_dead(folder, folder.name.removeprefix(SCRATCH)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def process_token() -> str:
+    """Return a name that states its process and is used once."""
+    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def is_dead(path: Path, token: str) -> bool:
+    """Tell whether the process that a token states has left `path` behind."""
+    host, _, rest = token.rpartition(".")[0].rpartition(".")
+    if host == socket.gethostname() and rest.isdigit():
+        return not is_alive(int(rest))
+    try:
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def is_alive(pid: Any) -> bool:
+    """Tell whether a process of this machine lives."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,129 @@
+"""A recognizer: a network that embeds faces, whoever trained it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from factory.datasets.provenance import sha256_file
+from factory.recipe import InputError
+from factory.recognition.backbones import channels_last
+
+BATCH = 128
+ACCEPTED = (
+    "a checkpoint folder or a .safetensors file, by path or URL, package:FILE.safetensors, "
+    "onnx:FILE, arcface_torch:FILE, adaface:FILE?channels=bgr, insightface:NAME"
+)
+
+
+@dataclass
+class Recognizer:
+    """A face recognition network, ready to embed.
+
+    Attributes:
+        name: what to call it in tables.
+        size: height and width of its images in pixels.
+        dimension: size of an embedding.
+        sha256: of its weights file.
+        licence: of its weights; "unknown" where the file does not say.
+        location: the reference it was loaded from.
+    """
+
+    name: str
+    size: int
+    dimension: int
+    sha256: str
+    licence: str
+    location: str
+    _module: Callable[[], nn.Module]
+    _embed: Callable[[np.ndarray], np.ndarray]
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """Return the network for losses and guidance: differentiable, in eval mode and frozen.
+
+        It maps RGB images float [-1, 1] [B, 3, S, S] to raw embeddings float32 [B, D], whatever
+        order of channels and range of pixels the weights themselves expect. An ONNX graph is turned
+        into torch when this is first asked for.
+
+        Raises:
+            InputError: the graph has an operator that has no torch form here.
+        """
+        return self._module()
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Return raw embeddings float32 [B, D], not normalised and without a flipped pass.
+
+        Args:
+            images: uint8 [B, S, S, 3], RGB, aligned as the recognizer expects.
+
+        Raises:
+            InputError: another shape or type.
+        """
+        shape = (self.size, self.size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+            raise InputError(
+                f"recognizer {self.name}: images are {images.dtype} {list(images.shape)}, "
+                f"accepted are uint8 [B, {self.size}, {self.size}, 3]"
+            )
+        out = np.empty((len(images), self.dimension), np.float32)
+        for start in range(0, len(images), BATCH):
+            out[start : start + BATCH] = self._embed(images[start : start + BATCH])
+        return out
+
+
+def filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) -> nn.Module:
+    """Load a state dict into a network and return it; InputError where they do not fit."""
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"recognizer {reference!r}: weights do not fit: {reason}") from error
+    return module
+
+
+def torch_recognizer(
+    module: nn.Module,
+    name: str,
+    size: int,
+    path: Path,
+    licence: str,
+    reference: str,
+    dtype: str,
+    device: torch.device | str,
+) -> Recognizer:
+    """Return a torch network as a recognizer, frozen and in eval mode.
+
+    Args:
+        module: float RGB in [-1, 1] [B, 3, size, size] to float32 [B, D].
+        name: what to call it.
+        size: height and width of its images.
+        path: the file its weights came from.
+        licence: of the weights.
+        reference: what the user asked for.
+        dtype: float32, or bfloat16 for autocast.
+        device: where it runs.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"recognizer dtype {dtype!r}; accepted: float32, bfloat16")
+    device = torch.device(device)
+    channels_last(module.eval().requires_grad_(False)).to(device)
+
+    @torch.inference_mode()
+    def embed(images: np.ndarray) -> np.ndarray:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return module(to_input(torch.from_numpy(images).to(device))).float().cpu().numpy()
+
+    with torch.inference_mode():
+        dimension = module(torch.zeros(1, 3, size, size, device=device)).shape[1]
+    sha256 = sha256_file(path)
+    return Recognizer(name, size, dimension, sha256, licence, reference, lambda: module, embed)
+
+
+def to_input(images: Tensor) -> Tensor:
+    """Turn uint8 [B, S, S, 3] into float32 [B, 3, S, S] in [-1, 1], channels last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

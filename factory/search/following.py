@@ -1,0 +1,102 @@
+"""The driver's view of a sweep: it shows, counts, tracks and keeps what comes of each trial."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from factory.cluster import counters
+from factory.search.book import Book
+from factory.search.tracked import Tracked
+from factory.search.trial import ACCURACY, ENDED
+
+Say = Callable[[str], None]
+
+
+class Following(tune.Callback):
+    """Writes down in the driver what trials report."""
+
+    def __init__(self, book: Book, tracked: Tracked, say: Say, samples: int) -> None:
+        self.book, self.tracked, self.say, self.samples = book, tracked, say, samples
+        self.curves: dict[int, list[dict[str, Any]]] = {}
+        self.failed: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let Tune pickle nothing: it would keep a copy, which nobody reads."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin a trial's run in MLflow, or go on with it."""
+        number = trial.config["number"]
+        self.curves[number] = []
+        self.book.note(number, {"run_id": self.tracked.begin(self._begun(number))})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note one look at a recognizer."""
+        if ENDED in result:
+            return
+        number = trial.config["number"]
+        row = {name: result[name] for name in ("seed", "step", "loss", ACCURACY)}
+        row["iteration"] = result["training_iteration"]
+        self.curves[number].append(row)
+        self.tracked.report(number, row)
+        self.say(
+            f"trial {number + 1}/{self.samples} {trial_name(self._begun(number)['point'])}: seed "
+            f"{row['seed']}, step {row['step']}, accuracy {100 * row[ACCURACY]:.2f} %"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write what a trial came to: finished, stopped by the scheduler, or nothing."""
+        number, last = trial.config["number"], trial.last_result
+        if ENDED in last:
+            self._lost(number, last[ENDED], last["why"])
+            return
+        begun, facts = self._begun(number), last["facts"]
+        result = {
+            "number": number,
+            "point": begun["point"],
+            "state": "finished" if last["complete"] else "stopped",
+            ACCURACY: last[ACCURACY],
+            "curve": self.curves[number],
+            "wait": round(facts["started"] - begun["asked"], 2),
+            "run_id": begun["run_id"],
+            **{name: value for name, value in facts.items() if name != "started"},
+        }
+        self.book.end(result)
+        self.tracked.end(result)
+        counters.trial(self.book.space.name, result["state"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial is taken up again: whoever runs it reports everything once more."""
+        number = trial.config["number"]
+        self.say(f"trial {number + 1}/{self.samples} broke off and goes on from its folder")
+        self.book.note(number, {"asked": time.time()})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial failed by what is nobody's mistake but the program's."""
+        self._lost(trial.config["number"], "failed", "an error whose traceback stands above")
+
+    def _lost(self, number: int, state: str, why: str) -> None:
+        self.say(f"trial {number + 1}/{self.samples} {state}: {why}")
+        self.tracked.abandon(number, state, why)
+        counters.trial(self.book.space.name, state)
+        begun = self._begun(number)
+        if state == "failed":
+            self.failed[number] = why
+        else:
+            named = {name: begun[name] for name in ("number", "point", "run_id")}
+            self.book.end({**named, "state": state, "why": why, "curve": []})
+
+    def _begun(self, number: int) -> dict[str, Any]:
+        begun = self.book.begun(number)
+        assert begun is not None
+        return begun
+
+
+def trial_name(point: dict[str, Any]) -> str:
+    """Return a point as words."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in point.items())
