@@ -12,7 +12,7 @@ from factory.datasets.store import (
     Store,
 )
 from factory.evaluation.gap import gap
-from factory.recipe import GenerateRecipe, Weights, parse
+from factory.recipe import GenerateRecipe, Weights, held, parse
 from factory.training.output import RECIPE
 
 CONTROL = "synthetic_shuffled_labels"
@@ -143,7 +143,7 @@ class Demo(Chain):
         self.make_datasets()
         quality = self.measure_all()
         rows = self.train_recognizers()
-        recipe = parse(read_claim(Store(self.run / "synthetic"))["recipe"])
+        recipe = parse(held(read_claim(Store(self.run / "synthetic"))["recipe"]))
         assert isinstance(recipe, GenerateRecipe)
         judge = Weights(location=self.judge, licence=recipe.weights["teacher"].licence)
         results = {
