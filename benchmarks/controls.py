@@ -19,9 +19,7 @@ import numpy as np
 from factory import tracking
 from factory.commands.chain import BENCHMARKS, JUDGE, RECIPES, Chain
 from factory.commands.comparison import LAYER
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
 from factory.recipe import local_path
 

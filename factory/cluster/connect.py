@@ -15,10 +15,7 @@ import ray.data
 from ray._private import services, worker
 
 from factory import stops
-from factory.recipe import (
-    FaultError,
-    InputError,
-)
+from factory.recipe import FaultError, InputError
 
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
 # How long a local Ray may take to start, and Ray's own name for a user's other wish.

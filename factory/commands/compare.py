@@ -31,9 +31,7 @@ def job(given: argparse.Namespace) -> None:
     import ray
 
     from factory.cluster.connect import connect
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     judge = load_recognizer(given.judge)
     if not given.resize:

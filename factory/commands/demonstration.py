@@ -8,9 +8,7 @@ from typing import Any
 from factory.commands.chain import JUDGE, RECIPES, Chain
 from factory.datasets.claim import read_claim
 from factory.datasets.provenance import models
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.gap import gap
 from factory.recipe import GenerateRecipe, Weights, held, parse
 from factory.training.output import RECIPE

@@ -20,9 +20,7 @@ from factory.evaluation.tables import show
 
 def job(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables and note the result."""
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(arguments.recognizer)
     options = {name: getattr(arguments, name) for name in ("resize", "groups", "switches")}

@@ -12,9 +12,7 @@ from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
 from factory.datasets.claim import check_claim, kept
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
 

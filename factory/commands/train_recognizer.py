@@ -11,9 +11,7 @@ from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, load
 
 
@@ -63,10 +61,7 @@ def job(arguments: argparse.Namespace) -> None:
 def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
     """Measure the trained recognizer on the recipe's benchmarks."""
     from factory.evaluation import verification
-    from factory.recognition.recognizers import (
-        FILE,
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import FILE, load_recognizer
 
     with store.local(FILE) as path:
         found = verification.evaluate(load_recognizer(str(path)), recipe.benchmarks)

@@ -33,9 +33,7 @@ from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
 from factory.datasets.provenance import Model, licence_of
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.seeding import seed64
 

@@ -31,12 +31,8 @@ from factory.datasets.manifest import (
     merge,
 )
 from factory.datasets.provenance import sha256_file
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.datasets.tar import Sample, write_tar
 from factory.plan import Slice, position_key, slices
 from factory.seeding import generator, seed64

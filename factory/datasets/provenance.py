@@ -12,9 +12,7 @@ import factory
 from factory.datasets import catalog
 from factory.datasets.licences import strictest
 from factory.datasets.located import find_file, local_file
-from factory.datasets.store import (
-    parted,
-)
+from factory.datasets.store import parted
 from factory.recipe import (
     FOREIGN,
     BankRecipe,

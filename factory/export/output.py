@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from factory.datasets.claim import Claim
-from factory.datasets.patience import (
-    REMOTE_WORKERS,
-    in_order,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.patience import REMOTE_WORKERS, in_order
+from factory.datasets.store import Store
 
 CLAIM = "export.json"
 EXPORT = Claim(CLAIM, "the export", "--to")

@@ -19,10 +19,7 @@ from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets.claim import check_claim, write_claim
 from factory.datasets.manifest import DatasetManifest, Inherited, committed, inherited, merge
 from factory.datasets.provenance import models, versions
-from factory.datasets.store import (
-    Lock,
-    Store,
-)
+from factory.datasets.store import Lock, Store
 from factory.generation.bank import fill_bank
 from factory.generation.commit import Committer
 from factory.generation.make import Maker

@@ -37,13 +37,8 @@ from factory.datasets.provenance import (
     versions,
 )
 from factory.datasets.rejects import write_rejects
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store, parted
 from factory.datasets.tar import write_tar
 from factory.generation.run import check_sources, fill
 from factory.plan import ListedShard, sample_key
@@ -52,9 +47,7 @@ from factory.recognition.attributes import load_predictor
 from factory.recognition.faces import load_faces
 from factory.recognition.images import fitted
 from factory.recognition.neighbours import packed
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
 
 SYSTEM = "bank"

@@ -11,10 +11,7 @@ from factory.datasets import catalog, provenance
 from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.embeddings import embeddings_file
 from factory.datasets.manifest import DatasetManifest, committed, load_manifest, merge
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.store import Store, parted
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
@@ -228,9 +225,7 @@ def _detector(reference: str) -> Weights:
 
 
 def _recognizer_sha256(reference: str, recipe: PrepareRecipe) -> str:
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(reference)
     if recognizer.size != recipe.image.size and not recipe.resize:

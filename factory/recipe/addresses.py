@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl
 
-from pydantic import (
-    AfterValidator,
-)
+from pydantic import AfterValidator
 
 from factory.recipe.errors import InputError
 

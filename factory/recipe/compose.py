@@ -2,10 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from factory.recipe.addresses import Address
 from factory.recipe.parts import Cosine, Part, Positive, Weights

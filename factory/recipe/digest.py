@@ -5,9 +5,7 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from factory.recipe.addresses import DECIDING, with_options
 from factory.recipe.generate import GenerateRecipe, Screens

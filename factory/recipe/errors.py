@@ -1,9 +1,15 @@
-"""The two errors that jobs answer in one line: of the user, and of the run."""
+"""The two errors that commands answer in one line: of the user, and of the run."""
+
+DONE, FAULTY, WRONG_INPUT = 0, 1, 2  # exit codes
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave; every job answers it with its message and exit code 2."""
+    """A mistake in what the user gave: every command shows its message and ends with 2."""
+
+    exit_code = WRONG_INPUT
 
 
 class FaultError(RuntimeError):
-    """The thing checked is faulty or the run failed; jobs answer it with exit code 1."""
+    """What was checked is faulty, or the run failed: commands show the message and end with 1."""
+
+    exit_code = FAULTY

@@ -2,9 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from factory.recipe.addresses import Address
 from factory.recipe.parts import Fraction, Image, Part, Positive

@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from factory.recipe.addresses import public
 from factory.recipe.bank import BankRecipe

@@ -132,7 +132,8 @@ def packed(
     """Say which faces a greedy walk keeps: those whose cosine to every face kept before is below r.
 
     A cosine of exactly r is too near (DCFace 4.2). Who keeps equal ones, too, as `max_cosine` of a
-    generate recipe does, asks for `numpy.nextafter(r, 2)`. Time grows with N x K x D, where K faces are kept.
+    generate recipe does, asks for `numpy.nextafter(r, 2)`. Time grows with N x K x D, where K faces
+    are kept.
 
     Args:
         embeddings: rows of length 1 or 0, float [N, D], walked in order.

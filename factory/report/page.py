@@ -11,10 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError

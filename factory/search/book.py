@@ -8,12 +8,7 @@ from urllib.parse import urlencode
 from factory.cluster.precision import settled
 from factory.datasets.claim import Claim, differences
 from factory.datasets.store import Store, parted
-from factory.recipe import (
-    AUTO,
-    InputError,
-    stated_precision,
-    with_options,
-)
+from factory.recipe import AUTO, InputError, stated_precision, with_options
 from factory.search.results import SWEEP, best, front, generation, overhead, startup
 from factory.search.space import Space, Trial
 from factory.search.trial import trial_folder

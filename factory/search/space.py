@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.datasets.provenance import pinned, versions
-from factory.datasets.store import (
-    below,
-)
+from factory.datasets.store import below
 from factory.recipe import (
     AUTO,
     ComposeRecipe,

@@ -22,10 +22,7 @@ import numpy as np
 
 from factory.datasets.compose import TooFewError, compose
 from factory.datasets.composition import Composition, load_composition, read_rows
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import (
     ComposeRecipe,
     Data,
@@ -72,10 +69,7 @@ class Judged:
     def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
         """Return the average accuracy and that of each benchmark, all in [0, 1]."""
         from factory.evaluation.verification import average, verify
-        from factory.recognition.recognizers import (
-            load_recognizer,
-            save_recognizer,
-        )
+        from factory.recognition.recognizers import load_recognizer, save_recognizer
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recognizer.safetensors"

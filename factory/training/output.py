@@ -12,9 +12,7 @@ from factory.datasets.claim import Claim
 from factory.datasets.composition import source_licence
 from factory.datasets.licences import strictest
 from factory.datasets.provenance import licence_of, sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.files import RANDOM_INIT
 from factory.recipe import (
     AUTO,
