@@ -2,7 +2,9 @@
 
 import pytest
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.search import Choice, Space
 from factory.search.tracked import Tracked
 

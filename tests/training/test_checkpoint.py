@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from factory.datasets.store import Store
+from factory.datasets.store import (
+    Store,
+)
 from factory.recipe import FaultError
 from factory.training import checkpoint
 
