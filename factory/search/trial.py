@@ -30,7 +30,6 @@ from factory.recipe import (
     FRRecipe,
     InputError,
     KnownFaces,
-    local_path,
 )
 from factory.search.leakage import leakage
 from factory.search.pools import enter, held
@@ -85,9 +84,10 @@ class Judged:
         }
 
     def _whole(self, folder: str) -> "list[Pairs]":
+        from factory.evaluation.benchmarks import benchmark_folder
         from factory.evaluation.verification import bin_files, read_bin
 
-        return [read_bin(file) for file in bin_files(local_path(folder)).values()]
+        return [read_bin(file) for file in bin_files(benchmark_folder(folder)).values()]
 
     def _few(self, folder: str) -> "list[Pairs]":
         if self.kept is None:
