@@ -53,7 +53,7 @@ def main() -> NoReturn:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--smallest", action="store_true", help="minutes; figures mean nothing")
     parser.add_argument(
-        "--full", action="store_true", help="the recipes of README's table, as they are"
+        "--full", action="store_true", help="the desk recipes as they are, as in docs/results.md"
     )
     parser.add_argument("--from-scratch", action="store_true", help="train every network first")
     cli.run(parser, job)
