@@ -2,7 +2,7 @@
 
 __version__ = "0.2.0"
 
-# The last version that made other images of a recipe than the one before it. Content digests have
-# it in the place of the version, so that a dataset goes on growing after a release that only moved
-# code; tests/test_golden.py holds the bytes.
+# The last version that changed the images of a recipe. Content digests use it instead of the
+# version, so that a dataset can still grow after a release that only moved code;
+# tests/test_golden.py checks that the bytes stay the same.
 PIXELS = "0.1.0"

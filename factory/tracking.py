@@ -1,7 +1,7 @@
-"""What a run was and what came of it, kept in MLflow.
+"""Tracking: each run's recipe, numbers and files, kept in MLflow.
 
 The default is a sqlite file in the current folder, so that tracking needs no server. MLflow is
-imported when a run starts, never before: planning and verifying do not pay for it.
+imported only when a run starts, because its import is slow and planning and verifying need none.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from factory import stops
 from factory.recipe import InputError
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run reports to its own URI only
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # report to the tracking URI only
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minutes
@@ -43,8 +43,7 @@ def masked(text: str) -> str:
 def resolve(uri: str = "") -> str:
     """Return the tracking URI to use: as given, else MLFLOW_TRACKING_URI, else a sqlite file.
 
-    A relative sqlite path becomes absolute, so that a worker in another folder, given the result,
-    finds the same file.
+    A relative sqlite path becomes absolute, so that a worker in another folder finds the same file.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or DEFAULT_URI
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -53,12 +52,12 @@ def resolve(uri: str = "") -> str:
 
 
 class Run:
-    """One run in MLflow, to be written to while it lasts.
+    """One run in MLflow, open for writing.
 
     Attributes:
-        uri: where it is kept; give it with `id` to `attach` to write from another process.
-        id: MLflow's name of the run.
-        experiment_id: MLflow's name of its experiment.
+        uri: the tracking URI; another process writes to the run by `attach(uri, id)`.
+        id: MLflow's id of the run.
+        experiment_id: MLflow's id of its experiment.
     """
 
     def __init__(self, client: Any, uri: str, run_id: str, experiment_id: str) -> None:
@@ -85,7 +84,7 @@ class Run:
             self._client.log_batch(self.id, params=entries[start : start + BATCH_ENTRIES])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers, at `step` (0 when not given); nested mappings become dotted names."""
+        """Log numbers at `step` (default 0); nested mappings become dotted names."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -100,7 +99,7 @@ class Run:
             self._client.log_artifact(self.id, str(path), folder or None)
 
     def dataset(self, name: str, url: str, digest: str) -> None:
-        """Note a dataset the run reads or makes: its name, where it lies and its digest."""
+        """Note a dataset that the run reads or makes: its name, where it lies and its digest."""
         from mlflow.entities import Dataset, DatasetInput
 
         source = json.dumps({"uri": masked(url)})
@@ -145,11 +144,11 @@ def run(
     parent: str | None = None,
     again: str = "",
 ) -> Iterator[Run]:
-    """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on a stop.
+    """Record one run; it ends as FINISHED, as FAILED after an exception, or as KILLED after a stop.
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
-    canonical form. Call this in the driver before any worker attaches: the first call makes the
-    tables of a new sqlite file; jobs that start together make them one after the other.
+    canonical form. Call this in the driver before any worker attaches, because the first call makes
+    the tables of a new sqlite file. Jobs that start together wait for each other there.
 
     Args:
         uri: tracking URI; see `resolve`.
@@ -157,7 +156,7 @@ def run(
         name: name of the run.
         recipe: a recipe or another JSON-able mapping.
         parent: id of the run this one is part of.
-        again: id of an earlier run to go on with, whose recipe is there already.
+        again: id of an earlier run to continue, whose recipe is logged already.
 
     Raises:
         InputError: the tracking server cannot be reached or used.
@@ -191,7 +190,7 @@ def run(
 
 
 def attach(uri: str, run_id: str) -> Run:
-    """Return a run started elsewhere, to write to it from a worker; its end stays the driver's."""
+    """Return a run that the driver started, for a worker to write to; the driver ends it."""
     uri = resolve(uri)
     with _explained(uri):
         client = _client(uri)
@@ -239,7 +238,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Keep other jobs from making tables or experiments of the same sqlite file meanwhile."""
+    """Lock a sqlite file, so that only one job at a time makes its tables and experiments."""
     if not uri.startswith("sqlite:"):
         yield
         return

@@ -1,9 +1,9 @@
 """Recipes: frozen, validated descriptions of one run.
 
-Five kinds exist: `generate` makes a dataset, `train` makes an autoencoder or a diffusion model,
-`fr` makes a recognizer, `compose` a view over datasets, `bank` a dataset of identities. A recipe is
-a YAML file; `load` reads it, applies `--set` overrides and answers every mistake with one message
-that names the field, the value and what would be accepted.
+There are five kinds. `generate` makes a dataset, `train` makes an autoencoder or a diffusion model,
+`fr` makes a recognizer, `compose` makes a view over datasets, and `bank` makes a dataset of
+identities. A recipe is a YAML file. `load` reads it, applies `--set` overrides and answers every
+mistake with one message that names the field, the value and what would be accepted.
 """
 
 from factory.recipe.addresses import (

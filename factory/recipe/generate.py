@@ -25,7 +25,7 @@ class Identities(Part):
     images_each: Positive
     source: str = Field(description="How the system draws identities; each system names its own.")
     max_cosine: Cosine = Field(
-        default=1.0, description="Two contexts of the bank are never closer than this."
+        default=1.0, description="No two contexts of the bank have a higher cosine than this."
     )
 
 
@@ -37,35 +37,35 @@ class ShardShape(Part):
 
 
 class Sampler(Part):
-    """How a diffusion model is sampled."""
+    """The sampler of a diffusion model: its name, steps, guidance and batch."""
 
     name: Literal["ddpm", "ddim", "dpmsolver++", "unipc"]
     steps: Positive
     guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
-        default=1.0, description="diffusers' convention u + g (c - u); 1 is off."
+        default=1.0, description="g in diffusers' convention u + g (c - u); 1 is off."
     )
     eta: Fraction = 0.0
     batch_size: Positive = 16
     dtype: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 where the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors have instructions for it.",
     )
 
 
 class IdentityDrift(Part):
-    """Reject an image whose cosine to its context is further than `tolerance` from the target."""
+    """Reject an image whose cosine to its context is more than `tolerance` from the target."""
 
     tolerance: Annotated[float, Field(gt=0.0, le=2.0)]
 
 
 class NearDuplicate(Part):
-    """Reject an image closer than `max_cosine` to an earlier kept image of the same identity."""
+    """Reject an image whose cosine to an earlier kept one of its identity exceeds `max_cosine`."""
 
     max_cosine: Cosine
 
 
 class RealLookalike(Part):
-    """Reject an image closer than `max_cosine` to any of the embeddings, under the teacher."""
+    """Reject an image whose cosine to any of the embeddings exceeds `max_cosine` (teacher)."""
 
     max_cosine: Cosine
     embeddings: KnownFaces
@@ -81,9 +81,9 @@ class Screens(Part):
 
 
 class Cost(Part):
-    """What an image is expected to cost, and who says so."""
+    """The expected cost of an image, and where the figures come from."""
 
-    seconds_per_image: tuple[float, float] = Field(description="Low and high, one actor.")
+    seconds_per_image: tuple[float, float] = Field(description="Low and high, of one actor.")
     source: str
     bytes_per_image: Positive = 3000
 
@@ -101,7 +101,7 @@ class GenerateRecipe(Part):
     shard: ShardShape
     workers: Workers
     cost: Cost
-    weights: NamedWeights = Field(default={}, description="Networks that make and judge.")
+    weights: NamedWeights = Field(default={}, description="Networks that sample and screen.")
     sampler: Sampler | None = None
     screens: Screens = Screens()
     options: dict[str, Any] = Field(default={}, description="The system's own fields.")

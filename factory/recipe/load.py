@@ -43,8 +43,8 @@ RENAMED = (
 def shipped(path: str | Path) -> Path:
     """Return the file of a recipe: the path itself, or a recipe that comes with the factory.
 
-    Those are named from jobs/recipes down, as desk/generate/studio.yaml, with or without
-    jobs/recipes before it, wherever the command is run. A file that is there comes first.
+    Shipped recipes are named from jobs/recipes down, as desk/generate/studio.yaml, with or without
+    jobs/recipes before it. This works in any folder. A file that exists at the path comes first.
     """
     path = Path(path)
     if path.exists():
@@ -85,7 +85,7 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
 
 
 def parse(raw: dict[str, Any]) -> Recipe:
-    """Validate a mapping as a recipe of the kind it names; raises InputError."""
+    """Validate a mapping as a recipe of the kind that it names; raises InputError."""
     if raw.get("kind") not in KINDS:
         raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
     for field, part in (("", raw), ("generate.", raw.get("generate"))):
@@ -95,9 +95,9 @@ def parse(raw: dict[str, Any]) -> Recipe:
 
 
 def held(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that an output keeps, in the words of this version.
+    """Return a recipe that an output keeps, with its fields as this version names them.
 
-    Before 0.2, `workers` was `pool` and had a size.
+    Before 0.2, `workers` was named `pool` and had a `size`.
     """
     raw = dict(raw)
     if isinstance(raw.get("generate"), dict):
@@ -111,12 +111,15 @@ def held(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
-    """Validate `raw` as `model`; InputError names each faulty field.
+    """Validate `raw` as `model`.
 
     Args:
         model: the part to make.
         raw: its fields.
         what: words before each field's name, such as "recipe field ".
+
+    Raises:
+        InputError: fields are faulty; the message names each of them.
     """
     try:
         return model.model_validate(raw)
@@ -153,7 +156,11 @@ def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 
 def apply(raw: dict[str, Any], override: str) -> None:
-    """Set a field of a mapping, `path=value`, the value read as YAML; raises InputError."""
+    """Set one field of a mapping from `path=value`; the value is read as YAML.
+
+    Raises:
+        InputError: the text has another form, or the path goes through a value.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override!r}: accepted is path=value, as identities.count=20")

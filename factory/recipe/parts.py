@@ -25,11 +25,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Weights(Part):
-    """A file of weights, named by where it lies and what it holds."""
+    """A file of weights: where it lies, its sha256 and its licence."""
 
     location: Address = Field(
-        description="Path, package:PATH inside the factory package, or URL without credentials; "
-        "or one of them behind a prefix, as adaface:FILE?channels=bgr."
+        description="Path, package:PATH inside the factory package, or URL without credentials. "
+        "A prefix marks other projects' weights, as in adaface:FILE?channels=bgr."
     )
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     licence: str = "unknown"
@@ -46,7 +46,7 @@ NamedWeights = Annotated[dict[str, Weights], BeforeValidator(_named)]
 
 
 class Image(Part):
-    """What an image of the dataset is."""
+    """The size and the file format of the images."""
 
     size: Annotated[int, Field(ge=16, le=1024)] = Field(description="Height and width in pixels.")
     format: Literal["jpg", "png"] = "jpg"
@@ -54,10 +54,10 @@ class Image(Part):
 
 
 class KnownFaces(Part):
-    """Embeddings of real faces under the teacher, named by where they lie and what they are."""
+    """Embeddings of real faces under the teacher: where they lie, and their sha256."""
 
     location: Address = Field(
-        description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of such."
+        description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of them."
     )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -65,16 +65,16 @@ class KnownFaces(Part):
 class Workers(Part):
     """The actors that do the work, and what each of them reserves."""
 
-    max: Positive = Field(description="Most actors that make images.")
+    max: Positive = Field(description="Largest number of makers.")
     min: Positive | None = Field(
         default=None,
-        description="Fewest; Ray adds and removes actors between. Default: max.",
+        description="Smallest number of makers; Ray adds and removes between. Default: max.",
     )
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = Field(default=1, description="CPU threads of one actor.")
     committers: Natural = Field(
-        default=0, description="Actors that encode and write apart from the makers; 0: makers do."
+        default=0, description="Actors that only encode and write; 0: each maker does it itself."
     )
     committer_num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
 
@@ -91,9 +91,9 @@ class Workers(Part):
 
 
 class NamedDataset(Part):
-    """A dataset, named by where it lies and what it holds."""
+    """A dataset: where it lies, and the digest of what it holds."""
 
     url: Address = Field(description="Folder or URL, or package:PATH inside the factory package.")
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
-        description="Of the sha256 of its shards; a wrong one is answered with the right one."
+        description="Digest of its shards' sha256; the error for a wrong one states the right one."
     )

@@ -23,9 +23,9 @@ class Data(Part):
     train: Addresses = Field(description="Folder or URL of a dataset, or several.")
     identities: Positive | None = Field(default=None, description="Use the first N identities.")
     images_each: Positive | None = Field(default=None, description="Use the first N images each.")
-    shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
+    shuffle_labels: bool = Field(default=False, description="A control: shuffle the labels.")
     resize: bool = Field(
-        default=False, description="Resize images of another size, bilinearly, to image.size."
+        default=False, description="Resize images of another size to image.size, bilinearly."
     )
 
     def urls(self) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class Optimizer(Part):
     momentum: Fraction = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: Annotated[float, Field(ge=0.0)] = Field(
-        default=0.0, description="0 is off. A recognizer's network and centres count apart."
+        default=0.0, description="Largest norm of gradients; 0 is off. Centres are clipped apart."
     )
 
 
@@ -59,7 +59,7 @@ class Schedule(Part):
     )
     restart_steps: Positive = Field(default=10_000, description="For `warm_restarts`: T_0.")
     restart_mult: Positive = Field(
-        default=1, description="For `warm_restarts`: each is so many times as long as the last."
+        default=1, description="For `warm_restarts`: how many times longer each is than the last."
     )
     final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
 
@@ -74,7 +74,7 @@ class Schedule(Part):
 
 
 class DeepSpeed(Part):
-    """How a network that is too large is divided; the last two serve both engines."""
+    """How DeepSpeed divides a network. The last two fields serve both engines."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = Field(default=False, description="Keep the optimizer's state on the CPU.")
@@ -82,12 +82,12 @@ class DeepSpeed(Part):
         default=1, description="Micro-batches of one optimizer step, on each worker."
     )
     activation_checkpointing: bool = Field(
-        default=False, description="Compute blocks twice instead of keeping their activations."
+        default=False, description="Recompute blocks instead of keeping their activations."
     )
 
 
 class Engine(Part):
-    """What runs the training: plain torch on one worker, or DeepSpeed on many."""
+    """The engine that runs the training: torch on one worker, or DeepSpeed on many."""
 
     name: Literal["torch", "deepspeed"]
     workers: Positive = 1
@@ -96,7 +96,7 @@ class Engine(Part):
     threads: Positive = 1
     precision: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 where the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors have instructions for it.",
     )
     max_failures: Natural = 2
     deepspeed: DeepSpeed = DeepSpeed()
@@ -118,10 +118,10 @@ class Checkpoints(Part):
 
 
 class Precompute(Part):
-    """A pool of actors that runs the frozen networks on all images before the training."""
+    """Actors that run the frozen networks on all images before the training."""
 
     sidecar: Address = Field(
-        description="Folder or URL of what they make, reachable by all workers."
+        description="Folder or URL for the results, reachable by all workers."
     )
     actors: Positive = 1
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
@@ -149,5 +149,5 @@ class TrainRecipe(Part):
     ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
     options: dict[str, Any] = Field(default={}, description="The system's own fields: losses etc.")
     precompute: Precompute | None = Field(
-        default=None, description="Latents and embeddings made by a pool; null: by each worker."
+        default=None, description="Actors that make latents and embeddings; null: each worker does."
     )
