@@ -5,7 +5,6 @@ name states both, so that a dataset that grows, by identities or by images each,
 shards.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,7 +153,7 @@ def totals(recipe: GenerateRecipe) -> Totals:
 def describe(recipe: GenerateRecipe) -> dict[str, str]:
     """Return what a dataset will be and cost, as names and texts for a person to read."""
     planned, size = totals(recipe), recipe.workers.max
-    first, last = next(shards(recipe)), deque(shards(recipe), maxlen=1)[0]
+    first, last = next(shards(recipe)), _last(recipe)
     low, high = planned.actor_hours
     return {
         "recipe": f"{recipe.name} (system {recipe.system}, {recipe.image.size} px, "
@@ -168,6 +167,14 @@ def describe(recipe: GenerateRecipe) -> dict[str, str]:
         "(workers.max), start-up aside",
         "source": planned.source,
     }
+
+
+def _last(recipe: GenerateRecipe) -> Shard:
+    """Return the last shard of a dataset that has not grown, without listing the others."""
+    count, images = recipe.identities.count, recipe.identities.images_each
+    each, slots = recipe.shard.identities, recipe.shard.slots or images
+    start, slot = (count - 1) // each * each, (images - 1) // slots * slots
+    return Shard(start, count, slot, images)
 
 
 def human(size: int) -> str:

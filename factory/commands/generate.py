@@ -22,6 +22,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
     if arguments.dry_run:
+        from factory.systems import create
+
+        create(recipe)
         cli.show(describe(recipe))
         return
     from factory.cluster.connect import connect

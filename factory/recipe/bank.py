@@ -8,10 +8,13 @@ from factory.recipe.generate import GenerateRecipe
 from factory.recipe.parts import (
     Cosine,
     KnownFaces,
+    Licence,
+    Name,
     NamedDataset,
     NamedWeights,
     Part,
     Positive,
+    Seed,
     Workers,
 )
 
@@ -28,9 +31,9 @@ class BankRecipe(Part):
     """A bank of identities, one image each, chosen from candidates (DCFace, docs/papers.md 1.3)."""
 
     kind: Literal["bank"]
-    name: str
-    seed: int = Field(description="Seed of the draw.")
-    licence: str
+    name: Name
+    seed: Seed = Field(description="Seed of the draw.")
+    licence: Licence
     candidates: NamedDataset | None = Field(
         default=None, description="A dataset; the first image of each identity is a candidate."
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from factory.recipe.addresses import Address
-from factory.recipe.parts import Cosine, Part, Positive, Weights
+from factory.recipe.parts import NUMBER, Cosine, Name, Part, Positive, Seed, Weights
 
 
 class PoolView(Part):
@@ -30,10 +30,12 @@ class PoolView(Part):
     centre_band: tuple[Cosine, Cosine] | None = Field(
         default=None, description="Cosine to the centre: low <= cosine < high; no limit if high=1."
     )
-    weight: Annotated[float, Field(ge=0.0)] = Field(
+    weight: Annotated[float, NUMBER, Field(ge=0.0)] = Field(
         default=1.0, description="Share of the image budget, relative to the other pools'."
     )
-    repeat: Positive = Field(default=1, description="How often an epoch holds each taken image.")
+    repeat: Annotated[Positive, Field(le=10_000)] = Field(
+        default=1, description="How often an epoch holds each taken image."
+    )
     identities_of: str = Field(
         default="", description="Another pool of the same people; equal identities share a label."
     )
@@ -54,8 +56,8 @@ class ComposeRecipe(Part):
     """A composition: a view over pools, from which a recognizer is trained."""
 
     kind: Literal["compose"]
-    name: str
-    seed: int
+    name: Name
+    seed: Seed
     pools: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PoolView], Field(min_length=1)
     ]

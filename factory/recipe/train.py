@@ -7,13 +7,19 @@ from pydantic import Field, model_validator
 from factory.recipe.addresses import Address, Addresses
 from factory.recipe.parts import (
     AUTO,
+    NUMBER,
+    Cpus,
     Fraction,
+    Gpus,
     Image,
+    Licence,
+    Name,
     NamedWeights,
     Natural,
     Part,
     Positive,
     Precision,
+    Seed,
 )
 
 
@@ -37,11 +43,11 @@ class Optimizer(Part):
     """The optimizer and its constants."""
 
     name: Literal["sgd", "adam", "adamw"]
-    lr: Annotated[float, Field(gt=0.0)]
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    lr: Annotated[float, NUMBER, Field(gt=0.0)]
+    weight_decay: Annotated[float, NUMBER, Field(ge=0.0)] = 0.0
     momentum: Fraction = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: Annotated[float, Field(ge=0.0)] = Field(
+    clip_norm: Annotated[float, NUMBER, Field(ge=0.0)] = Field(
         default=0.0, description="Largest norm of gradients; 0 is off. Centres are clipped apart."
     )
 
@@ -91,8 +97,8 @@ class Engine(Part):
 
     name: Literal["torch", "deepspeed"]
     workers: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    num_cpus: Cpus = 1.0
+    num_gpus: Gpus = 0.0
     threads: Positive = 1
     precision: Precision = Field(
         default=AUTO,
@@ -120,22 +126,20 @@ class Checkpoints(Part):
 class Precompute(Part):
     """Actors that run the frozen networks on all images before the training."""
 
-    sidecar: Address = Field(
-        description="Folder or URL for the results, reachable by all workers."
-    )
+    sidecar: Address = Field(description="Folder or URL for the results, reachable by all workers.")
     actors: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    num_cpus: Cpus = 1.0
+    num_gpus: Gpus = 0.0
 
 
 class TrainRecipe(Part):
     """A training of an autoencoder or of a system's diffusion model."""
 
     kind: Literal["train"]
-    name: str
-    seed: int
-    system: str = Field(description="`autoencoder`, or the system whose denoiser is trained.")
-    licence: str
+    name: Name
+    seed: Seed
+    system: Name = Field(description="`autoencoder`, or the system whose denoiser is trained.")
+    licence: Licence
     image: Image
     data: Data
     model: dict[str, Any] = Field(description="Sizes of the network; the system checks them.")
