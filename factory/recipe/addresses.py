@@ -10,19 +10,30 @@ from pydantic import AfterValidator
 
 from factory.recipe.errors import InputError
 
+# Names of query values that are secrets, in part: S3's, Google's and Azure's signatures among them.
+SECRET = (
+    *("key", "secret", "token", "sig", "password", "passwd", "pwd", "credential", "auth"),
+    *("x-amz-", "x-goog-", "jwt", "sas"),
+)
+_QUERY = re.compile(rf"(?i)([?&;][^=&\s]*(?:{'|'.join(SECRET)})[^=&\s]*=)[^&\s'\"]*")
+# Keys may hold slashes: what follows user: is one up to the @, unless it is a port.
+_KEYED_USER = re.compile(r"(?<=://)[^/@\s]*:(?!\d+/)[^@\s'\"]*@")
+_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
+
 
 def public(address: str) -> str:
-    """Return an address that is safe to show: without user, password or secret query values."""
-    address = re.sub(r"(?<=://)[^/@]*@", "", address)
-    secret = r"(?i)([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*"
-    return re.sub(secret, r"\1...", address)
+    """Return a text whose addresses are safe to show: no user, password or secret query values.
+
+    Everything that shows an address goes through here: errors, logs, JSON, cards and MLflow.
+    """
+    return _QUERY.sub(r"\1...", _USER.sub("", _KEYED_USER.sub("", address)))
 
 
 def keyless(address: str, *, what: str = "") -> str:
     """Return the address if it holds no credentials, so that it may be written to files.
 
-    A user name without a password is accepted: Azure puts the container there, and public buckets
-    put `anonymous` there.
+    A user name without a password is accepted, but in http and https, where it is a token: Azure
+    puts the container there, and public buckets put `anonymous` there.
 
     Args:
         address: a path or URL.
@@ -31,7 +42,7 @@ def keyless(address: str, *, what: str = "") -> str:
     Raises:
         InputError: the address holds a password or a secret query value.
     """
-    named = re.sub(r"(?<=://)[^/:@]*@", "", address)
+    named = re.sub(r"(?<!http://)(?<!https://)(?<=://)[^/:@]*@", "", address)
     if public(named) != named:
         raise InputError(
             f"{what}{public(address)} holds credentials, which manifests, cards and records would "
