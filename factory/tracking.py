@@ -5,11 +5,14 @@ imported only when a run starts, because its import is slow and planning and ver
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
+import shlex
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from factory import stops
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # report to the tracking URI only
 
@@ -29,15 +32,8 @@ CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minute
 PARAM_CHARACTERS = 6000  # MLflow's limit on the value of a parameter
 BATCH_ENTRIES = 100  # MLflow's limit on parameters in one call
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
-_SECRET = re.compile(
-    r"(?i)([?&][\w.-]*(?:key|secret|token|password|signature|credential)[\w.-]*=)[^&\s\"']+"
-)
-
-
-def masked(text: str) -> str:
-    """Hide user names, passwords and keys in every URL of a text."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub("***", text))
+OUTPUT_TAG = "factory.output"  # of runs that write a folder, which one writer holds at a time
+UNTRACKED = ("eta_seconds",)  # numbers of a line of progress that make no curve
 
 
 def resolve(uri: str = "") -> str:
@@ -72,8 +68,8 @@ class Run:
         """Return the page of the run on a server, or the command that shows a sqlite file."""
         if self.uri.startswith(("http://", "https://")):
             page = f"/#/experiments/{self.experiment_id}/runs/{self.id}"
-            return masked(self.uri.rstrip("/") + page)
-        return masked(f"mlflow ui --backend-store-uri {self.uri}")
+            return public(self.uri.rstrip("/") + page)
+        return public(f"mlflow ui --backend-store-uri {self.uri}")
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; nested mappings become dotted names. Each name is logged once a run."""
@@ -88,7 +84,8 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(v), now, step or 0) for name, v in _leaves(values)]
+        kept = {name: value for name, value in values.items() if name not in UNTRACKED}
+        entries = [Metric(name, float(v), now, step or 0) for name, v in _leaves(kept)]
         self._client.log_batch(self.id, metrics=entries)
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
@@ -102,7 +99,7 @@ class Run:
         """Note a dataset that the run reads or makes: its name, where it lies and its digest."""
         from mlflow.entities import Dataset, DatasetInput
 
-        source = json.dumps({"uri": masked(url)})
+        source = json.dumps({"uri": public(url)})
         noted = Dataset(name=name, digest=digest[:36], source_type="uri", source=source)
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset=noted, tags=[])])
 
@@ -126,13 +123,13 @@ class Run:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
-        shown = {tag: masked(value) for tag, value in tags.items()}
+        shown = {tag: public(value) for tag, value in tags.items()}
         made = self._client.create_model_version(name, source, run_id=self.id, tags=shown)
         return str(made.version)
 
     def tag(self, name: str, value: str) -> None:
         """Put a tag on the run."""
-        self._client.set_tag(self.id, name, masked(value))
+        self._client.set_tag(self.id, name, public(value))
 
 
 @contextmanager
@@ -143,6 +140,7 @@ def run(
     recipe: BaseModel | Mapping[str, Any],
     parent: str | None = None,
     again: str = "",
+    output: str = "",
 ) -> Iterator[Run]:
     """Record one run; it ends as FINISHED, as FAILED after an exception, or as KILLED after a stop.
 
@@ -157,11 +155,13 @@ def run(
         recipe: a recipe or another JSON-able mapping.
         parent: id of the run this one is part of.
         again: id of an earlier run to continue, whose recipe is logged already.
+        output: folder or URL that the run writes, whose lock the caller holds. An earlier run that
+            wrote it and still counts as running was killed, and ends as KILLED.
 
     Raises:
         InputError: the tracking server cannot be reached or used.
     """
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
     uri = resolve(uri)
     values = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else dict(recipe)
@@ -174,10 +174,14 @@ def run(
             tracked = Run(client, uri, again, experiment_id)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+            tags[MLFLOW_SOURCE_NAME] = public(" ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])]))
+            if output:
+                tags[OUTPUT_TAG] = _mark(output)
+                _close(client, experiment_id, tags[OUTPUT_TAG])
             made = client.create_run(experiment_id, tags=tags, run_name=name)
             tracked = Run(client, uri, made.info.run_id, experiment_id)
             tracked.params(values)
-            text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
+            text = public(json.dumps(values, sort_keys=True, separators=(",", ":")))
             client.log_text(tracked.id, text, "recipe.json")
     with stops.ending(lambda: client.set_terminated(tracked.id, "KILLED")):
         try:
@@ -197,10 +201,23 @@ def attach(uri: str, run_id: str) -> Run:
         return Run(client, uri, run_id, client.get_run(run_id).info.experiment_id)
 
 
+def _mark(output: str) -> str:
+    """Return what names an output in a tag: MLflow's search takes no quote in a value."""
+    place = output if "://" in output else str(Path(output).absolute())
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _close(client: Any, experiment_id: str, mark: str) -> None:
+    """End the runs of writers that were killed before they could."""
+    wanted = f"tags.`{OUTPUT_TAG}` = '{mark}' and attributes.status = 'RUNNING'"
+    for left in client.search_runs([experiment_id], wanted):
+        client.set_terminated(left.info.run_id, "KILLED")
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested mappings to dotted names and texts that MLflow accepts as parameters."""
     return {
-        name: masked(value if isinstance(value, str) else json.dumps(value))[:PARAM_CHARACTERS]
+        name: public(value if isinstance(value, str) else json.dumps(value))[:PARAM_CHARACTERS]
         for name, value in _leaves(values, prefix)
     }
 
@@ -256,6 +273,6 @@ def _explained(uri: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"--tracking-uri {masked(uri)}: cannot be used ({masked(reason)}); accepted is a "
+            f"--tracking-uri {public(uri)}: cannot be used ({public(reason)}); accepted is a "
             "reachable MLflow server or a file such as sqlite:///mlflow.db"
         ) from error

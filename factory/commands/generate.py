@@ -41,7 +41,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = settled(recipe, print)
     with (
         store.lock("generate") as lock,
-        tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "generate", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         made = fill(recipe, lock, handed_down, ProgressLine(), arguments.extend)
         manifest = made.manifest

@@ -39,7 +39,9 @@ def job(arguments: argparse.Namespace) -> None:
         preflight(recipe.generate)
     with (
         store.lock("make_bank") as lock,
-        tracking.run(arguments.tracking_uri, "make_bank", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "make_bank", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         manifest, counts = make_bank(recipe, arguments.out, ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, manifest.content_digest)

@@ -42,7 +42,9 @@ def job(arguments: argparse.Namespace) -> None:
     connect(arguments.address)
     with (
         store.lock("prepare") as lock,
-        tracking.run(arguments.tracking_uri, "prepare", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "prepare", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, given.content_digest)

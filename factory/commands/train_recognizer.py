@@ -37,7 +37,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = settled(recipe, print)
     with (
         store.lock("train_recognizer") as lock,
-        tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "fr", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         store.sweep()
 

@@ -17,7 +17,7 @@ SECRET = (
 )
 _QUERY = re.compile(rf"(?i)([?&;][^=&\s]*(?:{'|'.join(SECRET)})[^=&\s]*=)[^&\s'\"]*")
 # Keys may hold slashes: what follows user: is one up to the @, unless it is a port.
-_KEYED_USER = re.compile(r"(?<=://)[^/@\s]*:(?!\d+/)[^@\s'\"]*@")
+_KEYED_USER = re.compile(r"(?<=://)[^/@\s'\"]*:(?!\d+/)[^@\s'\"]*@")
 _USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
 
 
