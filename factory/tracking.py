@@ -174,7 +174,8 @@ def run(
             tracked = Run(client, uri, again, experiment_id)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-            tags[MLFLOW_SOURCE_NAME] = public(" ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])]))
+            words = [sys.argv[0], *map(shlex.quote, sys.argv[1:])]
+            tags[MLFLOW_SOURCE_NAME] = public(" ".join(words))
             if output:
                 tags[OUTPUT_TAG] = _mark(output)
                 _close(client, experiment_id, tags[OUTPUT_TAG])

@@ -130,8 +130,10 @@ def test_a_killed_writers_run_is_closed_by_the_one_that_takes_over(uri, tmp_path
     from mlflow import MlflowClient
 
     client, out = MlflowClient(tracking_uri=uri), str(tmp_path / "o'ut")
-    killed = tracking.run(uri, "desk", "killed", {}, output=out).__enter__()
-    other = tracking.run(uri, "desk", "another's", {}, output=str(tmp_path / "b")).__enter__()
+    # Never left, as by a process that was killed.
+    first = tracking.run(uri, "desk", "killed", {}, output=out)
+    second = tracking.run(uri, "desk", "another's", {}, output=str(tmp_path / "b"))
+    killed, other = first.__enter__(), second.__enter__()
     with tracking.run(uri, "desk", "next", {}, output=out):
         assert client.get_run(killed.id).info.status == "KILLED"
         assert client.get_run(other.id).info.status == "RUNNING"
