@@ -192,7 +192,9 @@ def _quiet() -> Iterator[None]:
             os.dup2(shown, 2)
             os.close(shown)
             held.seek(0)
-            os.write(2, b"".join(line for line in held if not any(word in line for word in UNSHOWN)))
+            os.write(
+                2, b"".join(line for line in held if not any(word in line for word in UNSHOWN))
+            )
 
 
 def _below() -> str | None:
