@@ -111,7 +111,7 @@ def test_ten_million_people_are_planned_by_arithmetic() -> None:
 
 def test_a_plan_says_what_it_reserves_and_what_gpus_it_costs() -> None:
     base = recipe((100, 10), 10, None)
-    assert describe(base)["reserves"] == "1 makers x 1 CPU" and "GPU-hours" not in describe(base)
+    assert describe(base)["reserves"] == "2 makers x 1 CPU" and "GPU-hours" not in describe(base)
     workers = {"min": 2, "max": 8, "num_cpus": 2, "num_gpus": 0.5, "committers": 3}
     wide = parse(base.model_dump(mode="json") | {"workers": workers})
     assert isinstance(wide, GenerateRecipe)
