@@ -18,12 +18,8 @@ from torch.overrides import TorchFunctionMode
 from factory.diffusion.trainable import Place
 from factory.recipe import GenerateRecipe, TrainRecipe
 from factory.systems.base import Position
-from factory.systems.sampling import (
-    DiffusionSystem,
-)
-from factory.systems.training import (
-    DenoiserTraining,
-)
+from factory.systems.sampling import DiffusionSystem
+from factory.systems.training import DenoiserTraining
 
 R = TypeVar("R", GenerateRecipe, TrainRecipe)
 

@@ -15,9 +15,7 @@ from factory.cluster import hardware, precision
 from factory.cluster.hardware import Processor
 from factory.cluster.precision import common, looks, settled
 from factory.datasets.claim import kept, write_claim
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import (
     AUTO,
     FRRecipe,
@@ -31,9 +29,7 @@ from factory.recipe import (
     stated_precision,
     with_precision,
 )
-from factory.search.book import (
-    Book,
-)
+from factory.search.book import Book
 from factory.search.results import SWEEP
 from factory.search.space import load_space
 from factory.training import output

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from factory.datasets.manifest import TAR, shard_file
-from factory.datasets.store import (
-    LOCK,
-    Store,
-)
+from factory.datasets.store import LOCK, Store
 from factory.datasets.verify import Fault, verify
 
 ROOT = Path(__file__).parents[2]

@@ -29,9 +29,7 @@ from factory.datasets.composition import (
 from factory.datasets.feed import Feed
 from factory.datasets.index import Index
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.recipe import ComposeRecipe, InputError, PoolView, parse
 
@@ -203,9 +201,7 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from factory.recipe import Backbone
     from factory.recognition.backbones import make_backbone
-    from factory.recognition.recognizers import (
-        save_recognizer,
-    )
+    from factory.recognition.recognizers import save_recognizer
 
     torch.manual_seed(5)
     backbone = Backbone(name="iresnet", embedding_size=8, widths=(4, 4, 4, 4), depths=(1, 1, 1, 1))
@@ -218,9 +214,7 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def cosines_by_hand(url: str, location: str) -> dict[str, float]:
     """Compute each image's cosine to its leave-one-out centre, image by image."""
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     found, network = files(url), load_recognizer(location)
     vectors = {}

@@ -10,9 +10,7 @@ from faces import face, make_pool
 from factory.datasets.claim import planned, read_claim, write_claim
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.manifest import inherited, merge
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, NamedDataset, content_digest, parse
 from factory.seeding import generator
 from factory.systems.styles import DatasetStyles, StudioStyles

@@ -9,10 +9,7 @@ import pytest
 
 from factory.datasets import located
 from factory.datasets.located import COPIES, find_file, folder_files, local_file
-from factory.datasets.store import (
-    Store,
-    cache_home,
-)
+from factory.datasets.store import Store, cache_home
 from factory.recipe import InputError
 
 WHAT, ACCEPTED = "recipe field weights.teacher.location", "accepted is a file"

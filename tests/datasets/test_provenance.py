@@ -9,9 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from factory.datasets import provenance
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load, local_path
 
 IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"

@@ -15,9 +15,7 @@ import pytest
 from patches import Made, colours_kept, pixels
 from PIL import Image
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import FORMATS, Options, _Kind, export
 from factory.export.spool import Spooled

@@ -15,9 +15,7 @@ import pytest
 
 from factory.datasets.claim import write_claim
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.make import Line
 from factory.generation.work import Assignment, ShardWork
 from factory.plan import shards

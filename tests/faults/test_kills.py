@@ -19,12 +19,8 @@ from factory.datasets import store as module
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import merge
 from factory.datasets.provenance import versions
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.generation.run import generate
 from factory.plan import shards

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation import identities
 from factory.recipe import InputError
 

@@ -12,9 +12,7 @@ from PIL import Image
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import DatasetManifest, merge
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.evaluation.dataset import StoredSample, samples
 from factory.generation import identities
@@ -26,13 +24,8 @@ from factory.recipe import Backbone, GenerateRecipe, InputError, bank_digest, co
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
 from factory.recognition.images import decode
-from factory.recognition.recognizer import (
-    Recognizer,
-)
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizer import Recognizer
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 from factory.systems import create
 
 IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"

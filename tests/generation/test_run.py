@@ -29,9 +29,7 @@ from factory.cluster.workers import FAILED, REFUSED, Crew, Guarded
 from factory.datasets.claim import check_claim, read_claim, write_claim
 from factory.datasets.manifest import load_shard_manifest, merged
 from factory.datasets.provenance import pinned, versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.generation import identities
 from factory.generation.bank import BANK_BLOCK, BankActor, fill_bank

@@ -13,9 +13,7 @@ from factory.generation.render import Render
 from factory.generation.styles import Styles
 
 from factory.datasets.manifest import load_shard_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar
 from factory.generation.commit import Commit
 from factory.generation.screen import Screen, known_faces

@@ -25,17 +25,13 @@ from factory.cluster import engine
 from factory.datasets.embeddings import embeddings_file, read_embeddings
 from factory.datasets.feed import Feed
 from factory.datasets.manifest import load_manifest, load_shard_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.prepare import run
 from factory.prepare.run import Preparation, Wishes, check_claim, plan, prepare
 from factory.recipe import FaultError, InputError
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "package:weights/teacher/recognizer.safetensors"

@@ -13,30 +13,13 @@ from faces import face, make_pool
 from factory.cluster import engine
 from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
-from factory.datasets.scratch import (
-    STALE_SECONDS,
-)
-from factory.datasets.store import (
-    LOCK,
-    Store,
-)
+from factory.datasets.scratch import STALE_SECONDS
+from factory.datasets.store import LOCK, Store
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FaultError, FRRecipe, InputError, parse
 from factory.search import Choice, Space, trial
-from factory.search.pools import (
-    Pools,
-    held,
-)
-from factory.search.trial import (
-    ACCURACY,
-    ENDED,
-    LAST,
-    Judged,
-    Objective,
-    _told,
-    composed,
-    subset,
-)
+from factory.search.pools import Pools, held
+from factory.search.trial import ACCURACY, ENDED, LAST, Judged, Objective, _told, composed, subset
 from factory.training.output import RECORD, claim
 from factory.training.recognition import run
 from factory.training.workers import Worker

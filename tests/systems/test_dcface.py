@@ -16,15 +16,9 @@ from torch.nn import functional as F
 from factory.datasets.claim import write_claim
 from factory.datasets.images import contents_digest
 from factory.datasets.manifest import TAR, ShardManifest, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar
-from factory.diffusion.dcface import (
-    DCFaceConfig,
-    DCFaceNet,
-    early_features,
-)
+from factory.diffusion.dcface import DCFaceConfig, DCFaceNet, early_features
 from factory.diffusion.examples import features
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
@@ -35,15 +29,9 @@ from factory.plan import shards
 from factory.recipe import Backbone, GenerateRecipe, InputError, TrainRecipe, content_digest
 from factory.recognition.attributes import STUDIO, AttributeNet, save_predictor
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 from factory.systems.base import Position
-from factory.systems.dcface import (
-    DCFace,
-    DCFaceTraining,
-)
+from factory.systems.dcface import DCFace, DCFaceTraining
 
 MODEL = tiny.DCFACE
 UNET, CONDITIONS = MODEL["unet"], MODEL["conditions"]

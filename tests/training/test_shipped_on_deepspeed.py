@@ -53,9 +53,7 @@ def studio(folder: Path, size: int) -> str:
     from factory.datasets.claim import write_claim
     from factory.datasets.manifest import merge
     from factory.datasets.provenance import versions
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
     from factory.generation.bank import fill_bank
     from factory.generation.make import Line
     from factory.generation.run import wiring
@@ -186,9 +184,7 @@ def test_two_workers_reach_the_loss_of_one(
 def test_one_worker_goes_on_where_two_stopped(
     whole: People, tmp_path: Path, ray_cluster: None
 ) -> None:
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
 
     tracked: Any = Rows()
     store, half = Store(tmp_path / "out"), STEPS // 2
