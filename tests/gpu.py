@@ -128,7 +128,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def on_gpu(recipe: R) -> R:
     """Return a recipe whose actors or workers reserve a GPU."""
-    field = "pool" if isinstance(recipe, GenerateRecipe) else "engine"
+    field = "workers" if isinstance(recipe, GenerateRecipe) else "engine"
     part = getattr(recipe, field).model_copy(update={"num_gpus": 1.0})
     return recipe.model_copy(update={field: part})
 
