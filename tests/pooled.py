@@ -11,12 +11,14 @@ import ray
 from factory.cluster.workers import ActorPool, Guarded, column
 from factory.plan import Shard
 
+HERE = SimpleNamespace(get_actor_id=lambda: "here")
+
 
 def through(pools: Sequence[ActorPool], shards: Iterable[Shard]) -> list[dict[str, Any]]:
     """Take shards through one actor of each pool; what passes between two is pickled."""
-    here, rows = SimpleNamespace(get_actor_id=lambda: "here"), []
+    rows = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "get_runtime_context", lambda: here)
+        patch.setattr(ray, "get_runtime_context", lambda: HERE)
         actors = [Guarded(pool.actor, *pool.arguments) for pool in pools]
         for shard in shards:
             row: dict[str, Any] = {"shard": column(shard)}
