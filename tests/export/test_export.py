@@ -219,7 +219,7 @@ from pathlib import Path
 import patches
 from factory.export import export as module
 from factory.export.export import Options, export
-from factory.shards.store import Store
+from factory.datasets.store import Store
 
 module.BUCKET_BYTES = 1 << 16
 work, peaks = Path(sys.argv[1]), {}

@@ -1,8 +1,12 @@
 """Style banks: pictures drawn from a dataset or from the studio."""
 
-import numpy as np
+from pathlib import Path
 
-from factory.datasets.images import ImageBank
+import numpy as np
+from faces import make_pool
+
+from factory.datasets.images import ImageBank, contents_digest
+from factory.datasets.store import Store
 from factory.recipe import NamedDataset
 from factory.seeding import generator
 from factory.systems.styles import DatasetStyles, StudioStyles
@@ -10,7 +14,9 @@ from factory.systems.styles import DatasetStyles, StudioStyles
 SIZE = 32
 
 
-def test_styles_of_a_dataset_cover_it(named: NamedDataset):
+def test_styles_of_a_dataset_cover_it(tmp_path: Path):
+    url = make_pool(tmp_path / "faces", 5, 3, size=SIZE, per=2)
+    named = NamedDataset(url=url, digest=contents_digest(Store(url)))
     styles = DatasetStyles(ImageBank(named, SIZE, "options.styles.dataset"))
     drawn = [styles.draw(generator(seed)) for seed in range(200)]
     assert {style.number for style in drawn} == set(range(15))
