@@ -33,7 +33,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## Recipe to dataset to recognizer to gap-to-real, ending in an HTML report.
-	$(BIN)/python jobs/demo.py $(ARGS)
+	$(BIN)/factory demo $(ARGS)
 
 test: $(STAMP) ## The tests that run on every change.
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -42,7 +42,7 @@ test-slow: $(STAMP) ## The tests that run before a release.
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## The factory's overhead; run it on an otherwise idle machine.
-	$(BIN)/python jobs/bench.py jobs/recipes/desk/generate/idiff_face.yaml $(ARGS)
+	$(BIN)/python -m benchmarks.bench desk/generate/idiff_face.yaml $(ARGS)
 
 paper-smoke: $(STAMP) ## The four papers at their sizes: counts, a training and a sampling step.
 	$(BIN)/python -m pytest tests/test_paper_smoke.py -m slow -s $(ARGS)

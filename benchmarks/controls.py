@@ -19,11 +19,9 @@ import numpy as np
 from factory import tracking
 from factory.commands.chain import BENCHMARKS, JUDGE, RECIPES, Chain
 from factory.commands.comparison import LAYER
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
+from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.dataset import samples
-from factory.recipe import local_path
 
 PEOPLE, IMAGES_EACH = 40, 8
 MEASURED = ("spread", "genuine_mean", "eer", "fdr", "uniqueness", "consistency")
@@ -160,7 +158,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     connect("")
     address, uri = ray.get_runtime_context().gcs_address, tracking.resolve(given.tracking_uri)
-    chain = Chain(given.out, address, uri, (), local_path(BENCHMARKS))
+    chain = Chain(given.out, address, uri, (), benchmark_folder(BENCHMARKS))
     found = measure_controls(chain, given.controls, given.people)
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n")

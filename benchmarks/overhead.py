@@ -25,9 +25,7 @@ from factory.cluster import hardware
 from factory.cluster.workers import runtime_env
 from factory.datasets.claim import write_claim
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.bank import fill_bank
 from factory.generation.commit import Committer
 from factory.generation.make import Maker

@@ -34,9 +34,7 @@ from factory.datasets.manifest import (
     shard_file,
 )
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import Sample, write_tar
 from factory.datasets.verify import verify
 from factory.plan import Shard, sample_key, shards

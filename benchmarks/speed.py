@@ -10,15 +10,11 @@ import torch
 from torch import nn
 
 from factory.datasets.feed import Feed
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe
 from factory.recognition.backbones import channels_last, make_backbone
 from factory.recognition.margins import Margin
-from factory.recognition.recognizer import (
-    to_input,
-)
+from factory.recognition.recognizer import to_input
 from factory.training.augment import augment
 from factory.training.engines import make_optimizer
 from factory.training.recognition import run

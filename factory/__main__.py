@@ -10,7 +10,7 @@ import factory
 from factory import stops
 
 COMMANDS = Path(__file__).parent / "commands"
-SHARED = ("__init__", "cli", "chain", "comparison", "demonstration")  # that are no commands
+SHARED = ("__init__", "cli", "chain", "comparison", "demonstration")  # modules, not commands
 
 
 def names() -> list[str]:
@@ -37,7 +37,7 @@ def overview() -> str:
 
 
 def main() -> NoReturn:
-    """Run the command that the first argument names; 2 where there is none of that name."""
+    """Run the command that the first argument names; exit with 2 where no command has that name."""
     stops.importing()
     given = sys.argv[1:2]
     if given in ([], ["-h"], ["--help"]):

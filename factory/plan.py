@@ -1,22 +1,22 @@
-"""The plan: every shard of a dataset, as a pure function of its recipe. No input, no output.
+"""The plan: every shard of a dataset, as a pure function of its recipe.
 
-A shard covers a range of identities times a range of slots. Its name states both, so that growing
-a dataset, by identities or by images each, only adds shards.
+Nothing here reads or writes files. A shard covers a range of identities times a range of slots. Its
+name states both, so that a dataset that grows, by identities or by images each, only gets new
+shards.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from factory.recipe import GenerateRecipe
 
-TAR_MEMBER_BYTES = 3 * 512  # three tar headers a sample
+TAR_MEMBER_BYTES = 3 * 512  # of the three tar headers of a sample
 SIDECAR_BYTES = 2 * 512  # label and JSON sidecar, padded to tar blocks
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """One unit of work, retry and commit: identities [start, stop) x slots [start, stop)."""
+    """A unit of work, retry and commit: identities [start, stop) x slots [start, stop)."""
 
     identity_start: int
     identity_stop: int
@@ -44,9 +44,10 @@ class Shard:
 
 @dataclass(frozen=True, order=True)
 class ListedShard(Shard):
-    """A shard of a dataset whose identities differ in their numbers of images.
+    """A shard of a dataset whose identities have different numbers of images.
 
-    Its ranges bound what it holds; how many images are planned in them is stated, not multiplied.
+    All its images lie in its ranges. `planned` says how many there are; they need not fill the
+    ranges.
     """
 
     planned: int
@@ -123,7 +124,7 @@ def _tiles(
 
 @dataclass(frozen=True)
 class Totals:
-    """What a dataset will amount to."""
+    """Counts, bytes and cost of a planned dataset."""
 
     shards: int
     identities: int
@@ -150,9 +151,9 @@ def totals(recipe: GenerateRecipe) -> Totals:
 
 
 def describe(recipe: GenerateRecipe) -> dict[str, str]:
-    """Return what a dataset will be and cost, as lines a person reads."""
+    """Return what a dataset will be and cost, as names and texts for a person to read."""
     planned, size = totals(recipe), recipe.workers.max
-    first, last = next(shards(recipe)), deque(shards(recipe), maxlen=1)[0]
+    first, last = next(shards(recipe)), _last(recipe)
     low, high = planned.actor_hours
     return {
         "recipe": f"{recipe.name} (system {recipe.system}, {recipe.image.size} px, "
@@ -168,6 +169,14 @@ def describe(recipe: GenerateRecipe) -> dict[str, str]:
     }
 
 
+def _last(recipe: GenerateRecipe) -> Shard:
+    """Return the last shard of a dataset that has not grown, without listing the others."""
+    count, images = recipe.identities.count, recipe.identities.images_each
+    each, slots = recipe.shard.identities, recipe.shard.slots or images
+    start, slot = (count - 1) // each * each, (images - 1) // slots * slots
+    return Shard(start, count, slot, images)
+
+
 def human(size: int) -> str:
     """Write a number of bytes with three digits and a decimal unit."""
     value, units = float(size), ["bytes", "kB", "MB", "GB", "TB", "PB"]
@@ -177,7 +186,7 @@ def human(size: int) -> str:
 
 
 def hours(value: float) -> str:
-    """Write hours, or minutes and seconds where hours would be a small fraction."""
+    """Write hours; or minutes or seconds if the time is shorter than an hour or a minute."""
     if value >= 1:
         return f"{value:,.1f} h"
     return f"{value * 60:.1f} min" if value >= 1 / 60 else f"{value * 3600:.1f} s"

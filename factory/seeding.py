@@ -1,7 +1,7 @@
-"""Randomness as a function of position (design contract 1).
+"""Seeds of random draws, as a function of their position (docs/contracts.md 1).
 
-Every random draw of the project is keyed by where it is used, never by what was drawn before it.
-Interrupting, resuming, reordering or resharding work therefore cannot change a result.
+A draw depends on where it is used and never on what was drawn before it. Interrupted, resumed,
+reordered or resharded work therefore has the same results.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
-"""How a job is stopped: Ctrl-C and SIGTERM end it within five seconds and with one line.
+"""Stopping a job: Ctrl-C and SIGTERM end it within five seconds and with one line.
 
-The first signal raises KeyboardInterrupt in the main thread, whose blocks then end as they do for
-any error. A thread watches that: where they do not end in time, as while Ray or a server does not
-answer, it does the little that must not be left undone and ends the process itself. A second signal
-ends it at once. Whatever the job started, the processes of its own Ray among them, ends with it;
-that is no loss, since what counts is committed by its manifest. After the first signal nothing but
-the line is shown.
+The first signal raises KeyboardInterrupt in the main thread, whose blocks then end as they do after
+any error. A second thread watches them. If they do not end in time, for example because Ray or a
+server does not answer, that thread does the few things that must be done and ends the process. A
+second signal ends the process at once. All processes that the job started, its own Ray included,
+end with it. Nothing that is committed is lost, because a manifest commits it. After the first
+signal only the one line is shown.
 """
 
 import os
@@ -23,29 +23,29 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ORDERLY_SEC = 3.0  # given to the main thread
-LAST_SEC = 0.7  # given to what must not be left undone, after that
-CHILD_SEC = ORDERLY_SEC + LAST_SEC  # given to a job that this one runs
-# A terminal's Ctrl-C reaches a job and the one that runs it, which hands it on; `timeout` sends its
-# signal twice as well.
+ORDERLY_SEC = 3.0  # time for the main thread to end
+LAST_SEC = 0.7  # time after that for the things that must be done
+CHILD_SEC = ORDERLY_SEC + LAST_SEC  # time for a job that this one runs
+# Signals closer together than this count as one: a terminal's Ctrl-C reaches a job and also the job
+# that runs it, which hands it on; `timeout` sends its signal twice, too.
 SAME_SEC = 0.5
-HURRY_SEC = 0.2  # the same, after a second signal
-GONE_SEC = 0.5  # for killed processes to be gone
+HURRY_SEC = 0.2  # in place of LAST_SEC, after a second signal
+GONE_SEC = 0.5  # time for killed processes to disappear
 
 Does = Callable[[], None]
 
 
 class _Stop:
-    """What is known of the stop of this process."""
+    """The state of this process's stop."""
 
     def __init__(self) -> None:
-        """Begin unstopped."""
-        self.asked = 0  # the first signal's number
-        self.raised = False  # whether the main thread has been told
-        self.deadline = 0.0  # monotonic seconds, for the main thread
-        self.said = False
-        self.stdout: TextIO | None = None  # what was said before the stop, and may be unwritten
-        self.stderr = 2  # the user's, whatever becomes of descriptor 2
+        """Begin without a stop."""
+        self.asked = 0  # the first signal's number; 0 before one
+        self.raised = False  # whether the main thread has its KeyboardInterrupt
+        self.deadline = 0.0  # of the main thread, in monotonic seconds
+        self.said = False  # whether the line is written
+        self.stdout: TextIO | None = None  # the real stdout, which may hold unwritten text
+        self.stderr = 2  # a copy of the user's stderr, which outlives descriptor 2
         self.kept: list[Callable[[], str]] = []
         self.undone: list[Does] = []
         self.lock = threading.Lock()
@@ -57,9 +57,9 @@ _watching = False
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Let SIGINT and SIGTERM stop this process for as long as the block runs.
+    """Let SIGINT and SIGTERM stop this process while the block runs.
 
-    A SIGINT that a shell made its background jobs ignore counts, too: who sends one means it.
+    SIGINT counts even where a shell makes its background jobs ignore it.
     """
     global _stop, _watching
     _stop = _Stop()
@@ -88,7 +88,7 @@ def watched() -> Iterator[None]:
 
 
 def install() -> None:
-    """Take the signals again: starting Ray takes them away, SIGTERM even from Python."""
+    """Set the signal handlers again: starting Ray replaces them and hides SIGTERM from Python."""
     if _watching and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _raise)
@@ -101,23 +101,23 @@ def asked() -> bool:
 
 @contextmanager
 def keeping(said: Callable[[], str]) -> Iterator[None]:
-    """State what a stop during the block keeps.
+    """Set what the line of a stop during the block says about finished work.
 
     Args:
-        said: returns the words, as "3 of 60 shards are committed", after everything that the job
-            started has ended; "" for none. It may read the job's folder.
+        said: returns the words, as "3 of 60 shards are committed", or "" for none. It is called
+            after everything that the job started has ended, and may read the job's folder.
     """
     _stop.kept.append(said)
     yield
-    _stop.kept.remove(said)  # not after an error: a stop says it when all blocks have ended
+    _stop.kept.remove(said)  # stays after an error, because the line is written at the very end
 
 
 @contextmanager
 def ending(undone: Does) -> Iterator[None]:
-    """State what must be done in place of the block's own end, should it not come in time.
+    """Set what a stop must do if the block does not end in time.
 
     Args:
-        undone: called from another thread, while the block may still run.
+        undone: is called from another thread, while the block may still run.
     """
     _stop.undone.append(undone)
     try:
@@ -128,9 +128,9 @@ def ending(undone: Does) -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Start processes in the block that no stop reaches until they call `watched`, if they do.
+    """Shield processes that are started in the block from signals, until they call `watched`.
 
-    Without it, one that is still importing would show a traceback of its own.
+    Without this, a process that is still importing would show a traceback of its own.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -140,7 +140,7 @@ def shielded() -> Iterator[None]:
 
 
 def hand_on(child: "Popen[bytes]") -> None:
-    """Stop a job that this one runs, and wait for it; its line then stands for this one's, too."""
+    """Stop a job that this one runs, and wait for it; its line then replaces this job's own."""
     stop = _stop
     stop.deadline = time.monotonic() + CHILD_SEC + LAST_SEC
     with suppress(ProcessLookupError, TimeoutExpired):
@@ -150,7 +150,7 @@ def hand_on(child: "Popen[bytes]") -> None:
 
 
 def importing() -> None:
-    """Let a signal end a job that still imports: nothing has begun that a block would end."""
+    """Let a signal end the process at once while it still imports and has nothing to clean up."""
 
     def end(number: int, frame: FrameType | None) -> None:
         _stop.asked = number
@@ -161,21 +161,21 @@ def importing() -> None:
 
 
 def finish() -> NoReturn:
-    """End the process and all that it started: what a stopped job does last."""
+    """End the process and all that it started; the last act of a stopped job."""
     stop = _stop
     stop.asked = stop.asked or signal.SIGINT
     _mute(stop)
     if stop.stdout is not None:
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # a closed pipe, for example
             stop.stdout.flush()
-    family = _hold()  # before anything is counted
+    family = _hold()  # first, so that nothing changes while `kept` counts
     words: list[str] = []
     _together([lambda: words.append(stop.kept[-1]())] if stop.kept else [], LAST_SEC)
     _end(stop, family, "".join(words))
 
 
 def closing(code: int) -> None:
-    """Let a signal hurry the end of a process whose job is done; for `atexit`.
+    """Let a signal end a process at once whose job is done; for `atexit`.
 
     Args:
         code: the exit code of the job.
@@ -191,7 +191,7 @@ def closing(code: int) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    """Stop the main thread, once: another exception would tear the ends of its blocks apart."""
+    """Stop the main thread, once: a second exception would break off the ends of its blocks."""
     if not _stop.raised:
         _stop.raised = True
         _stop.asked = _stop.asked or number
@@ -200,7 +200,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(told: socket.socket, stop: _Stop) -> None:
-    """Follow the signals, whose numbers Python writes to `told` whatever the main thread does."""
+    """Wait for signals; Python writes their numbers to `told` even if the main thread is busy."""
     first = 0.0
     while True:
         left = max(stop.deadline - time.monotonic(), 0.0) if first else None
@@ -232,7 +232,7 @@ def _give_up(stop: _Stop, seconds: float) -> NoReturn:
 
 
 def _together(does: list[Does], seconds: float) -> None:
-    """Do all of it at once; what fails or does not end in time is left."""
+    """Run all functions at once; ignore those that fail or do not end in time."""
     threads = [threading.Thread(target=do, name="last", daemon=True) for do in does]
     for thread in threads:
         thread.start()
@@ -242,7 +242,7 @@ def _together(does: list[Does], seconds: float) -> None:
 
 
 def _mute(stop: _Stop) -> None:
-    """Keep from the user's eyes what others say while they end: Ray sees its processes die."""
+    """Hide all further output: Ray, for example, reports that its processes die."""
     if stop.stderr == 2:
         stop.stderr = os.dup(2)
     if stop.stdout is None:
@@ -263,7 +263,7 @@ def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
 
 
 def _hold() -> set[int]:
-    """Halt all processes below this one and return them: one that runs could start another."""
+    """Halt and return all processes below this one, so that none of them starts another."""
     held: set[int] = set()
     while fresh := below() - held:
         _send(fresh, signal.SIGSTOP)
@@ -272,7 +272,7 @@ def _hold() -> set[int]:
 
 
 def kill(family: set[int]) -> None:
-    """Kill processes by their ids, and see them go."""
+    """Kill processes by their ids, and wait until they are gone."""
     _send(family, signal.SIGKILL)
     until = time.monotonic() + GONE_SEC
     while below() & family and time.monotonic() < until:
@@ -289,7 +289,7 @@ def below() -> set[int]:
     """Return the ids of all living processes below this one."""
     started: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             state, parent, *_ = file.read_text().rpartition(")")[2].split()
             if state not in "ZX":
                 started.setdefault(int(parent), []).append(int(file.parent.name))

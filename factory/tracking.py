@@ -1,15 +1,18 @@
-"""What a run was and what came of it, kept in MLflow.
+"""Tracking: each run's recipe, numbers and files, kept in MLflow.
 
 The default is a sqlite file in the current folder, so that tracking needs no server. MLflow is
-imported when a run starts, never before: planning and verifying do not pay for it.
+imported only when a run starts, because its import is slow and planning and verifying need none.
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
+import shlex
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,31 +23,23 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from factory import stops
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run reports to its own URI only
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # report to the tracking URI only
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minutes
 PARAM_CHARACTERS = 6000  # MLflow's limit on the value of a parameter
 BATCH_ENTRIES = 100  # MLflow's limit on parameters in one call
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
-_SECRET = re.compile(
-    r"(?i)([?&][\w.-]*(?:key|secret|token|password|signature|credential)[\w.-]*=)[^&\s\"']+"
-)
-
-
-def masked(text: str) -> str:
-    """Hide user names, passwords and keys in every URL of a text."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub("***", text))
+OUTPUT_TAG = "factory.output"  # of runs that write a folder, which one writer holds at a time
+UNTRACKED = ("eta_seconds",)  # numbers of a line of progress that make no curve
 
 
 def resolve(uri: str = "") -> str:
     """Return the tracking URI to use: as given, else MLFLOW_TRACKING_URI, else a sqlite file.
 
-    A relative sqlite path becomes absolute, so that a worker in another folder, given the result,
-    finds the same file.
+    A relative sqlite path becomes absolute, so that a worker in another folder finds the same file.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or DEFAULT_URI
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -53,12 +48,12 @@ def resolve(uri: str = "") -> str:
 
 
 class Run:
-    """One run in MLflow, to be written to while it lasts.
+    """One run in MLflow, open for writing.
 
     Attributes:
-        uri: where it is kept; give it with `id` to `attach` to write from another process.
-        id: MLflow's name of the run.
-        experiment_id: MLflow's name of its experiment.
+        uri: the tracking URI; another process writes to the run by `attach(uri, id)`.
+        id: MLflow's id of the run.
+        experiment_id: MLflow's id of its experiment.
     """
 
     def __init__(self, client: Any, uri: str, run_id: str, experiment_id: str) -> None:
@@ -73,8 +68,8 @@ class Run:
         """Return the page of the run on a server, or the command that shows a sqlite file."""
         if self.uri.startswith(("http://", "https://")):
             page = f"/#/experiments/{self.experiment_id}/runs/{self.id}"
-            return masked(self.uri.rstrip("/") + page)
-        return masked(f"mlflow ui --backend-store-uri {self.uri}")
+            return public(self.uri.rstrip("/") + page)
+        return public(f"mlflow ui --backend-store-uri {self.uri}")
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; nested mappings become dotted names. Each name is logged once a run."""
@@ -85,11 +80,12 @@ class Run:
             self._client.log_batch(self.id, params=entries[start : start + BATCH_ENTRIES])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers, at `step` (0 when not given); nested mappings become dotted names."""
+        """Log numbers at `step` (default 0); nested mappings become dotted names."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(v), now, step or 0) for name, v in _leaves(values)]
+        kept = {name: value for name, value in values.items() if name not in UNTRACKED}
+        entries = [Metric(name, float(v), now, step or 0) for name, v in _leaves(kept)]
         self._client.log_batch(self.id, metrics=entries)
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
@@ -100,10 +96,10 @@ class Run:
             self._client.log_artifact(self.id, str(path), folder or None)
 
     def dataset(self, name: str, url: str, digest: str) -> None:
-        """Note a dataset the run reads or makes: its name, where it lies and its digest."""
+        """Note a dataset that the run reads or makes: its name, where it lies and its digest."""
         from mlflow.entities import Dataset, DatasetInput
 
-        source = json.dumps({"uri": masked(url)})
+        source = json.dumps({"uri": public(url)})
         noted = Dataset(name=name, digest=digest[:36], source_type="uri", source=source)
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset=noted, tags=[])])
 
@@ -127,13 +123,13 @@ class Run:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
-        shown = {tag: masked(value) for tag, value in tags.items()}
+        shown = {tag: public(value) for tag, value in tags.items()}
         made = self._client.create_model_version(name, source, run_id=self.id, tags=shown)
         return str(made.version)
 
     def tag(self, name: str, value: str) -> None:
         """Put a tag on the run."""
-        self._client.set_tag(self.id, name, masked(value))
+        self._client.set_tag(self.id, name, public(value))
 
 
 @contextmanager
@@ -144,12 +140,13 @@ def run(
     recipe: BaseModel | Mapping[str, Any],
     parent: str | None = None,
     again: str = "",
+    output: str = "",
 ) -> Iterator[Run]:
-    """Record one run; it ends as FINISHED, FAILED on an exception, or KILLED on a stop.
+    """Record one run; it ends as FINISHED, as FAILED after an exception, or as KILLED after a stop.
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
-    canonical form. Call this in the driver before any worker attaches: the first call makes the
-    tables of a new sqlite file; jobs that start together make them one after the other.
+    canonical form. Call this in the driver before any worker attaches, because the first call makes
+    the tables of a new sqlite file. Jobs that start together wait for each other there.
 
     Args:
         uri: tracking URI; see `resolve`.
@@ -157,12 +154,14 @@ def run(
         name: name of the run.
         recipe: a recipe or another JSON-able mapping.
         parent: id of the run this one is part of.
-        again: id of an earlier run to go on with, whose recipe is there already.
+        again: id of an earlier run to continue, whose recipe is logged already.
+        output: folder or URL that the run writes, whose lock the caller holds. An earlier run that
+            wrote it and still counts as running was killed, and ends as KILLED.
 
     Raises:
         InputError: the tracking server cannot be reached or used.
     """
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
     uri = resolve(uri)
     values = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else dict(recipe)
@@ -175,10 +174,15 @@ def run(
             tracked = Run(client, uri, again, experiment_id)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+            words = [sys.argv[0], *map(shlex.quote, sys.argv[1:])]
+            tags[MLFLOW_SOURCE_NAME] = public(" ".join(words))
+            if output:
+                tags[OUTPUT_TAG] = _mark(output)
+                _close(client, experiment_id, tags[OUTPUT_TAG])
             made = client.create_run(experiment_id, tags=tags, run_name=name)
             tracked = Run(client, uri, made.info.run_id, experiment_id)
             tracked.params(values)
-            text = masked(json.dumps(values, sort_keys=True, separators=(",", ":")))
+            text = public(json.dumps(values, sort_keys=True, separators=(",", ":")))
             client.log_text(tracked.id, text, "recipe.json")
     with stops.ending(lambda: client.set_terminated(tracked.id, "KILLED")):
         try:
@@ -191,17 +195,30 @@ def run(
 
 
 def attach(uri: str, run_id: str) -> Run:
-    """Return a run started elsewhere, to write to it from a worker; its end stays the driver's."""
+    """Return a run that the driver started, for a worker to write to; the driver ends it."""
     uri = resolve(uri)
     with _explained(uri):
         client = _client(uri)
         return Run(client, uri, run_id, client.get_run(run_id).info.experiment_id)
 
 
+def _mark(output: str) -> str:
+    """Return what names an output in a tag: MLflow's search takes no quote in a value."""
+    place = output if "://" in output else str(Path(output).absolute())
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _close(client: Any, experiment_id: str, mark: str) -> None:
+    """End the runs of writers that were killed before they could."""
+    wanted = f"tags.`{OUTPUT_TAG}` = '{mark}' and attributes.status = 'RUNNING'"
+    for left in client.search_runs([experiment_id], wanted):
+        client.set_terminated(left.info.run_id, "KILLED")
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested mappings to dotted names and texts that MLflow accepts as parameters."""
     return {
-        name: masked(value if isinstance(value, str) else json.dumps(value))[:PARAM_CHARACTERS]
+        name: public(value if isinstance(value, str) else json.dumps(value))[:PARAM_CHARACTERS]
         for name, value in _leaves(values, prefix)
     }
 
@@ -239,7 +256,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Keep other jobs from making tables or experiments of the same sqlite file meanwhile."""
+    """Lock a sqlite file, so that only one job at a time makes its tables and experiments."""
     if not uri.startswith("sqlite:"):
         yield
         return
@@ -257,6 +274,6 @@ def _explained(uri: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"--tracking-uri {masked(uri)}: cannot be used ({masked(reason)}); accepted is a "
+            f"--tracking-uri {public(uri)}: cannot be used ({public(reason)}); accepted is a "
             "reachable MLflow server or a file such as sqlite:///mlflow.db"
         ) from error

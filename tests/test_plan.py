@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.plan import Shard, sample_key, shards, totals
+from factory.plan import Shard, describe, sample_key, shards, totals
 from factory.recipe import GenerateRecipe, parse
 
 Extent = tuple[int, int]
@@ -89,3 +89,21 @@ def test_names_and_keys() -> None:
     assert keys[0] == "0000010_0000"
     assert all(one < other for one, other in pairwise(keys))
     assert all(re.fullmatch("[A-Za-z0-9_-]+", key) for key in keys)
+
+
+@given(
+    extent=st.tuples(st.integers(1, 30), st.integers(1, 12)),
+    identities=st.integers(1, 9),
+    slots=st.integers(1, 12),
+)
+def test_the_last_shard_is_that_of_the_list(extent: Extent, identities: int, slots: int) -> None:
+    made = recipe(extent, identities, min(slots, extent[1]))
+    first, *_, last = (*shards(made), *list(shards(made))[-1:])
+    assert describe(made)["shards"].endswith(f": {first.name} to {last.name}")
+
+
+def test_ten_million_people_are_planned_by_arithmetic() -> None:
+    made = recipe((10_000_000, 10_000), 1, None)
+    assert describe(made)["shards"] == (
+        "10,000,000: i0000000-0000001-s0000-10000 to i9999999-10000000-s0000-10000"
+    )

@@ -1,1 +1,1 @@
-"""Ray: connecting to it, what it can hold, and the actor pools that run on it."""
+"""Ray: the connection to a cluster, its capacity, and the actor pools that run on it."""

@@ -1,4 +1,4 @@
-"""What a cluster can hold: requests that can never be scheduled are refused before they wait."""
+"""The capacity of a cluster: requests that it can never schedule are refused at the start."""
 
 import os
 import re
@@ -14,15 +14,15 @@ GROWS_TO = "FACTORY_GROWS_TO"  # see `grows_to`
 
 @dataclass(frozen=True)
 class Reservation:
-    """What a pool of actors reserves at its largest.
+    """What a pool of actors reserves at its largest size.
 
     Attributes:
-        counted: the recipe field that says how many actors.
-        each: words before `num_cpus` and `num_gpus` in the names of the fields that say what one
-            of them reserves.
-        size: actors.
-        num_cpus: CPUs of one.
-        num_gpus: GPUs of one.
+        counted: the recipe field that holds the number of actors.
+        each: words before `num_cpus` and `num_gpus` in the names of the recipe fields that hold
+            what one actor reserves, such as "workers.".
+        size: number of actors.
+        num_cpus: CPUs of one actor.
+        num_gpus: GPUs of one actor.
     """
 
     counted: str
@@ -33,7 +33,7 @@ class Reservation:
 
 
 def makers(workers: Workers, most: int | None = None) -> Reservation:
-    """Return what a recipe's `workers` reserve; `most` makes them fewer."""
+    """Return what a recipe's `workers` reserve at most; `most` caps the number of actors."""
     size = workers.max if most is None else min(workers.max, most)
     return Reservation("workers.max", "workers.", size, workers.num_cpus, workers.num_gpus)
 
@@ -46,12 +46,12 @@ def trainers(engine: Engine) -> Reservation:
 
 
 def require(reserved: Sequence[Reservation]) -> None:
-    """Refuse, before anything starts, what the connected cluster can never schedule.
+    """Refuse requests that the connected cluster can never schedule, before anything starts.
 
-    An impossible request would otherwise wait without a word.
+    Ray would let an impossible request wait for ever without a message (docs/contracts.md 8).
 
     Raises:
-        InputError: no node is large enough for one actor, or the pools do not fit together.
+        InputError: no node is large enough for one actor, or the cluster is too small for all.
     """
     nodes = _nodes()
     for kind in ("CPU", "GPU"):
@@ -74,38 +74,39 @@ def require(reserved: Sequence[Reservation]) -> None:
 
 
 def _field(name: str) -> str:
-    """Return the name of a recipe's field, or of a flag, as errors begin."""
+    """Return the first words of an error: the name of a recipe field or of a flag."""
     return name if name.startswith("--") else f"recipe field {name}"
 
 
 def cpus() -> int:
-    """Return the CPUs of the connected cluster, those that autoscaling may add included."""
+    """Return the CPUs of the connected cluster, including those that autoscaling may add."""
     return max(int(sum(n * resources.get("CPU", 0.0) for resources, n in _nodes())), 1)
 
 
 def gpus() -> float:
-    """Return the GPUs of the connected cluster, those that autoscaling may add included."""
+    """Return the GPUs of the connected cluster, including those that autoscaling may add."""
     return sum(n * resources.get("GPU", 0.0) for resources, n in _nodes())
 
 
 def _nodes() -> list[tuple[dict[str, float], int]]:
-    """Return what nodes have and how many there are: those alive, or what the cluster grows to."""
+    """Return (resources of a node, number of such nodes): living ones, or FACTORY_GROWS_TO's."""
     said = os.environ.get(GROWS_TO, "")
     return grows_to(said) if said else [(n["Resources"], 1) for n in ray.nodes() if n["Alive"]]
 
 
 def grows_to(said: str) -> list[tuple[dict[str, float], int]]:
-    """Read what an autoscaling cluster may grow to, which Ray's autoscaler tells nobody.
+    """Read FACTORY_GROWS_TO, which states how large an autoscaling cluster may become.
+
+    Ray's autoscaler does not tell this, so the cluster sets the environment variable on its nodes.
 
     Args:
-        said: of each group of nodes COUNTxCPUS or COUNTxCPUS+GPUS, as in 8x16,16x16+1: the value
-            of the environment variable FACTORY_GROWS_TO, which the cluster sets on its nodes.
+        said: COUNTxCPUS or COUNTxCPUS+GPUS for each group of nodes, as in 8x16,16x16+1.
 
     Returns:
-        What one node of each group has, and how many of them there may be.
+        The resources of one node of each group, and how many such nodes there may be.
 
     Raises:
-        InputError: it is written in another way.
+        InputError: the text has another form.
     """
     groups = []
     for group in said.split(","):

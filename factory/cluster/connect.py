@@ -1,4 +1,4 @@
-"""A Ray to work on: the cluster that is named, or one started here."""
+"""The connection to Ray: a named cluster is joined, or a local Ray is started."""
 
 import logging
 import os
@@ -15,31 +15,28 @@ import ray.data
 from ray._private import services, worker
 
 from factory import stops
-from factory.recipe import (
-    FaultError,
-    InputError,
-)
+from factory.recipe import FaultError, InputError
 
-SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where Ray's sockets go when TMPDIR is too long
-# How long a local Ray may take to start, and Ray's own name for a user's other wish.
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # folders for Ray's sockets if TMPDIR is too long
+# How many seconds a local Ray may take to start, and Ray's own setting by which a user changes it.
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
-REQUEST_SEC = "5"
-LATE = "timed out during startup"  # in Ray's error
+REQUEST_SEC = "5"  # see `_patient`
+LATE = "timed out during startup"  # part of Ray's error message
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
-SOCKET_BYTES = 107  # of a unix socket's path
+SOCKET_BYTES = 107  # longest path of a unix socket
 SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
 
 
 def connect(address: str) -> None:
-    """Join the Ray cluster at `address`, or start a local one where it is empty.
+    """Join the Ray cluster at `address`, or start a local Ray if it is empty.
 
-    Where RAY_ADDRESS is set, as Ray does in a submitted job, its cluster is joined. One that was
-    started on this machine is not joined by itself: Ray would wait without end for one that is
-    gone.
+    If RAY_ADDRESS is set, as Ray does in a submitted job, that cluster is joined. A Ray that
+    somebody started on this machine is joined only if it is named, because Ray would wait without
+    end for one that is gone.
 
     Raises:
-        InputError: no cluster answers at the address, or TMPDIR is too long for a local one.
-        FaultError: a local one did not start in time.
+        InputError: no cluster answers at the address, or TMPDIR is too long for a local Ray.
+        FaultError: the local Ray did not start in time.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -82,7 +79,7 @@ def connect(address: str) -> None:
 
 
 def started_here() -> bool:
-    """Tell whether this process started the Ray it is connected to, which has its environment."""
+    """Tell whether this process started its Ray; that Ray then has this process's environment."""
     node: Any = worker._global_node
     return node is not None and node.head
 
@@ -96,12 +93,12 @@ def _start_seconds() -> int:
 
 @contextmanager
 def _patient(until: float) -> Iterator[None]:
-    """Give a Ray that is started in the block time before it counts as failed.
+    """Give a Ray that is started in the block more time before it counts as failed.
 
-    Its 30 s are written into its code, so the question that it repeats for 30 s becomes one that is
-    repeated for longer, but not once its raylet is gone: that one gives up after 15 s without an
-    agent, which no setting changes (ray-project/ray, issue 65983), and only a new start helps. What
-    Ray has a setting for is how long one request waits; it is short, since one that was made too
+    Ray asks for its node for 30 s, a number that is fixed in its code. Here the question is
+    repeated for longer, as long as the raylet lives. A raylet gives up after 15 s without an agent,
+    which no setting changes (ray-project/ray, issue 65983); then only a new start helps. Ray's
+    setting says how long one request waits. It is short here, because a request that was made too
     early gets no answer at all.
 
     Args:
@@ -131,7 +128,7 @@ def _patient(until: float) -> Iterator[None]:
 def _raylet() -> bool:
     """Tell whether a raylet that this process started is alive."""
     for process in stops.below():
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             if Path(f"/proc/{process}/comm").read_text() == "raylet\n":
                 return True
     return False
@@ -139,14 +136,14 @@ def _raylet() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Start Ray in the block, of whose core this process then shows fatal errors only.
+    """Start Ray in the block so that its core logs only fatal errors in this process.
 
-    Ray Data hands every actor of a pool references to its transformation, and Ray's core reports
-    each such actor as an error (ray-project/ray, issue 57733): no argument of ours is small enough.
-    Its errors reach this process as exceptions as well. `os.putenv` sets what the core in this
-    process reads, and leaves alone `os.environ`, which the processes of a local Ray are given. The
-    core says on stderr that it has read it: of what is written there meanwhile, all but that line
-    is shown after the block.
+    Ray Data hands every actor of a pool references to its transformation, and Ray's core logs each
+    such actor as an error (ray-project/ray, issue 57733); smaller arguments do not help. Real
+    errors also reach this process as exceptions. `os.putenv` sets what the core in this process
+    reads, and leaves alone `os.environ`, which a local Ray's processes inherit. The core writes to
+    stderr that it has read the setting. So stderr is held back during the block, and shown after it
+    without that line.
     """
     if LOG_SETTING in os.environ:
         yield
@@ -166,10 +163,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _below() -> str | None:
-    """Return where a local Ray keeps its files, the usual folder (None) where sockets fit there.
+    """Return the folder for a local Ray's files; None, Ray's usual one, if its sockets fit there.
 
     Raises:
-        InputError: no folder with a short path can be had.
+        InputError: no folder with a short path is available.
     """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if _fits(f"{usual}/ray"):

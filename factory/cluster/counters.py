@@ -1,8 +1,8 @@
 """Counters of the factory's work among Ray's own metrics, for Prometheus to scrape.
 
-Each node of a cluster serves them, named `ray_NAME` as below, on its metrics port; the dashboard in
-docs/grafana.json shows them. Only drivers count, so that a shard is counted once, when it is
-committed, whatever was killed or made twice on the way.
+Each node of a cluster serves them on its metrics port as `ray_NAME`, with the names below; the
+dashboard in docs/grafana.json shows them. Only drivers count, when a shard is committed. A shard
+therefore counts once, even if it was interrupted or made twice before.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def _counter(name: str) -> Counter:
 
 
 def _add(name: str, amount: float, **tags: str) -> None:
-    if amount > 0:  # Ray refuses to add nothing
+    if amount > 0:  # Ray refuses to add 0
         _counter(name).inc(amount, tags=tags)
 
 
@@ -41,9 +41,9 @@ def shard(
     Args:
         recipe: the recipe's name.
         system: what made the images.
-        kept: images of the shard.
-        reasons: rejected images, by reason.
-        seconds: time the shard took, by stage.
+        kept: how many images the shard has.
+        reasons: how many images were rejected, by reason.
+        seconds: how long the shard took, by stage.
     """
     of = {"recipe": recipe, "system": system}
     _add("factory_shards_total", 1, **of)

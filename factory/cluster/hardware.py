@@ -1,4 +1,4 @@
-"""What a process computes on: its threads, its precision, and kernels that give equal bytes."""
+"""The hardware of a process: its CPU or GPU, threads, precision and deterministic kernels."""
 
 import ctypes
 import logging
@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-WORKSPACE = ":4096:8"  # what cuBLAS needs to add up in one order; read when it first starts
-CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by which a user lowers what oneDNN takes
-WITHOUT_BFLOAT16 = (  # oneDNN's names of instruction sets that multiply no bfloat16
+WORKSPACE = ":4096:8"  # makes cuBLAS add up in one order; it reads this when it first starts
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables that limit oneDNN's instructions
+WITHOUT_BFLOAT16 = (  # oneDNN's names of instruction sets that cannot multiply bfloat16
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
     *("AVX512_CORE", "AVX512_CORE_VNNI"),
 )
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-AMPERE = (8, 0)  # the first compute capability of GPUs that multiplies bfloat16
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+AMPERE = (8, 0)  # the lowest compute capability of a GPU that can multiply bfloat16
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What a node computes on.
+    """The CPU or GPU that a node computes on.
 
     Attributes:
-        node: its host name.
-        name: of the CPU or GPU.
+        node: the node's host name.
+        name: the name of the CPU or GPU.
         bfloat16: whether it has instructions for bfloat16 that the libraries will use.
     """
 
@@ -38,7 +38,7 @@ class Processor:
 
 
 def processor(gpu: bool) -> Processor:
-    """Return what this process computes on: its GPU, or the CPU."""
+    """Return this process's GPU if `gpu`, else its CPU."""
     node = socket.gethostname()
     if gpu:
         able = torch.cuda.get_device_capability() >= AMPERE
@@ -47,16 +47,16 @@ def processor(gpu: bool) -> Processor:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name as the kernel tells it."""
+    """Return the CPU's name from /proc/cpuinfo, or the machine's type without one."""
     with open("/proc/cpuinfo") as file:
         named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return named[0] if named else platform.machine()
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Ask what oneDNN and torch will use here, which users can set lower than the CPU's flags."""
+    """Tell whether oneDNN and torch will use bfloat16 here; a user may have limited them."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False  # it takes AVX-512 for enough, with or without bfloat16
+        return False  # a True is not enough: any AVX-512 counts there, even without bfloat16
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
     if any(os.environ.get(cap, "").upper() in WITHOUT_BFLOAT16 for cap in CAPS):
@@ -67,10 +67,10 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def emulation(gpu: bool) -> str:
-    """Return what computing in bfloat16 costs on this processor; "" where it has instructions.
+    """Return a sentence on the cost of bfloat16 here; "" if the processor has instructions for it.
 
-    A convolution of the desk networks' kind is timed in both precisions, in a few tenths of a
-    second.
+    A convolution like those of the desk networks is timed in both precisions, which takes a few
+    tenths of a second.
     """
     here = processor(gpu)
     if here.bfloat16:
@@ -87,7 +87,7 @@ def emulation(gpu: bool) -> str:
 
 
 def _seconds(layer: torch.nn.Module, x: torch.Tensor, low: bool) -> float:
-    """Return the median time of a call; on a GPU with the wait for its end."""
+    """Return the median time of a call in seconds; on a GPU this includes the wait for its end."""
     found = []
     with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
         for _ in range(7):
@@ -98,17 +98,16 @@ def _seconds(layer: torch.nn.Module, x: torch.Tensor, low: bool) -> float:
 
 
 def set_up(threads: int, gpu: bool, precision: str = "float32") -> None:
-    """Set this process up to compute; before its first tensor on a GPU.
+    """Prepare this process for computing; call this before its first tensor on a GPU.
 
-    On a GPU torch takes deterministic kernels, and warns of an operation that has none. On a CPU
-    its kernels repeat themselves; there the number of threads is set, and that freed memory is
-    kept for the next tensor. A process that is asked
-    for bfloat16 and has to emulate it says so once in its log.
+    On a GPU, torch is told to use deterministic kernels and to warn of an operation that has none.
+    On a CPU all kernels are deterministic; the number of threads is set, and freed memory is kept
+    for the next tensor. A process that must emulate bfloat16 logs one warning.
 
     Args:
-        threads: torch's on the CPU.
+        threads: number of torch's threads on the CPU.
         gpu: whether the process computes on a GPU.
-        precision: float32 or bfloat16, what its networks compute in.
+        precision: float32 or bfloat16, in which its networks compute.
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -121,14 +120,14 @@ def set_up(threads: int, gpu: bool, precision: str = "float32") -> None:
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     memory: Any = torch.utils.deterministic  # typed as a module without it
-    memory.fill_uninitialized_memory = False  # which costs time, and nothing here reads such memory
+    memory.fill_uninitialized_memory = False  # filling costs time; nothing here reads such memory
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc hand freed memory to the next tensor instead of to the kernel.
+    """Make glibc keep freed memory for the next tensor instead of returning it to the kernel.
 
-    A step frees and takes the same large blocks again; each would come back from the kernel page by
-    page, cleared, which took a tenth of a recognizer's step.
+    Each training step frees and requests the same large blocks. The kernel would clear them again
+    page by page, which took a tenth of a recognizer's step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
@@ -137,5 +136,5 @@ def _keep_freed_memory() -> None:
 
 
 def gpu_facts() -> dict[str, str]:
-    """Return what decides the bytes of this process's GPU: its name and CUDA's version."""
+    """Return the facts that decide the bytes a GPU computes: its name and CUDA's version."""
     return {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}

@@ -1,7 +1,7 @@
-"""What `auto` means for a run: settled once, by looking at the nodes that will do the work.
+"""The precision that `auto` stands for, decided once from the nodes that will do the work.
 
-From then on it is a fixed value: it stands in the output's claim and in the content digest, and a
-resumed run keeps it (`factory.recipe.kept_precision`), whatever processors it finds.
+After that it is a fixed value: the output's claim and the content digest hold it, and a resumed run
+keeps it (`factory.recipe.kept_precision`), whatever processors it finds.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from factory.recipe import (
 
 
 def settled(recipe: R, say: Callable[[str], None]) -> R:
-    """Return the recipe with a fixed precision, having asked the connected cluster.
+    """Return the recipe with a fixed precision, after a look at the connected cluster's nodes.
 
-    Says in one line what `auto` came to and why, or what bfloat16 costs on a node that emulates it.
+    One line says what `auto` became and why, or what bfloat16 costs on a node that emulates it.
 
     Args:
-        recipe: what is to be run; where its output is claimed already, with the claim's precision.
-        say: receives a line.
+        recipe: the recipe to run; if its output is claimed already, with the claim's precision.
+        say: receives the line.
 
     Raises:
-        InputError: `auto`, and the nodes that can do the work differ.
+        InputError: the recipe says `auto`, and the nodes that can do the work differ.
     """
     field, stated = precision_field(recipe), stated_precision(recipe)
     if stated not in (AUTO, "bfloat16"):
@@ -50,8 +50,8 @@ def common(found: list[Processor], field: str) -> str:
     """Return the precision that suits every processor.
 
     Args:
-        found: one a node.
-        field: of the recipe, named in the error.
+        found: the processor of each node.
+        field: the recipe field to name in the error.
 
     Raises:
         InputError: some have instructions for bfloat16 and some have not.
@@ -70,16 +70,17 @@ def common(found: list[Processor], field: str) -> str:
 
 
 def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
-    """Return what the nodes compute on that can hold a worker of the recipe.
+    """Return the processors of the nodes that can hold a worker of the recipe.
 
-    Where there is none yet, the cluster is asked for one as the work itself would ask.
+    If there is no such node yet, the cluster is asked for one as the work itself would ask.
 
     Args:
-        recipe: says what a worker reserves.
-        timed: also time what bfloat16 costs where it is emulated.
+        recipe: states what a worker reserves.
+        timed: also time what bfloat16 costs on a processor that emulates it.
 
     Returns:
-        A processor and a sentence of what its emulation costs, "" where it is not needed, a node.
+        For each node its processor and a sentence on what emulation costs there; the sentence is
+        "" if it was not timed or there is no emulation.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -89,7 +90,7 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
 
     worker = recipe.workers if isinstance(recipe, GenerateRecipe) else recipe.engine
     gpu, look = worker.num_gpus > 0, ray.remote(_look)
-    if started_here() and not gpu and len(ray.nodes()) == 1:  # this process stands on that node
+    if started_here() and not gpu and len(ray.nodes()) == 1:  # this process runs on that node
         return [_look(gpu, timed)]
     shared = {"num_gpus": worker.num_gpus or None, "runtime_env": runtime_env(worker.threads)}
     nodes = [

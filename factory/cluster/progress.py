@@ -5,7 +5,7 @@ import time
 
 
 class ProgressLine:
-    """Shows progress as one line: rewritten in place on a terminal, now and then in a log."""
+    """Shows progress as one line: it is rewritten on a terminal, and repeated in a log."""
 
     def __init__(self, interval_sec: float = 2.0) -> None:
         """Show at most one line every `interval_sec`."""
@@ -14,7 +14,7 @@ class ProgressLine:
         self.rewrite = False
 
     def __call__(self, line: str) -> None:
-        """Show `line`, unless another was shown a moment ago."""
+        """Show `line`, unless another was shown less than `interval_sec` ago."""
         if time.monotonic() - self.shown_at < self.interval_sec:
             return
         up = "\x1b[1A\x1b[2K" if self.rewrite else ""

@@ -1,7 +1,8 @@
-"""Actor pools on Ray Data: the one module that imports `ray.data`.
+"""Actor pools on Ray Data; only this module and `connect` import `ray.data`.
 
-Ray schedules, it does not decide: callers cut the work into rows, and what a row becomes depends on
-the row alone. Rows pass through one pool after another; a pool has between two numbers of actors.
+Ray schedules and does not decide (docs/contracts.md 6): callers cut the work into rows, and the
+result of a row depends on the row alone. Rows pass through one pool after another. Ray keeps the
+number of actors of a pool between a smallest and a largest one.
 """
 
 import gc
@@ -22,8 +23,8 @@ from factory.recipe import FaultError, InputError, public
 
 WINDOW_ROWS, WINDOW_TURNS = 1000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
-REFUSED, FAILED = "refused", "failed"  # columns of a row that says why there is nothing else
-REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # by a worker, as such a row
+REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
+REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # errors that become such rows
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class ActorPool:
     """A pool of actors that rows pass through.
 
     Attributes:
-        name: of the pool, as Ray's dashboard shows it; a Python name.
+        name: the pool's name on Ray's dashboard; a Python identifier.
         actor: a class whose instances map a batch of one row, {name: array of one}, to another.
-        arguments: what each actor is made with.
-        reserved: how many there are at most, and what one of them reserves.
-        least: how many there are from the start; Ray adds and removes actors between the two.
+        arguments: the arguments of each actor's constructor.
+        reserved: the largest number of actors, and what one of them reserves.
+        least: the number of actors at the start and the smallest one; Ray adds and removes actors.
         threads: CPU threads of one actor.
     """
 
@@ -48,24 +49,24 @@ class ActorPool:
 
 
 def runtime_env(threads: int) -> dict[str, Any]:
-    """Return the environment of an actor: Ray would set one OpenMP thread and busy waiting.
+    """Return the environment of an actor, where Ray would set one OpenMP thread and busy waiting.
 
-    Threads that wait sleep, but not at once: waking them hundreds of times a step costs more than
-    the fraction of a millisecond for which they look.
+    Waiting threads sleep, but they spin for a fraction of a millisecond before, because waking them
+    hundreds of times a step costs more.
     """
     variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return {"env_vars": variables | {"GOMP_SPINCOUNT": SPINS}}
 
 
 class Guarded:
-    """An actor whose errors become rows, which every later actor passes on.
+    """An actor whose errors become rows, which later actors pass on unchanged.
 
-    As exceptions they would reach the user as a traceback of Ray's. An actor that could not be made
-    says so when it is handed its first row.
+    As exceptions they would reach the user as a traceback from Ray. An error in the actor's
+    constructor is reported at its first row.
     """
 
     def __init__(self, actor: type, *arguments: Any) -> None:
-        """Make the actor."""
+        """Make the actor, or keep the error."""
         self.report: dict[str, np.ndarray] = {}
         try:
             self.actor = actor(*arguments)
@@ -73,7 +74,7 @@ class Guarded:
             self.report = reported(error, f"node {socket.gethostname()}: ")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Take one row through the actor."""
+        """Return the actor's row for a row, or a row that holds an error."""
         if self.report or REFUSED in batch or FAILED in batch:
             return self.report or batch
         try:
@@ -83,7 +84,7 @@ class Guarded:
 
 
 def reported(error: Exception, what: str) -> dict[str, np.ndarray]:
-    """Return a row that says what went wrong, and by its column whether the user can mend it."""
+    """Return a row with an error's text: in REFUSED if the user can mend it, else in FAILED."""
     said = " ".join(public(str(error)).split())
     if isinstance(error, torch.OutOfMemoryError):
         said = f"a GPU ran out of memory; lower sampler.batch_size, or raise num_gpus ({said})"
@@ -103,15 +104,15 @@ def each(
     """Run an actor over rows, one row a call, on a pool of actors.
 
     Args:
-        rows: one dictionary a call; what they hold is pickled.
+        rows: one dictionary a call; its values are pickled.
         actor: a class whose instances map a batch of one row, {name: array of one}, to another.
-        assignment: the one argument each actor is made with.
-        reserved: how many actors, and what one of them reserves.
+        assignment: the one argument of each actor's constructor.
+        reserved: the number of actors, and what one of them reserves.
 
     Raises:
         InputError: the cluster cannot hold so many actors, or an actor found a mistake of the
-            user's, as weights that are not on its node.
-        FaultError: a disk, store or GPU failed, or an actor left a row {"failed": why}.
+            user's, such as weights that are missing on its node.
+        FaultError: a disk, store or GPU failed, or an actor returned a row {"failed": why}.
     """
     if not rows:
         return
@@ -125,13 +126,14 @@ def flow(
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
-    What Ray keeps of a row stays in the driver until its dataset is done (about 15 kB), so only so
-    many are handed over at once, but enough that starting the actors again costs little.
+    Ray keeps about 15 kB of each row in the driver until its dataset is done, so only a window of
+    rows is handed over at once (docs/contracts.md 7). A window is large enough that starting the
+    actors again costs little.
 
     Args:
-        rows: one dictionary a call of the first pool's actor.
-        pools: in the order a row passes through them.
-        what: words before an error's.
+        rows: one dictionary for each call of the first pool's actor.
+        pools: the pools in the order in which a row passes through them.
+        what: words before an error's text.
 
     Raises:
         InputError: an actor found a mistake of the user's.
@@ -149,7 +151,7 @@ def flow(
             if FAILED in row:
                 raise FaultError(f"{what}{row[FAILED]}; the same command goes on from here")
             yield row
-        gc.collect()  # Ray's notes on a finished dataset refer to each other
+        gc.collect()  # Ray's objects of a finished dataset refer to each other
 
 
 def _through(data: Any, pool: ActorPool) -> Any:

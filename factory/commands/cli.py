@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from factory import stops
 from factory.recipe import FaultError, InputError
+from factory.recipe.errors import DONE
 
-DONE, FAULTY, WRONG_INPUT = 0, 1, 2
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 # Jobs import this module first, and some of them seconds of other modules after it.
@@ -84,7 +84,7 @@ def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int
     except (InputError, FaultError) as error:
         if stops.asked():  # what a stop broke is no fault
             raise
-        return _say(WRONG_INPUT if isinstance(error, InputError) else FAULTY, error)
+        return _say(error.exit_code, error)
     except BrokenPipeError:  # `plan.py RECIPE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -16,7 +16,8 @@ from factory import tracking
 from factory.commands import cli, comparison
 from factory.commands.chain import BENCHMARKS, JUDGE
 from factory.commands.comparison import LAYER, Comparison, Share
-from factory.recipe import FRRecipe, load, local_path
+from factory.evaluation.benchmarks import benchmark_folder
+from factory.recipe import FRRecipe, load
 
 
 def job(given: argparse.Namespace) -> None:
@@ -27,13 +28,11 @@ def job(given: argparse.Namespace) -> None:
     datasets = comparison.named_datasets(given.real, given.dataset)
     counted = comparison.sizes(datasets, part, given.unequal)
     print("\n".join(f"{name}: {size} people" for name, size in counted.items()), flush=True)
-    benchmarks = local_path(given.benchmarks)
+    benchmarks = benchmark_folder(given.benchmarks)
     import ray
 
     from factory.cluster.connect import connect
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     judge = load_recognizer(given.judge)
     if not given.resize:

@@ -10,10 +10,7 @@ import numpy as np
 from factory.commands.chain import WHOLE, Chain
 from factory.datasets.index import first_rows, index
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.store import Store, parted
 from factory.evaluation.dataset import samples
 from factory.evaluation.gap import REAL, gap, over_seeds
 from factory.evaluation.verification import bin_files, read_bin

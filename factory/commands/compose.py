@@ -16,9 +16,7 @@ from factory.commands import cli
 from factory.datasets.compose import compose
 from factory.datasets.composition import Composition
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import ComposeRecipe, load
 
 

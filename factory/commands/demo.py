@@ -13,7 +13,6 @@ from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
-from factory.recipe import local_path
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -23,6 +22,7 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.cluster.connect import connect
     from factory.commands.chain import BENCHMARKS
     from factory.commands.demonstration import Demo, show
+    from factory.evaluation.benchmarks import benchmark_folder
 
     run = Path(arguments.out)
     run.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def job(arguments: argparse.Namespace) -> None:
     with tracking.run(uri, "demo", run.name, given) as tracked:
         connect(arguments.address)
         address = ray.get_runtime_context().gcs_address
-        seeds, benchmarks = range(1, arguments.seeds + 1), local_path(BENCHMARKS)
+        seeds, benchmarks = range(1, arguments.seeds + 1), benchmark_folder(BENCHMARKS)
         demo = Demo(run, address, uri, seeds, benchmarks, arguments.smallest, arguments.full)
         if arguments.from_scratch:
             demo.train_all()
@@ -53,7 +53,7 @@ def main() -> NoReturn:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--smallest", action="store_true", help="minutes; figures mean nothing")
     parser.add_argument(
-        "--full", action="store_true", help="the recipes of README's table, as they are"
+        "--full", action="store_true", help="the desk recipes as they are, as in docs/results.md"
     )
     parser.add_argument("--from-scratch", action="store_true", help="train every network first")
     cli.run(parser, job)

@@ -16,13 +16,12 @@ from factory import tracking
 from factory.commands import cli
 from factory.evaluation.protocols import PROTOCOLS, SWITCHES, evaluate
 from factory.evaluation.tables import show
+from factory.recipe import public
 
 
 def job(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables and note the result."""
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(arguments.recognizer)
     options = {name: getattr(arguments, name) for name in ("resize", "groups", "switches")}
@@ -35,7 +34,7 @@ def job(arguments: argparse.Namespace) -> None:
     )
     show(found.tables)
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
-    who["location"] = tracking.masked(arguments.recognizer)
+    who["location"] = public(arguments.recognizer)
     if arguments.json:
         content = {"recognizer": who, **found.content}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.export.export import FORMATS, Options, export
 from factory.export.recordio import DIALECTS
 from factory.recipe import InputError

@@ -12,9 +12,7 @@ from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
 from factory.datasets.claim import check_claim, kept
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, content_digest, load
 
@@ -24,6 +22,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
     if arguments.dry_run:
+        from factory.systems import create
+
+        create(recipe)
         cli.show(describe(recipe))
         return
     from factory.cluster.connect import connect
@@ -40,7 +41,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = settled(recipe, print)
     with (
         store.lock("generate") as lock,
-        tracking.run(arguments.tracking_uri, "generate", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "generate", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         made = fill(recipe, lock, handed_down, ProgressLine(), arguments.extend)
         manifest = made.manifest

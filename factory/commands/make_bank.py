@@ -11,9 +11,7 @@ from typing import NoReturn
 from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import BankRecipe, load
 
 
@@ -41,7 +39,9 @@ def job(arguments: argparse.Namespace) -> None:
         preflight(recipe.generate)
     with (
         store.lock("make_bank") as lock,
-        tracking.run(arguments.tracking_uri, "make_bank", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "make_bank", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         manifest, counts = make_bank(recipe, arguments.out, ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, manifest.content_digest)

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.datasets.provenance import versions
-from factory.evaluation.verification import FOLDS, write_bin
+from factory.evaluation.benchmarks import MANIFEST, write_benchmarks
+from factory.evaluation.verification import FOLDS
 from factory.recipe import InputError
-from factory.studio.benchmarks import BENCHMARKS, MOST_PAIRS, groups, make_benchmark
-
-MANIFEST = "benchmarks.json"
-GROUPS = "groups.json"  # for `evaluate.py --groups`
+from factory.studio.benchmarks import MOST_PAIRS
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -35,16 +32,7 @@ def job(arguments: argparse.Namespace) -> None:
             raise InputError(
                 f"--out {folder}: it holds benchmarks of other settings; accepted is another folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in BENCHMARKS:
-        images, same = make_benchmark(name, **made, folds=FOLDS)
-        files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
-        print(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}", flush=True)
-    known = {name: {"pairs": groups(name, arguments.pairs, arguments.seed)} for name in BENCHMARKS}
-    (folder / GROUPS).write_text(json.dumps(known) + "\n")
-    content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
-    manifest.write_text(json.dumps({**content, "versions": versions()}, indent=1) + "\n")
+    write_benchmarks(folder, **made, say=print)
 
 
 def main() -> NoReturn:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.verification import FOLDS
 from factory.export.pairs import read_identity_groups, write_pairs
 from factory.recipe import InputError

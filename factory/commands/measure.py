@@ -28,9 +28,7 @@ def job(given: argparse.Namespace) -> None:
         raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
     store = finished(given.url)
     real = real_datasets(store, given.against, given.held_out, given.tasks)
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(given.recognizer)
     beside = Beside.of(given)

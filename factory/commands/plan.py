@@ -12,9 +12,12 @@ from factory.recipe import GenerateRecipe, load
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Print shards, counts, bytes and actor-hours."""
+    """Check the recipe as generate does; print shards, counts, bytes and actor-hours."""
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
+    from factory.systems import create
+
+    create(recipe)
     cli.show(describe(recipe))
 
 

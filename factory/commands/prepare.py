@@ -15,9 +15,7 @@ from typing import NoReturn
 from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 
@@ -44,7 +42,9 @@ def job(arguments: argparse.Namespace) -> None:
     connect(arguments.address)
     with (
         store.lock("prepare") as lock,
-        tracking.run(arguments.tracking_uri, "prepare", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "prepare", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check)
         tracked.dataset(recipe.name, store.url, given.content_digest)

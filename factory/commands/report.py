@@ -12,10 +12,7 @@ import argparse
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import InputError
 from factory.report.page import REPORT, collect, page, write_page
 from factory.report.sweep import sweep_page

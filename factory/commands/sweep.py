@@ -14,10 +14,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import InputError
 from factory.search.results import BEST
 from factory.search.space import load_space
@@ -31,9 +28,7 @@ def job(arguments: argparse.Namespace) -> None:
     if arguments.seeds:
         space = replace(space, seeds=tuple(range(1, arguments.seeds + 1)))
     from factory.cluster.connect import connect
-    from factory.search.sweep import (
-        sweep,
-    )
+    from factory.search.sweep import sweep
 
     connect(arguments.address)
     summary = sweep(

@@ -11,10 +11,7 @@ from typing import NoReturn
 from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import TrainRecipe, load
 
 
@@ -43,7 +40,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = settled(recipe, print)
     with (
         store.lock("train_diffusion") as lock,
-        tracking.run(arguments.tracking_uri, "train", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "train", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         output.claim(store, recipe)
         precompute(recipe, ProgressLine())

@@ -11,9 +11,7 @@ from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, load
 
 
@@ -39,7 +37,9 @@ def job(arguments: argparse.Namespace) -> None:
     recipe = settled(recipe, print)
     with (
         store.lock("train_recognizer") as lock,
-        tracking.run(arguments.tracking_uri, "fr", recipe.name, recipe) as tracked,
+        tracking.run(
+            arguments.tracking_uri, "fr", recipe.name, recipe, output=store.url
+        ) as tracked,
     ):
         store.sweep()
 
@@ -63,13 +63,13 @@ def job(arguments: argparse.Namespace) -> None:
 def evaluate(recipe: FRRecipe, store: Store, tracked: tracking.Run) -> None:
     """Measure the trained recognizer on the recipe's benchmarks."""
     from factory.evaluation import verification
-    from factory.recognition.recognizers import (
-        FILE,
-        load_recognizer,
-    )
+    from factory.evaluation.benchmarks import benchmark_folder
+    from factory.recognition.recognizers import FILE, load_recognizer
 
     with store.local(FILE) as path:
-        found = verification.evaluate(load_recognizer(str(path)), recipe.benchmarks)
+        found = verification.evaluate(
+            load_recognizer(str(path)), benchmark_folder(recipe.benchmarks)
+        )
     made = {f"{name}.accuracy": result.accuracy for name, result in found.items()}
     for name, value in {**made, "average": verification.average(found.values())}.items():
         print(f"{name}: {100 * value:.2f} % (Accuracy-Flip)")

@@ -12,10 +12,9 @@ from typing import NoReturn
 from factory.commands import cli
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import repair, verify
+from factory.recipe.errors import DONE
 
 
 def job(arguments: argparse.Namespace) -> int:
@@ -37,7 +36,7 @@ def job(arguments: argparse.Namespace) -> int:
             f"{store.url}: whole: {totals.kept:,} of {totals.planned:,} planned images, "
             f"{totals.bytes:,} bytes, checked in {seconds:.1f} s"
         )
-        return cli.DONE
+        return DONE
     if arguments.repair:
         for name in removed:
             print(f"removed {name}")

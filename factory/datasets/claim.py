@@ -1,13 +1,12 @@
-"""The claim: a dataset folder says whose it is before its first shard is made."""
+"""Claims: an output folder says whose it is before its first file is made."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from factory.datasets.provenance import Inherited, Model
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import LOCK, PART, Store
 from factory.plan import Extent, ListedShard, Shard, Slice, shards, slices
 from factory.recipe import (
     ComposeRecipe,
@@ -22,10 +21,93 @@ from factory.recipe import (
 
 CLAIM = "recipe.json"
 COMPOSITION = "composition.json"  # a view's, in the place of a claim
-# Where the work is done and what it costs changes no byte: a resumed run may differ in it.
-FREE = ("workers.", "cost.")
-BOUND = ("workers.threads",)
 COUNTS = ("identities.count", "identities.images_each")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a kind of output says whose it is, before anything else is written there.
+
+    A folder that holds anything else is refused, and so is one of another recipe; nothing is ever
+    mixed into what somebody else keeps.
+
+    Attributes:
+        file: the claim's name in the folder.
+        what: what the folder holds, in words.
+        flag: the argument that names the folder.
+        own: beginnings of names that may lie there before the claim does.
+        free: beginnings of fields in which a run that goes on may differ, since no byte follows
+            from them.
+        bound: fields that begin so and still decide.
+    """
+
+    file: str
+    what: str
+    flag: str = "--out"
+    own: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
+
+    def read(self, store: Store) -> dict[str, Any] | None:
+        """Return what the folder's claim says; None where the folder is empty.
+
+        Raises:
+            InputError: the claim is damaged, or the folder holds something else.
+        """
+        if store.exists(self.file):
+            try:
+                held = json.loads(store.read(self.file))
+            except ValueError as error:
+                raise self.refused(store, f"{self.file} is damaged ({error})") from error
+            if not isinstance(held, dict):
+                raise self.refused(store, f"{self.file} is {type(held).__name__}, no claim")
+            return held
+        for name in store.list():
+            if name != LOCK and PART not in name and not name.startswith(self.own):
+                raise self.refused(store, f"holds {name} and no {self.file}")
+        return None
+
+    def check(self, store: Store, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        """Compare the folder's claim with the one wanted, and return it; None where there is none.
+
+        Raises:
+            InputError: the folder holds something else, or that of another recipe.
+        """
+        found = self.read(store)
+        differing = [] if found is None else self.differing(found, wanted)
+        if differing:
+            raise self.another(store, differing)
+        return found
+
+    def differing(
+        self, found: dict[str, Any], wanted: dict[str, Any]
+    ) -> list[tuple[str, Any, Any]]:
+        """Return (field, old, new) of every deciding field in which two claims differ."""
+        return [
+            (field, old, new)
+            for field, old, new in differences(found, json.loads(json.dumps(wanted)))
+            if field in self.bound or not field.startswith(self.free)
+        ]
+
+    def write(self, store: Store, claim: dict[str, Any]) -> None:
+        """State whose folder it is."""
+        store.write(self.file, json.dumps(claim, indent=1, sort_keys=True).encode())
+
+    def another(self, store: Store, differing: list[tuple[str, Any, Any]]) -> InputError:
+        """Return the error of a folder whose claim differs from the one wanted, field by field."""
+        said = (f"{field} is {old!r} there, {new!r} here" for field, old, new in differing)
+        return self.refused(store, f"holds {self.what} of another recipe: {', '.join(said)}")
+
+    def refused(self, store: Store, why: str) -> InputError:
+        """Return the error of a folder that is not to be written to."""
+        return InputError(
+            f"{self.flag} {store.url}: {why}; accepted is an empty folder, or {self.what} of the "
+            "same recipe"
+        )
+
+
+# Where the work is done and what it costs changes no byte.
+DATASET = Claim(CLAIM, "the dataset", free=("workers.", "cost."), bound=("workers.threads",))
 
 
 def read_claim(store: Store) -> dict[str, Any]:
@@ -35,35 +117,27 @@ def read_claim(store: Store) -> dict[str, Any]:
     return json.loads(store.read(CLAIM))
 
 
-def claimed(store: Store, kind: str) -> dict[str, Any] | None:
-    """Return the claim of the folder given as --out; None where nothing is there yet.
+def claimed(store: Store, kind: str, claim: Claim = DATASET) -> dict[str, Any] | None:
+    """Return the claim of a folder that is to hold a dataset; None where nothing is there yet.
 
     Args:
         store: the output folder.
         kind: of the recipe that is to be made there.
+        claim: how the folder is claimed.
 
     Raises:
-        InputError: the folder holds what a recipe of another kind made.
+        InputError: the folder holds something else, or what a recipe of another kind made.
     """
-    accepted = f"accepted is a folder without a dataset, or one of a recipe of kind {kind!r}"
-    if store.exists(COMPOSITION):
-        raise InputError(f"--out {store.url}: holds a composition ({COMPOSITION}); {accepted}")
-    if not store.exists(CLAIM):
-        if next(iter(store.list("shards")), None) is not None:
-            raise InputError(f"--out {store.url}: holds shards but no {CLAIM}; not a dataset")
+    found = claim.read(store)
+    if found is None:
         return None
-    try:
-        held = read_claim(store)
-    except ValueError as error:
-        raise InputError(f"--out {store.url}: {CLAIM} is damaged ({error}); {accepted}") from error
-    recipe = held.get("recipe", held) if isinstance(held, dict) else None
-    found = recipe.get("kind") if isinstance(recipe, dict) else None
-    if found != kind:
-        raise InputError(
-            f"--out {store.url}: {CLAIM} is of kind {found!r}, as of another job's output; "
-            f"{accepted}"
-        )
-    return held
+    recipe = found.get("recipe", found)
+    of = recipe.get("kind") if isinstance(recipe, dict) else None
+    if of != kind:
+        raise claim.refused(store, f"{CLAIM} is of kind {of!r}, as another command's output")
+    if isinstance(found.get("recipe"), dict):
+        found["recipe"] = held(found["recipe"])
+    return found
 
 
 def planned(claim: dict[str, Any]) -> Iterator[Shard | Slice]:
@@ -99,8 +173,8 @@ def kept(store: Store, recipe: GenerateRecipe) -> GenerateRecipe:
     Raises:
         InputError: the folder holds what a recipe of another kind made.
     """
-    held = claimed(store, recipe.kind)
-    return recipe if held is None else kept_precision(recipe, held["recipe"])
+    found = claimed(store, recipe.kind)
+    return recipe if found is None else kept_precision(recipe, found["recipe"])
 
 
 def check_claim(
@@ -120,16 +194,12 @@ def check_claim(
     Raises:
         InputError: the folder is another recipe's, holds something else, or would have to grow.
     """
-    held = claimed(store, recipe.kind)
-    if held is None:
+    found = claimed(store, recipe.kind)
+    if found is None:
         if extend:
             raise InputError(f"--extend: {store.url} holds no dataset that could grow")
         return ()
-    differing = [
-        (field, old, new)
-        for field, old, new in differences(held["recipe"], recipe.model_dump(mode="json"))
-        if field in BOUND or not field.startswith(FREE)
-    ]
+    differing = DATASET.differing(found["recipe"], recipe.model_dump(mode="json"))
     foreign = [item for item in differing if item[0] not in COUNTS]
     if foreign and all(_unnamed(field, old) for field, old, _ in foreign):
         raise InputError(
@@ -137,21 +207,19 @@ def check_claim(
             f"empty there, {foreign[0][2]} here); accepted is an empty folder"
         )
     if foreign:
-        raise InputError(
-            f"--out {store.url}: holds another recipe's dataset: "
-            + ", ".join(f"{field} is {old!r} there, {new!r} here" for field, old, new in foreign)
-        )
+        raise DATASET.another(store, foreign)
     here = content_digest(recipe, versions)
-    if held["content_digest"] != here:
+    if found["content_digest"] != here:
         raise InputError(
             f"--out {store.url}: made with other library versions (content digest "
-            f"{held['content_digest']} there, {here} here); accepted are those its shard "
+            f"{found['content_digest']} there, {here} here); accepted are those its shard "
             "manifests state"
         )
-    grown = tuple((count, images) for count, images in held["grown"])
+    grown = tuple((count, images) for count, images in found["grown"])
     if not differing:
         return grown
-    was = (held["recipe"]["identities"]["count"], held["recipe"]["identities"]["images_each"])
+    asked = found["recipe"]["identities"]
+    was = (asked["count"], asked["images_each"])
     now = (recipe.identities.count, recipe.identities.images_each)
     if now[0] < was[0] or now[1] < was[1]:
         raise InputError(
@@ -194,7 +262,7 @@ def write_claim(
         claim["inherited"] = inherited.model_dump(mode="json")
     if models is not None:
         claim["models"] = [model.model_dump(mode="json") for model in models]
-    store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
+    DATASET.write(store, claim)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

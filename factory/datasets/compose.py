@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.datasets.centres import centre_cosines, pool_embeddings
-from factory.datasets.claim import CLAIM, COMPOSITION
+from factory.datasets.claim import COMPOSITION, Claim
 from factory.datasets.composition import (
     INDEX,
     SCHEMA,
@@ -33,11 +33,11 @@ from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
 from factory.datasets.provenance import Model, licence_of
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.seeding import seed64
+
+VIEW = Claim(COMPOSITION, "the composition", own=(INDEX,))  # written last: it is the commit
 
 Say = Callable[[str], None]
 Load = Callable[[str], Any]
@@ -292,14 +292,11 @@ def _banded(recipe: ComposeRecipe) -> bool:
 
 
 def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
-    if out.exists(COMPOSITION):
-        if load_composition(out).recipe != recipe.model_dump(mode="json"):
-            raise InputError(
-                f"--out {out.url}: holds the composition of another recipe; accepted is another "
-                "folder"
-            )
-    elif out.exists(CLAIM):
-        raise InputError(f"--out {out.url}: holds a dataset or a run; accepted is another folder")
+    found = VIEW.read(out)
+    if found is not None:
+        differing = VIEW.differing(load_composition(out).recipe, recipe.model_dump(mode="json"))
+        if differing:
+            raise VIEW.another(out, differing)
 
 
 def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:

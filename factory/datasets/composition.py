@@ -20,9 +20,7 @@ from factory.datasets.claim import COMPOSITION, read_claim
 from factory.datasets.index import Copies, column
 from factory.datasets.manifest import DatasetManifest, Sha256, load_manifest, merged
 from factory.datasets.provenance import Model
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError, Natural, Part
 
 INDEX = "index.parquet"

@@ -12,9 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 FOLDER = "embeddings"

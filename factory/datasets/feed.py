@@ -17,9 +17,7 @@ import simplejpeg
 
 from factory.datasets.composition import is_composition, load_composition, local_shards, read_rows
 from factory.datasets.index import Copies, Reader, contents, first_rows, index
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError, public
 from factory.seeding import generator, seed64
 

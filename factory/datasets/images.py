@@ -11,9 +11,7 @@ import numpy as np
 
 from factory.datasets.feed import decode
 from factory.datasets.index import Copies, Reader, contents, index, ranks
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError, NamedDataset, digest, local_path
 
 

@@ -25,13 +25,8 @@ from factory.datasets.manifest import (
     load_shard_manifest,
     shard_file,
 )
-from factory.datasets.patience import (
-    in_order,
-)
-from factory.datasets.store import (
-    Store,
-    cache_home,
-)
+from factory.datasets.patience import in_order
+from factory.datasets.store import Store, cache_home
 from factory.datasets.tar import TarError, members
 from factory.recipe import InputError
 

@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from factory.datasets.store import (
-    Store,
-    cache_home,
-    parted,
-)
+from factory.datasets.store import Store, cache_home, parted
 from factory.recipe import InputError, file_of, local_path, public
 
 COPIES = "weights"  # folder of the cache

@@ -10,13 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.datasets.claim import read_claim
 from factory.datasets.licences import strictest
-from factory.datasets.patience import (
-    in_order,
-)
+from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.plan import Extent, Shard, Slice
 from factory.recipe import FaultError, InputError, Natural, Part
 

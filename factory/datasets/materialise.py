@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.claim import CLAIM
+from factory.datasets.claim import CLAIM, Claim
 from factory.datasets.composition import (
     Composition,
     Rows,
@@ -31,16 +31,13 @@ from factory.datasets.manifest import (
     merge,
 )
 from factory.datasets.provenance import sha256_file
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.datasets.tar import Sample, write_tar
 from factory.plan import Slice, position_key, slices
-from factory.recipe import InputError
 from factory.seeding import generator, seed64
+
+MATERIALISED = Claim(CLAIM, "the dataset", "--materialise")
 
 
 def materialise(
@@ -118,11 +115,8 @@ def _claim(to: Store, made: Composition) -> None:
         "digitalSourceType": made.digital_source_type,
         "models": [model.model_dump(mode="json") for model in made.models],
     }
-    data = json.dumps(claim, indent=1, sort_keys=True).encode()
-    if not to.exists(CLAIM):
-        to.write(CLAIM, data)
-    elif to.read(CLAIM) != data:
-        raise InputError(f"--materialise {to.url}: holds something else; accepted is a new folder")
+    if MATERIALISED.check(to, claim) is None:
+        MATERIALISED.write(to, claim)
 
 
 def _commit(to: Store, piece: Slice, samples: Iterator[Sample], made: Composition) -> None:

@@ -12,9 +12,7 @@ import factory
 from factory.datasets import catalog
 from factory.datasets.licences import strictest
 from factory.datasets.located import find_file, local_file
-from factory.datasets.store import (
-    parted,
-)
+from factory.datasets.store import parted
 from factory.recipe import (
     FOREIGN,
     BankRecipe,
@@ -153,9 +151,10 @@ def sha256_file(path: str | Path) -> str:
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that compute pixels, by name; no imports.
 
-    A library that is not installed computes no pixels and is left out.
+    A library that is not installed computes no pixels and is left out. Of the factory itself it is
+    the version that last changed what a recipe's images are.
     """
-    found = {"factory": factory.__version__}
+    found = {"factory": factory.PIXELS}
     for name in PIXEL_LIBRARIES:
         version = _version(name)
         if version is not None:
@@ -177,7 +176,7 @@ def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
     """
     found = {}
     for name, wanted in stated.items():
-        here = factory.__version__ if name == "factory" else _version(name)
+        here = factory.PIXELS if name == "factory" else _version(name)
         if here is None or here.partition("+")[0] != wanted.partition("+")[0]:
             raise InputError(
                 f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "

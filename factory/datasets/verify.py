@@ -25,15 +25,9 @@ from factory.datasets.manifest import (
     shard_file,
     to_bytes,
 )
-from factory.datasets.patience import (
-    in_order,
-)
+from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
-from factory.datasets.store import (
-    LOCK,
-    PART,
-    Store,
-)
+from factory.datasets.store import LOCK, PART, Store
 from factory.datasets.tar import Member, TarError, members
 from factory.plan import Shard, Slice, position_key, sample_key
 from factory.recipe import InputError

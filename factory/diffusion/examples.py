@@ -23,9 +23,7 @@ from torch.nn import functional as F
 from factory.datasets.composition import is_composition
 from factory.datasets.feed import Feed
 from factory.datasets.manifest import TAR, committed, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import members
 from factory.diffusion.autoencoder import VQ, Bottleneck, to_pixels
 from factory.recipe import InputError, digest

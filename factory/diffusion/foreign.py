@@ -17,9 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from factory.datasets.located import local_file
-from factory.datasets.store import (
-    parted,
-)
+from factory.datasets.store import parted
 from factory.diffusion.autoencoder import VQConfig
 from factory.recipe import InputError, Weights, checked, with_options
 

@@ -17,9 +17,7 @@ from factory.diffusion.files import autoencoder_config, load_state, read_metadat
 from factory.diffusion.losses import identity_cosine, perceptual_loss
 from factory.diffusion.trainable import Place, Trainable
 from factory.recipe import InputError, Part, TrainRecipe, checked
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 
 Weight = Annotated[float, Field(ge=0.0)]

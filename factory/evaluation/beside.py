@@ -6,9 +6,7 @@ What `jobs/measure.py` does for `--real`, `--features` and `--coverage`.
 from dataclasses import dataclass
 from typing import Any
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.coverage import coverage_table, measure_coverage, predict_dataset
 from factory.evaluation.dataset import finished
 from factory.evaluation.features import FeatureNetwork, extract_dataset, load_features

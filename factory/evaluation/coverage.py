@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
 from factory.evaluation.tables import Table
 from factory.recipe import InputError

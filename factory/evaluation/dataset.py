@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from factory.datasets.manifest import TAR, committed, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import Member, members
 from factory.recipe import InputError
 from factory.recognition.images import NamedEmbedder, decode, fitted, normalized

@@ -15,17 +15,13 @@ import numpy as np
 
 from factory.datasets.located import local_file
 from factory.datasets.provenance import sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
 from factory.recipe import InputError, with_options
 from factory.recognition.images import batches, decode, fitted, normalized
 
 if TYPE_CHECKING:
-    from factory.recognition.recognizer import (
-        Recognizer,
-    )
+    from factory.recognition.recognizer import Recognizer
 
 RANGES = ("signed", "unit", "imagenet", "bytes")
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,9 +91,7 @@ def load_features(reference: str) -> FeatureNetwork:
     prefix, colon, rest = reference.partition(":")
     if colon and prefix == "torchscript":
         return _scripted(rest, reference)
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     plain, _, layer = reference.partition("#")
     if layer and colon and prefix in WITHOUT_LAYERS:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import Embedded, StoredSample, embed_dataset, finished, samples
 from factory.evaluation.quality import Radius, centres
 from factory.evaluation.scores import histogram, rows_of

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.fairness import Fairness, by_group, read_groups
 from factory.evaluation.ijb import Switches, evaluate_ijb
 from factory.evaluation.tables import Outcome, Table, percent
@@ -55,7 +56,7 @@ def evaluate(
 def _verification(
     recognizer: NamedEmbedder, folder: str, say: Say, resize: bool, groups: str
 ) -> Outcome:
-    benchmarks = bin_files(local_path(folder))
+    benchmarks = bin_files(benchmark_folder(folder, say))
     known = read_groups(local_path(groups)) if groups else {}
     strangers = sorted(set(known) - set(benchmarks))
     if strangers:

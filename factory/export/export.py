@@ -14,12 +14,8 @@ import simplejpeg
 
 import factory
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.card import card, is_synthetic, licence_text
 from factory.export.folder import write_folder

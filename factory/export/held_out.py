@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from factory.datasets.scratch import (
-    scratch,
-)
+from factory.datasets.scratch import scratch
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.export.output import Output
 from factory.export.source import Source

@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from factory.datasets.patience import (
-    REMOTE_WORKERS,
-    in_order,
-)
-from factory.datasets.store import (
-    Store,
-)
-from factory.recipe import InputError
+from factory.datasets.claim import Claim
+from factory.datasets.patience import REMOTE_WORKERS, in_order
+from factory.datasets.store import Store
 
 CLAIM = "export.json"
+EXPORT = Claim(CLAIM, "the export", "--to")
 SUMS = "SHA256SUMS"
 
 
@@ -63,14 +59,7 @@ class Output:
         """
         self.store = store
         content = json.dumps(claim, indent=1, sort_keys=True).encode() + b"\n"
-        if store.exists(CLAIM):
-            if store.read(CLAIM) != content:
-                raise InputError(
-                    f"--to {store.url}: holds another export ({CLAIM} differs); accepted is an "
-                    "empty folder, or the folder of the same export"
-                )
-        elif next(iter(store.list()), None) is not None:
-            raise InputError(f"--to {store.url}: not empty; accepted is an empty folder")
+        EXPORT.check(store, claim)
         store.sweep()
         self._sums = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
         store.delete(SUMS)

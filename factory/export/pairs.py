@@ -17,9 +17,7 @@ from factory.datasets.composition import is_composition, load_composition, read_
 from factory.datasets.feed import images_of
 from factory.datasets.index import Reader
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.recipe import InputError
 from factory.seeding import generator, seed64

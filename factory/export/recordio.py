@@ -14,11 +14,11 @@ from factory.datasets.recordio import (
     HEADER,
     LARGEST_LABEL,
     LAST,
-    LENGTH_BITS,
+    LONGEST,
     MAGIC,
     MIDDLE,
     WHOLE,
-    WORD,
+    framed,
 )
 from factory.export.output import Hashed
 from factory.export.spool import Spooled
@@ -26,7 +26,6 @@ from factory.recipe import InputError
 
 DIALECTS = ("im2rec", "insightface")
 SPLIT = struct.pack("<I", MAGIC)
-LONGEST = (1 << LENGTH_BITS) - 1
 
 
 def frame(payload: bytes) -> bytes:
@@ -47,7 +46,7 @@ def frame(payload: bytes) -> bytes:
 def _part(kind: int, data: bytes) -> bytes:
     if len(data) > LONGEST:
         raise InputError(f"a record of {len(data)} bytes; RecordIO accepts {LONGEST}")
-    return WORD.pack(MAGIC, kind << LENGTH_BITS | len(data)) + data + bytes(-len(data) % 4)
+    return framed(kind, data)
 
 
 def image_record(label: int, key: int, encoded: bytes) -> bytes:

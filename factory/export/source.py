@@ -17,9 +17,7 @@ from factory.datasets.manifest import (
     shard_file,
 )
 from factory.datasets.provenance import Model, sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import TarError, members
 from factory.recipe import FaultError, InputError
 

@@ -5,9 +5,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 
-from factory.datasets.scratch import (
-    scratch,
-)
+from factory.datasets.scratch import scratch
 from factory.datasets.tar import write_tar
 from factory.export.about import About
 from factory.export.output import Output

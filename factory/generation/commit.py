@@ -8,9 +8,7 @@ from factory.datasets.encode import encode_image
 from factory.datasets.manifest import ShardManifest, commit_shard
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, check_versions, sha256_file
 from factory.datasets.rejects import write_rejects
-from factory.datasets.scratch import (
-    scratch,
-)
+from factory.datasets.scratch import scratch
 from factory.datasets.tar import write_tar
 from factory.generation.work import KEEP, Assignment, Sample, ShardWork
 from factory.plan import sample_key

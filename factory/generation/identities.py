@@ -14,69 +14,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
-from factory.systems.contexts import COLUMNS, ROWS
+from factory.recognition.neighbours import packed
 
 COLLISION = "identity_collision"
 
 
-def pack(candidates: np.ndarray, kept: np.ndarray, max_cosine: float) -> np.ndarray:
+def apart(candidates: np.ndarray, kept: np.ndarray, max_cosine: float) -> np.ndarray:
     """Keep the candidates that stay apart, walking in order (greedy r-ball packing, DCFace 4.2).
 
-    Cosines come from products of blocks. Where their rounding could decide, the candidate is
-    compared alone, so that the choice is that of a walk which compares one after another.
-
     Args:
-        candidates: float32 [n, D] unit vectors.
+        candidates: float32 [n, D] unit vectors; one that is not finite is near to all.
         kept: float32 [m, D] unit vectors kept earlier; they are never dropped.
         max_cosine: a candidate closer than this to any vector kept before it is dropped.
 
     Returns:
         int64 [k], rows of the candidates that were kept, in order.
     """
-    if max_cosine >= 1.0:  # nothing is closer; what is not finite is near to nothing either
-        return np.flatnonzero(np.isfinite(candidates).all(axis=1))
-    bank = np.concatenate([kept, np.zeros_like(candidates)])
-    count = len(kept)
-    rows: list[int] = []
-    for start in range(0, len(candidates), ROWS):
-        block = candidates[start : start + ROWS]
-        before, doubt = _nearest(block, bank[:count])
-        among, doubt = block @ block.T, np.maximum(doubt, _doubt(block, block))
-        fresh: list[int] = []
-        for row, candidate in enumerate(block):
-            nearest = np.maximum(before[row], among[row, fresh].max(initial=-np.inf))
-            if not abs(float(nearest) - max_cosine) > doubt:  # a NaN is doubtful, too
-                nearest = (bank[:count] @ candidate).max(initial=-1.0)
-            if nearest <= max_cosine:
-                bank[count] = candidate
-                count += 1
-                fresh.append(row)
-        rows += [start + row for row in fresh]
-    return np.array(rows, np.int64)
-
-
-def _nearest(rows: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.float64]:
-    """Return each row's highest cosine to any of the vectors, and what rounding may change it."""
-    highest, doubt = np.full(len(rows), -np.inf, np.float32), np.float64(0.0)
-    for first in range(0, len(vectors), COLUMNS):
-        part = vectors[first : first + COLUMNS]
-        highest = np.maximum(highest, (rows @ part.T).max(axis=1))
-        doubt = np.maximum(doubt, _doubt(rows, part))
-    return highest, doubt
-
-
-def _doubt(x: np.ndarray, y: np.ndarray) -> np.float64:
-    """Return by how much two float32 products of rows of x and y can differ at most.
-
-    Adding up D products in any order is off by at most D roundings of |x| |y|, 2^-24 each; two more
-    are for what the result is compared with.
-    """
-    squares = [np.einsum("ij,ij->i", part, part).max(initial=0.0) for part in (x, y)]
-    return np.float64(1.1 * (x.shape[1] + 2) * 2.0**-23) * np.sqrt(np.prod(squares, dtype=float))
+    finite = np.flatnonzero(np.isfinite(candidates).all(axis=1))
+    if max_cosine >= 1.0:  # nothing is closer
+        return finite
+    equal_kept = float(np.nextafter(max_cosine, 2.0))
+    return finite[packed(candidates[finite], equal_kept, earlier=kept)]
 
 
 @dataclass
@@ -110,7 +70,7 @@ def extend(bank: Bank, candidates: np.ndarray, count: int, max_cosine: float) ->
 
     `count` must be more than the bank already has.
     """
-    kept = pack(candidates, bank.contexts, max_cosine)[: count - len(bank)]
+    kept = apart(candidates, bank.contexts, max_cosine)[: count - len(bank)]
     full = len(bank) + len(kept) == count  # what follows the last kept one was not needed
     judged = int(kept[-1]) + 1 if full else len(candidates)
     reasons = dict(bank.reasons)

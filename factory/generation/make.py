@@ -16,9 +16,7 @@ from factory.generation.screen import Screen, known_faces, screens_anything
 from factory.generation.work import Assignment, Sample, ShardWork
 from factory.plan import Shard
 from factory.recipe import GenerateRecipe, InputError, bank_digest, parse, stated_precision
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.systems import create
 from factory.systems.base import Conditions, Position, System
 

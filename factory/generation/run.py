@@ -19,10 +19,7 @@ from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets.claim import check_claim, write_claim
 from factory.datasets.manifest import DatasetManifest, Inherited, committed, inherited, merge
 from factory.datasets.provenance import models, versions
-from factory.datasets.store import (
-    Lock,
-    Store,
-)
+from factory.datasets.store import Lock, Store
 from factory.generation.bank import fill_bank
 from factory.generation.commit import Committer
 from factory.generation.make import Maker
@@ -114,28 +111,34 @@ class Progress:
 
     shards: int
     shards_done: int = 0
-    images: int = 0
     kept: int = 0
     tried: int = 0
-    started: float = field(default_factory=time.time)
     rows: list[tuple[str, float, float, int]] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
         """Count one committed shard."""
         manifest = row["manifest"]
         self.shards_done += 1
-        self.images += manifest["kept"]
         self.kept += manifest["kept"]
         self.tried += manifest["kept"] + sum(manifest["reasons"].values())
         self.rows.append((row["actor"], row["started"], row["finished"], manifest["kept"]))
 
     def line(self, before: int) -> str:
-        """Return one line: shards, images/s, kept share, time left; `before`: done earlier."""
-        elapsed = max(time.time() - self.started, 1e-6)
-        left = (self.shards - before - self.shards_done) * elapsed / max(self.shards_done, 1)
+        """Return one line: shards, images/s, kept share, time left.
+
+        Both rates count from when the first actor began to work, since its start says nothing of
+        its speed.
+
+        Args:
+            before: shards that earlier runs committed.
+        """
+        actors = len({actor for actor, *_ in self.rows})
+        each = sum(stop - start for _, start, stop, _ in self.rows) / self.shards_done
+        left = (self.shards - before - self.shards_done) * each / actors
+        span = max(stop for _, _, stop, _ in self.rows) - min(start for _, start, *_ in self.rows)
         return (
             f"shards {before + self.shards_done}/{self.shards}"
-            f"  {self.images / elapsed:.1f} images/s"
+            f"  {self.kept / max(span, 1e-6):.1f} images/s"
             f"  kept {100 * self.kept / max(self.tried, 1):.1f} %  ETA {left:.0f} s"
         )
 

@@ -17,7 +17,7 @@ from factory.cluster import hardware
 from factory.cluster.capacity import makers
 from factory.cluster.precision import settled
 from factory.cluster.workers import each
-from factory.datasets.claim import CLAIM, claimed, kept, read_claim
+from factory.datasets.claim import CLAIM, DATASET, claimed, kept, read_claim
 from factory.datasets.embeddings import write_embeddings
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.licences import strictest
@@ -37,13 +37,8 @@ from factory.datasets.provenance import (
     versions,
 )
 from factory.datasets.rejects import write_rejects
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store, parted
 from factory.datasets.tar import write_tar
 from factory.generation.run import check_sources, fill
 from factory.plan import ListedShard, sample_key
@@ -52,9 +47,7 @@ from factory.recognition.attributes import load_predictor
 from factory.recognition.faces import load_faces
 from factory.recognition.images import fitted
 from factory.recognition.neighbours import packed
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
 
 SYSTEM = "bank"
@@ -226,7 +219,7 @@ def make_bank(
     images = ImageBank(candidates, size, "recipe field candidates", firsts=True)
     chosen = decisive(recipe, candidates)
     if held is not None and held["content_digest"] != chosen:
-        raise InputError(f"--out {store.url}: holds another recipe's bank")
+        raise DATASET.another(store, [("content_digest", held["content_digest"], chosen)])
     given = recipe.model_dump(mode="json"), candidates.model_dump(mode="json"), size
     rows = [{"start": start} for start in range(0, len(images), BLOCK)]
     blocks: dict[int, dict[str, np.ndarray]] = {}
@@ -307,7 +300,7 @@ def _committed(
         "selection": selection.counts,
     }
     check_lock()
-    store.write(CLAIM, json.dumps(claim, indent=1, sort_keys=True).encode())
+    DATASET.write(store, claim)
     recognizer = load_recognizer(recipe.weights["recognizer"].location)
     for shard in shards:
         rows = selection.rows[shard.identity_start : shard.identity_stop]

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.plan import Shard
 from factory.systems.base import Position
 

@@ -14,10 +14,17 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
-from factory.datasets.recordio import FIRST, HEADER, LAST, LENGTH_BITS, MAGIC, MIDDLE, WHOLE, WORD
-from factory.datasets.store import (
-    Store,
+from factory.datasets.recordio import (
+    FIRST,
+    HEADER,
+    LAST,
+    MAGIC,
+    MIDDLE,
+    WHOLE,
+    WORD,
+    kind_and_length,
 )
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 
@@ -38,10 +45,10 @@ def read_payload(file: IO[bytes], offset: int, what: str, limit: int | None = No
     pieces: list[bytes] = []
     while True:
         word = file.read(WORD.size)
-        magic, state = WORD.unpack(word) if len(word) == WORD.size else (0, 0)
-        if magic != MAGIC:
+        found = kind_and_length(word)
+        if found is None:
             raise InputError(f"{what}: no record at byte {offset}; accepted is an X.idx of X.rec")
-        kind, length = state >> LENGTH_BITS, state & ((1 << LENGTH_BITS) - 1)
+        kind, length = found
         if kind not in ((FIRST, WHOLE) if not pieces else (MIDDLE, LAST)):
             raise InputError(f"{what}: pieces of the record at byte {offset} are out of order")
         wanted = length if limit is None else min(length, limit)

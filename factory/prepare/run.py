@@ -1,6 +1,5 @@
 """Preparation from the first look at a source to the merged manifest."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -9,13 +8,10 @@ from typing import Any, Literal
 
 from factory import stops
 from factory.datasets import catalog, provenance
-from factory.datasets.claim import CLAIM, claimed, differences
+from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.embeddings import embeddings_file
 from factory.datasets.manifest import DatasetManifest, committed, load_manifest, merge
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.store import Store, parted
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
@@ -35,7 +31,12 @@ from factory.recipe import FaultError, Image, InputError, Weights, checked, loca
 PEEK = 64  # images looked at to tell size and format, evenly spread over the source
 ALIGNED_SIZE = 112
 # Where source and detector lie changes no byte; their digests say whether they are the same.
-FREE = ("shards", "recipe.source", "recipe.weights.detector.location")
+PREPARED = Claim(
+    CLAIM,
+    "the dataset",
+    free=("shards", "recipe.source", "recipe.weights.detector.location"),
+    bound=("recipe.source_kind", "recipe.source_digest"),
+)
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,8 @@ def plan(wishes: Wishes) -> Preparation:
 
 def check_claim(store: Store, claim: dict[str, Any]) -> None:
     """Compare a claim with the folder's; InputError where the folder is something else's."""
-    held = claimed(store, "prepare")
-    if held is None:
-        return
-    differing = [
-        f"{field} is {old!r} there, {new!r} here"
-        for field, old, new in differences(held, json.loads(json.dumps(claim)))
-        if field not in FREE
-    ]
-    if differing:
-        raise InputError(
-            f"--out {store.url}: holds another dataset: {', '.join(differing)}; accepted is an "
-            "empty folder, or the same command"
-        )
+    if claimed(store, "prepare", PREPARED) is not None:
+        PREPARED.check(store, claim)
 
 
 def prepare(
@@ -171,7 +161,7 @@ def prepare(
     from factory.cluster.workers import each
 
     check_claim(store, given.claim)
-    store.write(CLAIM, json.dumps(given.claim, indent=1, sort_keys=True).encode())
+    PREPARED.write(store, given.claim)
     store.sweep()
     todo = list(_todo(given, store))
     if len(todo) < len(given.shards):
@@ -235,9 +225,7 @@ def _detector(reference: str) -> Weights:
 
 
 def _recognizer_sha256(reference: str, recipe: PrepareRecipe) -> str:
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(reference)
     if recognizer.size != recipe.image.size and not recipe.resize:

@@ -17,10 +17,7 @@ from typing import IO, NamedTuple
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import MANIFEST, load_manifest
 from factory.datasets.recordio import LARGEST_LABEL
-from factory.datasets.store import (
-    Store,
-    parted,
-)
+from factory.datasets.store import Store, parted
 from factory.prepare import recordio
 from factory.recipe import InputError, public
 

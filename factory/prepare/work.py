@@ -21,12 +21,8 @@ from factory.datasets.manifest import (
 )
 from factory.datasets.provenance import check_versions, sha256_file
 from factory.datasets.rejects import SOURCE, write_rejects
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar, write_tar
 from factory.plan import ListedShard, sample_key
 from factory.prepare.detector import Detector
@@ -86,9 +82,7 @@ class Preparer:
         if assignment.detector:
             self.detector = Detector(Path(assignment.detector))
         if assignment.recognizer:
-            from factory.recognition.recognizers import (
-                load_recognizer,
-            )
+            from factory.recognition.recognizers import load_recognizer
 
             self.recognizer = load_recognizer(assignment.recognizer)
 

@@ -1,9 +1,9 @@
 """Recipes: frozen, validated descriptions of one run.
 
-Five kinds exist: `generate` makes a dataset, `train` makes an autoencoder or a diffusion model,
-`fr` makes a recognizer, `compose` a view over datasets, `bank` a dataset of identities. A recipe is
-a YAML file; `load` reads it, applies `--set` overrides and answers every mistake with one message
-that names the field, the value and what would be accepted.
+There are five kinds. `generate` makes a dataset, `train` makes an autoencoder or a diffusion model,
+`fr` makes a recognizer, `compose` makes a view over datasets, and `bank` makes a dataset of
+identities. A recipe is a YAML file. `load` reads it, applies `--set` overrides and answers every
+mistake with one message that names the field, the value and what would be accepted.
 """
 
 from factory.recipe.addresses import (
@@ -67,72 +67,3 @@ from factory.recipe.train import (
     Schedule,
     TrainRecipe,
 )
-
-__all__ = [
-    "AUTO",
-    "DECIDING",
-    "FOREIGN",
-    "KINDS",
-    "OPTIONS",
-    "Address",
-    "Addresses",
-    "AttributeRule",
-    "Backbone",
-    "BankRecipe",
-    "Checkpoints",
-    "ComposeRecipe",
-    "Cosine",
-    "Cost",
-    "Data",
-    "DeepSpeed",
-    "Engine",
-    "FRRecipe",
-    "FaultError",
-    "Fraction",
-    "GenerateRecipe",
-    "Head",
-    "Identities",
-    "IdentityDrift",
-    "Image",
-    "InputError",
-    "KnownFaces",
-    "NamedDataset",
-    "NamedWeights",
-    "Natural",
-    "NearDuplicate",
-    "Optimizer",
-    "Part",
-    "PoolView",
-    "Positive",
-    "Precision",
-    "Precompute",
-    "R",
-    "RealLookalike",
-    "Recipe",
-    "Sampler",
-    "Schedule",
-    "Screens",
-    "ShardShape",
-    "TrainRecipe",
-    "Weights",
-    "Workers",
-    "apply",
-    "bank_digest",
-    "canonical",
-    "checked",
-    "content_digest",
-    "digest",
-    "file_of",
-    "held",
-    "kept_precision",
-    "keyless",
-    "load",
-    "local_path",
-    "parse",
-    "precision_field",
-    "public",
-    "shipped",
-    "stated_precision",
-    "with_options",
-    "with_precision",
-]

@@ -6,26 +6,43 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl
 
-from pydantic import (
-    AfterValidator,
-)
+from pydantic import AfterValidator
 
 from factory.recipe.errors import InputError
 
+# Names of query values that are secrets, in part: S3's, Google's and Azure's signatures among them.
+SECRET = (
+    *("key", "secret", "token", "sig", "password", "passwd", "pwd", "credential", "auth"),
+    *("x-amz-", "x-goog-", "jwt", "sas"),
+)
+_QUERY = re.compile(rf"(?i)([?&;][^=&\s]*(?:{'|'.join(SECRET)})[^=&\s]*=)[^&\s'\"]*")
+# Keys may hold slashes: what follows user: is one up to the @, unless it is a port.
+_KEYED_USER = re.compile(r"(?<=://)[^/@\s'\"]*:(?!\d+/)[^@\s'\"]*@")
+_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
+
 
 def public(address: str) -> str:
-    """Return an address without user, password or secret query values, fit to be shown."""
-    address = re.sub(r"(?<=://)[^/@]*@", "", address)
-    secret = r"(?i)([?&][^=&]*(?:key|secret|token|sig|password)[^=&]*=)[^&]*"
-    return re.sub(secret, r"\1...", address)
+    """Return a text whose addresses are safe to show: no user, password or secret query values.
+
+    Everything that shows an address goes through here: errors, logs, JSON, cards and MLflow.
+    """
+    return _QUERY.sub(r"\1...", _USER.sub("", _KEYED_USER.sub("", address)))
 
 
 def keyless(address: str, *, what: str = "") -> str:
-    """Return an address that may be kept; InputError, begun with `what`, where it holds keys.
+    """Return the address if it holds no credentials, so that it may be written to files.
 
-    A user without a password is none: a container of Azure's, `anonymous` of a public bucket.
+    A user name without a password is accepted, but in http and https, where it is a token: Azure
+    puts the container there, and public buckets put `anonymous` there.
+
+    Args:
+        address: a path or URL.
+        what: words before the message of an error, such as "--out ".
+
+    Raises:
+        InputError: the address holds a password or a secret query value.
     """
-    named = re.sub(r"(?<=://)[^/:@]*@", "", address)
+    named = re.sub(r"(?<!http://)(?<!https://)(?<=://)[^/:@]*@", "", address)
     if public(named) != named:
         raise InputError(
             f"{what}{public(address)} holds credentials, which manifests, cards and records would "
@@ -42,19 +59,19 @@ def _all_keyless(addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
-FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of weights others made
-OPTIONS = (  # of such weights and of other references: FILE?option=value
+FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of other projects' weights
+OPTIONS = (  # accepted in FILE?option=value, for such weights and for other references
     *("channels", "download", "licence", "name", "names", "pixels"),
     *("argument", "range", "size"),
 )
-DECIDING = ("channels", "names", "pixels")  # what a network computes, in a content digest
+DECIDING = ("channels", "names", "pixels")  # change what a network computes; in content digests
 
 
 def local_path(location: str) -> Path:
-    """Resolve a location on local disk; `factory.datasets.located` finds what lies behind URLs too.
+    """Return the path of a location on local disk; `factory.datasets.located` also fetches URLs.
 
-    `package:` is relative to the installed factory package; of weights of others, as
-    `adaface:FILE?channels=bgr`, it is the file that counts.
+    `package:` is relative to the installed factory package. For other projects' weights, such as
+    `adaface:FILE?channels=bgr`, the path is that of FILE.
     """
     file = file_of(location)
     if file.startswith("package:"):
@@ -63,7 +80,7 @@ def local_path(location: str) -> Path:
 
 
 def file_of(location: str) -> str:
-    """Return the file of a location: its own address, without the prefix and options of others'."""
+    """Return the file's own address, without the prefix and options of other projects' weights."""
     prefix, colon, rest = location.partition(":")
     return with_options(rest)[0] if colon and prefix in FOREIGN else location
 
@@ -71,7 +88,7 @@ def file_of(location: str) -> str:
 def with_options(text: str) -> tuple[str, dict[str, str]]:
     """Split FILE?option=value&option=value into the file and its options.
 
-    What the query of a URL says beyond `OPTIONS` stays with it, such as endpoint_override.
+    Parts of a URL's query that are not in `OPTIONS`, such as endpoint_override, stay with the URL.
     """
     file, _, query = text.partition("?")
     given = query.split("&") if query else []

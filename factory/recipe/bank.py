@@ -2,19 +2,19 @@
 
 from typing import Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from factory.recipe.generate import GenerateRecipe
 from factory.recipe.parts import (
     Cosine,
     KnownFaces,
+    Licence,
+    Name,
     NamedDataset,
     NamedWeights,
     Part,
     Positive,
+    Seed,
     Workers,
 )
 
@@ -28,32 +28,32 @@ class AttributeRule(Part):
 
 
 class BankRecipe(Part):
-    """A bank of identities: one image each, chosen from candidates (DCFace, papers.md 1.3)."""
+    """A bank of identities, one image each, chosen from candidates (DCFace, docs/papers.md 1.3)."""
 
     kind: Literal["bank"]
-    name: str
-    seed: int = Field(description="Of the draw.")
-    licence: str
+    name: Name
+    seed: Seed = Field(description="Seed of the draw.")
+    licence: Licence
     candidates: NamedDataset | None = Field(
         default=None, description="A dataset; the first image of each identity is a candidate."
     )
     generate: GenerateRecipe | None = Field(
-        default=None, description="Or what makes the candidates, as OUT-candidates."
+        default=None, description="A recipe that makes the candidates instead, in OUT-candidates."
     )
     weights: NamedWeights = Field(
-        description="`recognizer`, under which faces are compared; `attributes`, if rules need it."
+        description="`recognizer` compares faces; `attributes` is needed by rules and groups."
     )
-    max_cosine: Cosine = Field(description="r: kept identities stay below this to each other.")
+    max_cosine: Cosine = Field(description="r: kept identities have cosines below this.")
     known: KnownFaces | None = Field(
-        default=None, description="Real faces; candidates at r or more to any of them are dropped."
+        default=None, description="Real faces; a candidate at r or more to one of them is dropped."
     )
     rules: tuple[AttributeRule, ...] = ()
     count: Positive | None = Field(default=None, description="How many to draw; default: all.")
     draw: Literal["first", "random", "balanced"] = Field(
-        default="first", description="In key order, at random, or as many of each group."
+        default="first", description="In key order, at random, or equally many of each group."
     )
     groups: dict[str, tuple[float, ...]] = Field(
-        default={}, description="For balanced: attributes, and where their range is cut."
+        default={}, description="For balanced: attributes, and the values that cut their range."
     )
     shard_images: Positive = 1000
     workers: Workers

@@ -1,14 +1,11 @@
-"""Recipes of kind `compose`: a view over finished datasets, its pools."""
+"""Recipes of kind `compose`: a view over finished datasets, which are its pools."""
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from factory.recipe.addresses import Address
-from factory.recipe.parts import Cosine, Part, Positive, Weights
+from factory.recipe.parts import NUMBER, Cosine, Name, Part, Positive, Seed, Weights
 
 
 class PoolView(Part):
@@ -16,7 +13,7 @@ class PoolView(Part):
 
     url: Address = Field(description="Folder or URL, without credentials.")
     content_digest: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = Field(
-        default="", description="When given, the pool's must be equal."
+        default="", description="When given, the pool's own must equal it."
     )
     identities: Positive | None = Field(
         default=None, description="The first N that qualify, in label order; default: all."
@@ -25,22 +22,24 @@ class PoolView(Part):
         default=None, description="At most N of each identity; default: all, or as the budget says."
     )
     least_images: Positive = Field(
-        default=1, description="An identity with fewer images in the band does not qualify."
+        default=1, description="An identity needs this many images in the band to qualify."
     )
     draw: Literal["first", "random"] = Field(
-        default="first", description="Images in key order, or in an order drawn by the seed."
+        default="first", description="Take images in key order, or in an order drawn by the seed."
     )
     centre_band: tuple[Cosine, Cosine] | None = Field(
-        default=None, description="Cosine to the centre: low <= cosine < high; a high of 1 is open."
+        default=None, description="Cosine to the centre: low <= cosine < high; no limit if high=1."
     )
-    weight: Annotated[float, Field(ge=0.0)] = Field(
+    weight: Annotated[float, NUMBER, Field(ge=0.0)] = Field(
         default=1.0, description="Share of the image budget, relative to the other pools'."
     )
-    repeat: Positive = Field(default=1, description="Times an epoch holds each image taken.")
-    identities_of: str = Field(
-        default="", description="The pool whose people these are: equal identities, one label."
+    repeat: Annotated[Positive, Field(le=10_000)] = Field(
+        default=1, description="How often an epoch holds each taken image."
     )
-    real: bool = Field(default=False, description="Photographs of real identities, mixed in.")
+    identities_of: str = Field(
+        default="", description="Another pool of the same people; equal identities share a label."
+    )
+    real: bool = Field(default=False, description="The pool holds photographs of real people.")
 
     @model_validator(mode="after")
     def _fits(self) -> "PoolView":
@@ -57,18 +56,18 @@ class ComposeRecipe(Part):
     """A composition: a view over pools, from which a recognizer is trained."""
 
     kind: Literal["compose"]
-    name: str
-    seed: int
+    name: Name
+    seed: Seed
     pools: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PoolView], Field(min_length=1)
     ]
     images: Positive | None = Field(
-        default=None, description="Images of an epoch, repeats counted; default: all of the pools'."
+        default=None, description="Images of an epoch, repeats counted; default: all of all pools."
     )
     recognizer: Weights | None = Field(
-        default=None, description="Under which `centre_band` is measured; a recognizer reference."
+        default=None, description="The recognizer under which `centre_band` is measured."
     )
-    shard_images: Positive = Field(default=5000, description="Of one shard, when materialised.")
+    shard_images: Positive = Field(default=5000, description="Images of a shard if materialised.")
 
     @model_validator(mode="after")
     def _pools_fit(self) -> "ComposeRecipe":

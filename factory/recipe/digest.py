@@ -1,13 +1,11 @@
-"""Digests: 16 hex digits that name a recipe by what it decides."""
+"""Digests: 16 hex digits that name a recipe by the fields that change its result."""
 
 import hashlib
 import json
 from typing import Any
 from urllib.parse import urlencode
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from factory.recipe.addresses import DECIDING, with_options
 from factory.recipe.generate import GenerateRecipe, Screens
@@ -16,12 +14,12 @@ from factory.recipe.precision import stated_precision
 
 
 def canonical(recipe: BaseModel) -> str:
-    """Return the recipe as JSON with sorted keys and no spaces: equal recipes, equal text."""
+    """Return the recipe as JSON with sorted keys and no spaces; equal recipes give equal text."""
     return json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits naming a recipe or any JSON value by its content."""
+    """Return 16 hex digits of the sha256 of a recipe or any JSON value."""
     if isinstance(value, BaseModel):
         text = canonical(value)
     else:
@@ -30,16 +28,17 @@ def digest(value: Any) -> str:
 
 
 def bank_digest(recipe: GenerateRecipe) -> str:
-    """Return the digest of what decides the identity bank.
+    """Return the digest of all that changes the identity bank.
 
-    Counts are left out: a bank packed greedily in key order is a prefix of any longer one.
+    Counts are left out, because a bank is packed greedily in key order: a short bank is the
+    beginning of a longer one.
     """
     identities = recipe.identities.model_dump(mode="json", exclude={"count", "images_each"})
     return digest({"identities": identities, **_pixels(recipe)})
 
 
 def content_digest(recipe: GenerateRecipe, versions: dict[str, str]) -> str:
-    """Return the digest of only what changes pixels; it stands in every sidecar and names pools.
+    """Return the digest of only what changes pixels; every sidecar holds it, and it names pools.
 
     Args:
         recipe: the recipe of the dataset.
@@ -58,10 +57,10 @@ def content_digest(recipe: GenerateRecipe, versions: dict[str, str]) -> str:
 
 
 def _screens(screens: Screens) -> dict[str, Any]:
-    """Return what screens decide by: of embeddings their sha256, not where they lie."""
+    """Return the fields of screens that change verdicts; embeddings count by their sha256."""
     decides = screens.model_dump(mode="json", exclude={"real_lookalike"})
     rule = screens.real_lookalike
-    if rule is not None:  # absent, it leaves the digest as it was before the screen was known
+    if rule is not None:  # left out if absent, so that digests from before this screen stay valid
         decides["real_lookalike"] = [rule.max_cosine, rule.embeddings.sha256]
     return decides
 
@@ -70,7 +69,7 @@ def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
     assert stated_precision(recipe) != AUTO, "what auto means is settled before a digest is taken"
     sampler = recipe.sampler.name if recipe.sampler else ""
     clipped = sampler in ("ddpm", "ddim") and "autoencoder" not in recipe.weights
-    since = {"clipped": True} if clipped else {}  # absent, digests are those of before it was done
+    since = {"clipped": True} if clipped else {}  # left out, older digests stay valid
     return since | {
         "seed": recipe.seed,
         "system": recipe.system,
@@ -83,14 +82,14 @@ def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
 
 
 def _network(weights: Weights) -> str:
-    """Return what names a network: its file's sha256, and options that change what it computes."""
+    """Return a network's name: its file's sha256, and the options that change what it computes."""
     options = with_options(weights.location)[1]
     stated = sorted((name, options[name]) for name in DECIDING if name in options)
     return "?".join([weights.sha256, urlencode(stated)] if stated else [weights.sha256])
 
 
 def _without_urls(options: Any) -> Any:
-    """Return options without the places of the datasets they name by url and digest."""
+    """Return options without the urls of datasets that a digest names as well."""
     if isinstance(options, dict):
         kept = options.keys() - {"url"} if "digest" in options else options.keys()
         return {name: _without_urls(options[name]) for name in kept}

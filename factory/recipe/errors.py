@@ -1,9 +1,15 @@
-"""The two errors that jobs answer in one line: of the user, and of the run."""
+"""The two errors that a command shows as one line: a mistake of the user, a failure of the run."""
+
+DONE, FAULTY, WRONG_INPUT = 0, 1, 2  # exit codes
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave; every job answers it with its message and exit code 2."""
+    """A mistake in what the user gave: a command shows the message and exits with code 2."""
+
+    exit_code = WRONG_INPUT
 
 
 class FaultError(RuntimeError):
-    """The thing checked is faulty or the run failed; jobs answer it with exit code 1."""
+    """A faulty output or a failed run: a command shows the message and exits with code 1."""
+
+    exit_code = FAULTY

@@ -2,12 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from factory.recipe.addresses import Address
-from factory.recipe.parts import Fraction, Image, Part, Positive
+from factory.recipe.parts import NUMBER, Fraction, Image, Licence, Name, Part, Positive, Seed
 from factory.recipe.train import Checkpoints, Data, Engine, Optimizer, Schedule
 
 
@@ -25,10 +23,10 @@ class Head(Part):
     """The margin loss over class centres."""
 
     name: Literal["cosface", "arcface", "adaface"]
-    scale: Annotated[float, Field(gt=0.0)] = 64.0
-    margin: Annotated[float, Field(ge=0.0)] = 0.4
-    h: Annotated[float, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
-    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    scale: Annotated[float, NUMBER, Field(gt=0.0)] = 64.0
+    margin: Annotated[float, NUMBER, Field(ge=0.0)] = 0.4
+    h: Annotated[float, NUMBER, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
+    sample_rate: Annotated[float, NUMBER, Field(gt=0.0, le=1.0)] = Field(
         default=1.0, description="Partial FC: share of the class centres that a step compares with."
     )
 
@@ -37,9 +35,9 @@ class FRRecipe(Part):
     """A training of a face recognizer."""
 
     kind: Literal["fr"]
-    name: str
-    seed: int
-    licence: str
+    name: Name
+    seed: Seed
+    licence: Licence
     image: Image
     data: Data
     backbone: Backbone

@@ -2,33 +2,37 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from factory.recipe.parts import (
     AUTO,
+    NUMBER,
     Cosine,
     Fraction,
     Image,
     KnownFaces,
+    Licence,
+    Name,
     NamedWeights,
+    Number,
     Part,
     Positive,
     Precision,
+    Seed,
     Workers,
 )
+
+Seconds = Annotated[Number, Field(gt=0.0, le=1e6)]
 
 
 class Identities(Part):
     """How many identities and images, and where the identities come from."""
 
-    count: Positive
-    images_each: Positive
+    count: Annotated[Positive, Field(le=10_000_000)]  # a key has seven digits for an identity
+    images_each: Annotated[Positive, Field(le=10_000)]  # and four for a slot
     source: str = Field(description="How the system draws identities; each system names its own.")
     max_cosine: Cosine = Field(
-        default=1.0, description="Two contexts of the bank are never closer than this."
+        default=1.0, description="No two contexts of the bank have a higher cosine than this."
     )
 
 
@@ -40,35 +44,35 @@ class ShardShape(Part):
 
 
 class Sampler(Part):
-    """How a diffusion model is sampled."""
+    """The sampler of a diffusion model: its name, steps, guidance and batch."""
 
     name: Literal["ddpm", "ddim", "dpmsolver++", "unipc"]
-    steps: Positive
-    guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
-        default=1.0, description="diffusers' convention u + g (c - u); 1 is off."
+    steps: Annotated[Positive, Field(le=10_000)]
+    guidance_scale: Annotated[float, NUMBER, Field(ge=1.0)] = Field(
+        default=1.0, description="g in diffusers' convention u + g (c - u); 1 is off."
     )
     eta: Fraction = 0.0
-    batch_size: Positive = 16
+    batch_size: Annotated[Positive, Field(le=65_536)] = 16
     dtype: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 where the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors have instructions for it.",
     )
 
 
 class IdentityDrift(Part):
-    """Reject an image whose cosine to its context is further than `tolerance` from the target."""
+    """Reject an image whose cosine to its context is more than `tolerance` from the target."""
 
-    tolerance: Annotated[float, Field(gt=0.0, le=2.0)]
+    tolerance: Annotated[float, NUMBER, Field(gt=0.0, le=2.0)]
 
 
 class NearDuplicate(Part):
-    """Reject an image closer than `max_cosine` to an earlier kept image of the same identity."""
+    """Reject an image whose cosine to an earlier kept one of its identity exceeds `max_cosine`."""
 
     max_cosine: Cosine
 
 
 class RealLookalike(Part):
-    """Reject an image closer than `max_cosine` to any of the embeddings, under the teacher."""
+    """Reject an image whose cosine to any of the embeddings exceeds `max_cosine` (teacher)."""
 
     max_cosine: Cosine
     embeddings: KnownFaces
@@ -80,31 +84,38 @@ class Screens(Part):
     identity_drift: IdentityDrift | None = None
     near_duplicate: NearDuplicate | None = None
     real_lookalike: RealLookalike | None = None
-    max_attempts: Positive = 3
+    max_attempts: Annotated[Positive, Field(le=1_000)] = 3
 
 
 class Cost(Part):
-    """What an image is expected to cost, and who says so."""
+    """The expected cost of an image, and where the figures come from."""
 
-    seconds_per_image: tuple[float, float] = Field(description="Low and high, one actor.")
+    seconds_per_image: tuple[Seconds, Seconds] = Field(description="Low and high, of one actor.")
     source: str
     bytes_per_image: Positive = 3000
+
+    @model_validator(mode="after")
+    def _low_first(self) -> "Cost":
+        low, high = self.seconds_per_image
+        if low > high:
+            raise ValueError(f"seconds_per_image is [{low:g}, {high:g}], accepted is low <= high")
+        return self
 
 
 class GenerateRecipe(Part):
     """A dataset of labelled synthetic faces."""
 
     kind: Literal["generate"]
-    name: str
-    seed: int
-    system: str
-    licence: str
+    name: Name
+    seed: Seed
+    system: Name
+    licence: Licence
     image: Image
     identities: Identities
     shard: ShardShape
     workers: Workers
     cost: Cost
-    weights: NamedWeights = Field(default={}, description="Networks that make and judge.")
+    weights: NamedWeights = Field(default={}, description="Networks that sample and screen.")
     sampler: Sampler | None = None
     screens: Screens = Screens()
     options: dict[str, Any] = Field(default={}, description="The system's own fields.")

@@ -3,11 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from factory.recipe.addresses import public
 from factory.recipe.bank import BankRecipe
@@ -17,6 +13,7 @@ from factory.recipe.fr import FRRecipe
 from factory.recipe.generate import GenerateRecipe
 from factory.recipe.parts import P
 from factory.recipe.train import TrainRecipe
+from factory.recipe.yaml_values import yaml_values
 
 Recipe = GenerateRecipe | TrainRecipe | FRRecipe | ComposeRecipe | BankRecipe
 KINDS: dict[
@@ -35,6 +32,7 @@ KINDS: dict[
 }
 RECIPES = "jobs/recipes"
 EXAMPLE = "desk/generate/studio.yaml"
+LONGEST = 200  # of a value that an error shows
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE.parent / RECIPES, PACKAGE / "recipes")  # of a checkout, and of a wheel
 RENAMED = (
@@ -46,15 +44,22 @@ RENAMED = (
 def shipped(path: str | Path) -> Path:
     """Return the file of a recipe: the path itself, or a recipe that comes with the factory.
 
-    Those are named from jobs/recipes down, as desk/generate/studio.yaml, with or without
-    jobs/recipes before it, wherever the command is run. A file that is there comes first.
+    Shipped recipes are named from jobs/recipes down, as desk/generate/studio.yaml, with or without
+    jobs/recipes before it. This works in any folder. A file that exists at the path comes first.
     """
     path = Path(path)
-    if path.exists():
+    if _is_file(path):
         return path
     name = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else path
     found = (folder / name for folder in FOLDERS)
-    return next((file for file in found if file.is_file()), path)
+    return next((file for file in found if _is_file(file)), path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name longer than names may be, or with a zero byte
+        return False
 
 
 def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: str = "") -> Recipe:
@@ -69,15 +74,16 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
         InputError: the file is missing or not YAML, or a field is unknown, missing or wrong.
     """
     path = shipped(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise InputError(
             f"recipe: no file {path}; accepted is the path of a YAML recipe, or the name of one "
             f"that comes with the factory, as {EXAMPLE}"
         )
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe: {path} is not YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text()
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe: {path} is not YAML: {error}") from error
+    raw = yaml_values(text, f"recipe: {path}")
     if not isinstance(raw, dict):
         raise InputError(f"recipe: {path} holds {type(raw).__name__}, accepted is a mapping")
     for override in overrides:
@@ -88,9 +94,11 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
 
 
 def parse(raw: dict[str, Any]) -> Recipe:
-    """Validate a mapping as a recipe of the kind it names; raises InputError."""
-    if raw.get("kind") not in KINDS:
+    """Validate a mapping as a recipe of the kind that it names; raises InputError."""
+    if not isinstance(raw.get("kind"), str) or raw["kind"] not in KINDS:
         raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
+    if not all(isinstance(name, str) for name in raw):
+        raise InputError("recipe: a field's name is not a text; accepted are texts")
     for field, part in (("", raw), ("generate.", raw.get("generate"))):
         if isinstance(part, dict) and "pool" in part:
             raise InputError(f"recipe field {field}pool: {RENAMED}")
@@ -98,9 +106,9 @@ def parse(raw: dict[str, Any]) -> Recipe:
 
 
 def held(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that an output keeps, in the words of this version.
+    """Return a recipe that an output keeps, with its fields as this version names them.
 
-    Before 0.2, `workers` was `pool` and had a size.
+    Before 0.2, `workers` was named `pool` and had a `size`.
     """
     raw = dict(raw)
     if isinstance(raw.get("generate"), dict):
@@ -114,12 +122,15 @@ def held(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
-    """Validate `raw` as `model`; InputError names each faulty field.
+    """Validate `raw` as `model`.
 
     Args:
         model: the part to make.
         raw: its fields.
         what: words before each field's name, such as "recipe field ".
+
+    Raises:
+        InputError: fields are faulty; the message names each of them.
     """
     try:
         return model.model_validate(raw)
@@ -137,7 +148,10 @@ def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
         return f"{what}{field}: missing"
     if fault["type"] == "value_error":
         return f"{what}{field}: {fault['ctx']['error']}"
+    if fault["type"] in ("model_type", "dict_type"):
+        fault = fault | {"msg": "accepted is a group of fields"}
     given = public(repr(fault["input"]))
+    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}..."
     return f"{what}{field}: {given}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
@@ -156,14 +170,15 @@ def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 
 def apply(raw: dict[str, Any], override: str) -> None:
-    """Set a field of a mapping, `path=value`, the value read as YAML; raises InputError."""
+    """Set one field of a mapping from `path=value`; the value is read as YAML.
+
+    Raises:
+        InputError: the text has another form, or the path goes through a value.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override!r}: accepted is path=value, as identities.count=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {path}: {text!r} is not a YAML value") from error
+    value = yaml_values(text, f"--set {path}: {text[:100]!r}")
     *parents, leaf = path.split(".")
     for name in parents:
         raw = raw.setdefault(name, {})

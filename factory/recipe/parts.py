@@ -1,14 +1,9 @@
 """Parts that recipes of several kinds share."""
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from factory.recipe.addresses import Address
 
@@ -21,24 +16,68 @@ class Part(BaseModel):
     )
 
 
+def _number(value: Any) -> Any:
+    """Refuse true and false where a number stands, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()}; accepted is a number")
+    return value
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{value}; accepted is 0 to 2^64 - 1")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}", value):
+        raise ValueError(
+            f"{value[:100]!r}; accepted are 1 to 100 letters, digits, spaces, dots, - and _, of "
+            "which the first is a letter or a digit"
+        )
+    return value
+
+
+def _licence(value: str) -> str:
+    if not value.strip() or len(value) > 200 or not value.isprintable():
+        raise ValueError(f"{value[:100]!r}; accepted is a licence's name, as Apache-2.0 or unknown")
+    return value
+
+
 P = TypeVar("P", bound=BaseModel)
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+NUMBER = BeforeValidator(_number)
+Seed = Annotated[int, NUMBER, AfterValidator(_seed)]
+Name = Annotated[str, AfterValidator(_name)]  # names files, too
+Licence = Annotated[str, AfterValidator(_licence)]
+MOST = 10**9  # of anything that is counted and has no bound of its own
+Number = Annotated[float, NUMBER]
+Fraction = Annotated[float, NUMBER, Field(ge=0.0, le=1.0)]
+Cosine = Annotated[float, NUMBER, Field(ge=-1.0, le=1.0)]
+Positive = Annotated[int, NUMBER, Field(ge=1, le=MOST)]
+Natural = Annotated[int, NUMBER, Field(ge=0, le=MOST)]
 AUTO = "auto"
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def _whole_gpus(value: float) -> float:
+    if value > 1.0 and not value.is_integer():
+        raise ValueError(f"{value:g}; accepted is a share of one GPU, or a whole number of them")
+    return value
+
+
+Cpus = Annotated[float, NUMBER, Field(ge=0.0, le=10_000.0)]
+Gpus = Annotated[float, NUMBER, Field(ge=0.0, le=1_000.0), AfterValidator(_whole_gpus)]
+
+
 class Weights(Part):
-    """A file of weights, named by where it lies and what it holds."""
+    """A file of weights: where it lies, its sha256 and its licence."""
 
     location: Address = Field(
-        description="Path, package:PATH inside the factory package, or URL without credentials; "
-        "or one of them behind a prefix, as adaface:FILE?channels=bgr."
+        description="Path, package:PATH inside the factory package, or URL without credentials. "
+        "A prefix marks other projects' weights, as in adaface:FILE?channels=bgr."
     )
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    licence: str = "unknown"
+    licence: Licence = "unknown"
 
 
 def _named(weights: Any) -> Any:
@@ -52,18 +91,20 @@ NamedWeights = Annotated[dict[str, Weights], BeforeValidator(_named)]
 
 
 class Image(Part):
-    """What an image of the dataset is."""
+    """The size and the file format of the images."""
 
-    size: Annotated[int, Field(ge=16, le=1024)] = Field(description="Height and width in pixels.")
+    size: Annotated[int, NUMBER, Field(ge=16, le=1024)] = Field(
+        description="Height and width in pixels."
+    )
     format: Literal["jpg", "png"] = "jpg"
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    quality: Annotated[int, NUMBER, Field(ge=1, le=100)] = 95
 
 
 class KnownFaces(Part):
-    """Embeddings of real faces under the teacher, named by where they lie and what they are."""
+    """Embeddings of real faces under the teacher: where they lie, and their sha256."""
 
     location: Address = Field(
-        description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of such."
+        description="Path or URL of a .safetensors, .npy or .parquet file, or of a folder of them."
     )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -71,18 +112,18 @@ class KnownFaces(Part):
 class Workers(Part):
     """The actors that do the work, and what each of them reserves."""
 
-    max: Positive = Field(description="Most actors that make images.")
+    max: Positive = Field(description="Largest number of makers.")
     min: Positive | None = Field(
         default=None,
-        description="Fewest; Ray adds and removes actors between. Default: max.",
+        description="Smallest number of makers; Ray adds and removes between. Default: max.",
     )
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    num_cpus: Cpus = 1.0
+    num_gpus: Gpus = 0.0
     threads: Positive = Field(default=1, description="CPU threads of one actor.")
     committers: Natural = Field(
-        default=0, description="Actors that encode and write apart from the makers; 0: makers do."
+        default=0, description="Actors that only encode and write; 0: each maker does it itself."
     )
-    committer_num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    committer_num_cpus: Cpus = 1.0
 
     @property
     def least(self) -> int:
@@ -97,9 +138,9 @@ class Workers(Part):
 
 
 class NamedDataset(Part):
-    """A dataset, named by where it lies and what it holds."""
+    """A dataset: where it lies, and the digest of what it holds."""
 
     url: Address = Field(description="Folder or URL, or package:PATH inside the factory package.")
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
-        description="Of the sha256 of its shards; a wrong one is answered with the right one."
+        description="Digest of its shards' sha256; the error for a wrong one states the right one."
     )

@@ -1,4 +1,4 @@
-"""The precision that a recipe states, and how `auto` in it becomes a fixed value."""
+"""The precision that a recipe states, and how `auto` becomes a fixed value."""
 
 from typing import Any, TypeVar
 
@@ -12,14 +12,14 @@ R = TypeVar("R", GenerateRecipe, TrainRecipe, FRRecipe)
 
 
 def precision_field(recipe: GenerateRecipe | TrainRecipe | FRRecipe) -> str:
-    """Return the name of the field that states the precision; "" where a recipe has none."""
+    """Return the name of the field that states the precision; "" if the recipe has none."""
     if isinstance(recipe, GenerateRecipe):
         return "sampler.dtype" if recipe.sampler else ""
     return "engine.precision"
 
 
 def stated_precision(recipe: GenerateRecipe | TrainRecipe | FRRecipe) -> str:
-    """Return the precision a recipe states: float32, bfloat16 or auto; "" where it has none."""
+    """Return the precision a recipe states: float32, bfloat16 or auto; "" if it states none."""
     value: Any = recipe
     for name in filter(None, precision_field(recipe).split(".")):
         value = getattr(value, name)
@@ -27,7 +27,7 @@ def stated_precision(recipe: GenerateRecipe | TrainRecipe | FRRecipe) -> str:
 
 
 def with_precision(recipe: R, precision: str) -> R:
-    """Return the recipe with its `auto` replaced by a precision; unchanged where it states one."""
+    """Return the recipe with `auto` replaced by a precision; unchanged if it states another."""
     if stated_precision(recipe) != AUTO:
         return recipe
     raw = recipe.model_dump(mode="json")
@@ -36,14 +36,14 @@ def with_precision(recipe: R, precision: str) -> R:
 
 
 def kept_precision(recipe: R, held: Any) -> R:
-    """Return the recipe with the precision that an output is claimed with, where it says `auto`.
+    """Return the recipe with `auto` replaced by the precision in the output's claim.
 
     Args:
-        recipe: what is to be made there.
-        held: the recipe in the output's claim, as JSON values; None where there is no claim.
+        recipe: the recipe of this run.
+        held: the recipe in the output's claim, as JSON values; None if there is no claim.
 
     Raises:
-        InputError: the claim states no precision that is known.
+        InputError: the claim states an unknown precision.
     """
     for name in filter(None, precision_field(recipe).split(".")):
         held = held.get(name) if isinstance(held, dict) else None

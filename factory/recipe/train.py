@@ -2,21 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from factory.recipe.addresses import Address, Addresses
 from factory.recipe.parts import (
     AUTO,
+    NUMBER,
+    Cpus,
     Fraction,
+    Gpus,
     Image,
+    Licence,
+    Name,
     NamedWeights,
     Natural,
     Part,
     Positive,
     Precision,
+    Seed,
 )
 
 
@@ -26,9 +29,9 @@ class Data(Part):
     train: Addresses = Field(description="Folder or URL of a dataset, or several.")
     identities: Positive | None = Field(default=None, description="Use the first N identities.")
     images_each: Positive | None = Field(default=None, description="Use the first N images each.")
-    shuffle_labels: bool = Field(default=False, description="A control: labels carry nothing.")
+    shuffle_labels: bool = Field(default=False, description="A control: shuffle the labels.")
     resize: bool = Field(
-        default=False, description="Resize images of another size, bilinearly, to image.size."
+        default=False, description="Resize images of another size to image.size, bilinearly."
     )
 
     def urls(self) -> tuple[str, ...]:
@@ -40,12 +43,12 @@ class Optimizer(Part):
     """The optimizer and its constants."""
 
     name: Literal["sgd", "adam", "adamw"]
-    lr: Annotated[float, Field(gt=0.0)]
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    lr: Annotated[float, NUMBER, Field(gt=0.0)]
+    weight_decay: Annotated[float, NUMBER, Field(ge=0.0)] = 0.0
     momentum: Fraction = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: Annotated[float, Field(ge=0.0)] = Field(
-        default=0.0, description="0 is off. A recognizer's network and centres count apart."
+    clip_norm: Annotated[float, NUMBER, Field(ge=0.0)] = Field(
+        default=0.0, description="Largest norm of gradients; 0 is off. Centres are clipped apart."
     )
 
 
@@ -62,7 +65,7 @@ class Schedule(Part):
     )
     restart_steps: Positive = Field(default=10_000, description="For `warm_restarts`: T_0.")
     restart_mult: Positive = Field(
-        default=1, description="For `warm_restarts`: each is so many times as long as the last."
+        default=1, description="For `warm_restarts`: how many times longer each is than the last."
     )
     final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
 
@@ -77,7 +80,7 @@ class Schedule(Part):
 
 
 class DeepSpeed(Part):
-    """How a network that is too large is divided; the last two serve both engines."""
+    """How DeepSpeed divides a network. The last two fields serve both engines."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = Field(default=False, description="Keep the optimizer's state on the CPU.")
@@ -85,21 +88,21 @@ class DeepSpeed(Part):
         default=1, description="Micro-batches of one optimizer step, on each worker."
     )
     activation_checkpointing: bool = Field(
-        default=False, description="Compute blocks twice instead of keeping their activations."
+        default=False, description="Recompute blocks instead of keeping their activations."
     )
 
 
 class Engine(Part):
-    """What runs the training: plain torch on one worker, or DeepSpeed on many."""
+    """The engine that runs the training: torch on one worker, or DeepSpeed on many."""
 
     name: Literal["torch", "deepspeed"]
     workers: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    num_cpus: Cpus = 1.0
+    num_gpus: Gpus = 0.0
     threads: Positive = 1
     precision: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 where the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors have instructions for it.",
     )
     max_failures: Natural = 2
     deepspeed: DeepSpeed = DeepSpeed()
@@ -121,24 +124,22 @@ class Checkpoints(Part):
 
 
 class Precompute(Part):
-    """A pool of actors that runs the frozen networks on all images before the training."""
+    """Actors that run the frozen networks on all images before the training."""
 
-    sidecar: Address = Field(
-        description="Folder or URL of what they make, reachable by all workers."
-    )
+    sidecar: Address = Field(description="Folder or URL for the results, reachable by all workers.")
     actors: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    num_cpus: Cpus = 1.0
+    num_gpus: Gpus = 0.0
 
 
 class TrainRecipe(Part):
     """A training of an autoencoder or of a system's diffusion model."""
 
     kind: Literal["train"]
-    name: str
-    seed: int
-    system: str = Field(description="`autoencoder`, or the system whose denoiser is trained.")
-    licence: str
+    name: Name
+    seed: Seed
+    system: Name = Field(description="`autoencoder`, or the system whose denoiser is trained.")
+    licence: Licence
     image: Image
     data: Data
     model: dict[str, Any] = Field(description="Sizes of the network; the system checks them.")
@@ -152,5 +153,5 @@ class TrainRecipe(Part):
     ema: Fraction = Field(default=0.9999, description="Highest decay of the power schedule.")
     options: dict[str, Any] = Field(default={}, description="The system's own fields: losses etc.")
     precompute: Precompute | None = Field(
-        default=None, description="Latents and embeddings made by a pool; null: by each worker."
+        default=None, description="Actors that make latents and embeddings; null: each worker does."
     )

@@ -19,12 +19,8 @@ from factory.datasets.located import local_file
 from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, with_options
 from factory.recognition.backbones import channels_last
-from factory.recognition.recognizer import (
-    to_input,
-)
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizer import to_input
+from factory.recognition.recognizers import load_recognizer
 
 FORMAT = "face-data-factory/attributes"
 FILE = "attributes.safetensors"

@@ -37,12 +37,7 @@ from factory.datasets.located import local_file
 from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, with_options
 from factory.recognition.backbones import DEPTHS, REDUCTION, WIDTHS, IResNet
-from factory.recognition.recognizer import (
-    ACCEPTED,
-    Recognizer,
-    filled,
-    torch_recognizer,
-)
+from factory.recognition.recognizer import ACCEPTED, Recognizer, filled, torch_recognizer
 
 CHANNELS = ("rgb", "bgr")
 PIXELS = ("signed", "byte")

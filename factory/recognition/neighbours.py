@@ -123,17 +123,24 @@ class Faces:
 
 
 def packed(
-    embeddings: np.ndarray, r: float, memory_bytes: int = MEMORY_BYTES, scan: Scan = SCANS[0]
+    embeddings: np.ndarray,
+    r: float,
+    memory_bytes: int = MEMORY_BYTES,
+    scan: Scan = SCANS[0],
+    earlier: np.ndarray | None = None,
 ) -> np.ndarray:
     """Say which faces a greedy walk keeps: those whose cosine to every face kept before is below r.
 
-    Time grows with N x K x D, where K faces are kept.
+    A cosine of exactly r is too near (DCFace 4.2). Who keeps equal ones, too, as `max_cosine` of a
+    generate recipe does, asks for `numpy.nextafter(r, 2)`. Time grows with N x K x D, where K faces
+    are kept.
 
     Args:
         embeddings: rows of length 1 or 0, float [N, D], walked in order.
         r: a cosine.
         memory_bytes: bound on memory beside the embeddings.
         scan: arithmetic of the scan; changes the time, never the answer.
+        earlier: faces kept before the walk begins, which nothing drops; rows as of embeddings.
 
     Returns:
         bool [N].
@@ -142,14 +149,16 @@ def packed(
         ValueError: another shape, or a row that is not finite or has another length.
     """
     unit = _checked(embeddings, "faces")
+    before = np.zeros((0, unit.shape[1]), np.float32)
+    before = before if earlier is None else _checked(earlier, "earlier faces")
     kept = np.zeros(len(unit), bool)
     columns = _columns(memory_bytes)
     for start in range(0, len(unit), ROWS):
         rows = np.arange(start, min(start + ROWS, len(unit)))
-        earlier = np.flatnonzero(kept[:start])
-        for first in range(0, len(earlier), columns):
-            taken, _ = _close(unit[rows], unit[earlier[first : first + columns]], r, scan)
-            rows = np.delete(rows, taken)
+        for others in (before, unit[:start][kept[:start]]):
+            for first in range(0, len(others), columns):
+                taken, _ = _close(unit[rows], others[first : first + columns], r, scan)
+                rows = np.delete(rows, taken)
         near = np.zeros((len(rows), len(rows)), bool)
         near[_close(unit[rows], unit[rows], r, scan)] = True
         free = np.ones(len(rows), bool)

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 
-from factory.recognition.recognizer import (
-    Recognizer,
-)
+from factory.recognition.recognizer import Recognizer
 
 OPSET = 17
 

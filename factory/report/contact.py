@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import StoredSample, samples
 from factory.recognition.images import decode, fitted
 

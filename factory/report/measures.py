@@ -7,9 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.scores import BINS
 from factory.recipe import InputError
 from factory.report.charts import compared, det

@@ -11,13 +11,10 @@ import jinja2
 from markupsafe import Markup
 
 from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
-from factory.recipe import InputError
+from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
 from factory.report.contact import Strip, contact_sheet
 from factory.report.measures import (
@@ -28,7 +25,6 @@ from factory.report.measures import (
     sections,
     sorted_measures,
 )
-from factory.tracking import masked
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -165,7 +161,7 @@ def page(results: Mapping[str, Any]) -> str:
         versions=_versions(manifests),
         recipe=_pretty(results.get("recipe")),
         recipes={name: _pretty(manifest.recipe) for name, manifest in manifests.items()},
-        tracking=masked(str(results.get("tracking") or "")),
+        tracking=public(str(results.get("tracking") or "")),
     )
 
 
@@ -348,7 +344,7 @@ def _models(manifests: Mapping[str, DatasetManifest]) -> list[dict[str, str]]:
 
 def _masked(entry: Mapping[str, Any]) -> dict[str, str]:
     fields = ("name", "location", "sha256", "licence")
-    return {field: masked(str(entry.get(field, ""))) for field in fields}
+    return {field: public(str(entry.get(field, ""))) for field in fields}
 
 
 def _versions(manifests: Mapping[str, DatasetManifest]) -> dict[str, str]:
@@ -362,5 +358,5 @@ def _versions(manifests: Mapping[str, DatasetManifest]) -> dict[str, str]:
 def _pretty(recipe: Any) -> str:
     if not recipe:
         return ""
-    text = masked(json.dumps(recipe, indent=2, sort_keys=True))
+    text = public(json.dumps(recipe, indent=2, sort_keys=True))
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.report.sweep import Axis, shown

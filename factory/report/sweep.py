@@ -10,9 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
 from factory.report.page import duration, percent, template

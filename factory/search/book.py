@@ -6,17 +6,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 from factory.cluster.precision import settled
-from factory.datasets.claim import differences
-from factory.datasets.store import LOCK, PART, Store, parted
-from factory.recipe import (
-    AUTO,
-    InputError,
-    stated_precision,
-    with_options,
-)
+from factory.datasets.claim import Claim, differences
+from factory.datasets.store import Store, parted
+from factory.recipe import AUTO, InputError, stated_precision, with_options
 from factory.search.results import SWEEP, best, front, generation, overhead, startup
 from factory.search.space import Space, Trial
 from factory.search.trial import trial_folder
+
+SEARCH = Claim(SWEEP, "the search")
 
 
 class Book:
@@ -25,18 +22,11 @@ class Book:
     def __init__(self, store: Store, space: Space) -> None:
         """Read the claim; InputError when it is another space's."""
         self.store, self.space = store, space
-        self.held: dict[str, Any] = {}
-        if store.exists(SWEEP):
-            self.held = json.loads(store.read(SWEEP))
-            described = json.loads(json.dumps(space.described()))
-            other = list(differences(self.held["space"], described))
-            if other:
-                name, old, new = other[0]
-                raise InputError(
-                    f"--out {store.url}: holds another search, whose {name} is {old!r}, not {new!r}"
-                )
-        elif any(name != LOCK and PART not in name for name in store.list()):
-            raise InputError(f"--out {store.url}: holds something else; accepted: another folder")
+        self.held: dict[str, Any] = SEARCH.read(store) or {}
+        if self.held:
+            differing = SEARCH.differing(self.held.get("space", {}), space.described())
+            if differing:
+                raise SEARCH.another(store, differing)
 
     @property
     def run_id(self) -> str:

@@ -9,15 +9,11 @@ from factory.datasets.centres import pool_embeddings
 from factory.datasets.composition import Composition, read_rows
 from factory.datasets.index import index
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError, KnownFaces, Weights, public
 
 if TYPE_CHECKING:
-    from factory.recognition.recognizer import (
-        Recognizer,
-    )
+    from factory.recognition.recognizer import Recognizer
 
 
 def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownFaces) -> float:
@@ -59,9 +55,7 @@ def checked_recognizer(recognizer: Weights) -> "Recognizer":
     Raises:
         InputError: it is not there, or another one.
     """
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
+    from factory.recognition.recognizers import load_recognizer
 
     loaded = load_recognizer(recognizer.location)
     if recognizer.sha256 and loaded.sha256 != recognizer.sha256:

@@ -8,10 +8,7 @@ from typing import Any
 
 from factory.datasets.manifest import MANIFEST, load_manifest
 from factory.datasets.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store
-from factory.recipe import (
-    GenerateRecipe,
-    InputError,
-)
+from factory.recipe import GenerateRecipe, InputError
 
 ORPHAN_SEC = STALE_SECONDS + 2 * HEARTBEAT_SECONDS  # by then a dead holder's lock is stale
 

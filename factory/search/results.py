@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.search.space import OBJECTIVES
 
 SWEEP, BEST = "sweep.json", "best"

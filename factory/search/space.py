@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.datasets.provenance import pinned, versions
-from factory.datasets.store import (
-    below,
-)
+from factory.datasets.store import below
 from factory.recipe import (
     AUTO,
     ComposeRecipe,
@@ -27,6 +25,7 @@ from factory.recipe import (
     KnownFaces,
     apply,
     content_digest,
+    held,
     keyless,
     load,
     parse,
@@ -202,7 +201,9 @@ class Trial:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Trial":
         """Return the trial that `as_dict` described."""
-        pools = {name: (_generate(p["recipe"]), p["url"]) for name, p in values["pools"].items()}
+        pools = {
+            name: (_generate(held(p["recipe"])), p["url"]) for name, p in values["pools"].items()
+        }
         composed, recognizer = parse(values["compose"]), parse(values["fr"])
         assert isinstance(composed, ComposeRecipe) and isinstance(recognizer, FRRecipe)
         return cls(values["number"], values["point"], pools, composed, recognizer)

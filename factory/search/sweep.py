@@ -26,36 +26,21 @@ from factory import stops
 from factory.cluster.capacity import cpus, gpus, require, trainers
 from factory.cluster.workers import runtime_env
 from factory.datasets.manifest import MANIFEST
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
+from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.verification import bin_files
 from factory.generation.run import check_sources, preflight
-from factory.recipe import (
-    FaultError,
-    InputError,
-    keyless,
-    local_path,
-    public,
-)
+from factory.recipe import FaultError, InputError, keyless, public
 from factory.recognition.faces import load_faces
 from factory.search.book import Book
 from factory.search.following import Following, Say
 from factory.search.leakage import checked_recognizer
-from factory.search.pools import (
-    Pools,
-)
+from factory.search.pools import Pools
 from factory.search.results import BEST
 from factory.search.space import Space, Trial
 from factory.search.suggestions import LOST, Suggestions, scheduler
 from factory.search.tracked import Tracked
-from factory.search.trial import (
-    ACCURACY,
-    Judged,
-    Objective,
-    trial_folder,
-)
+from factory.search.trial import ACCURACY, Judged, Objective, trial_folder
 from factory.training import recognition
 
 RAY = "ray"  # Tune's own notes, below the output while it runs
@@ -147,7 +132,7 @@ def check_inputs(space: Space, trials: list[Trial]) -> None:
     """
     if not trials:
         return
-    bin_files(local_path(space.benchmarks))
+    bin_files(benchmark_folder(space.benchmarks))
     recognition.check(trials[0].fr)
     named = [trial.compose.recognizer for trial in trials]
     for recognizer in {(p.location, p.sha256): p for p in named if p is not None}.values():

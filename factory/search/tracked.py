@@ -6,9 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from factory import tracking
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.gap import over_seeds
 from factory.recipe import InputError
 from factory.search.results import BEST, SWEEP

@@ -22,10 +22,7 @@ import numpy as np
 
 from factory.datasets.compose import TooFewError, compose
 from factory.datasets.composition import Composition, load_composition, read_rows
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import (
     ComposeRecipe,
     Data,
@@ -33,7 +30,6 @@ from factory.recipe import (
     FRRecipe,
     InputError,
     KnownFaces,
-    local_path,
 )
 from factory.search.leakage import leakage
 from factory.search.pools import enter, held
@@ -72,10 +68,7 @@ class Judged:
     def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
         """Return the average accuracy and that of each benchmark, all in [0, 1]."""
         from factory.evaluation.verification import average, verify
-        from factory.recognition.recognizers import (
-            load_recognizer,
-            save_recognizer,
-        )
+        from factory.recognition.recognizers import load_recognizer, save_recognizer
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recognizer.safetensors"
@@ -91,9 +84,10 @@ class Judged:
         }
 
     def _whole(self, folder: str) -> "list[Pairs]":
+        from factory.evaluation.benchmarks import benchmark_folder
         from factory.evaluation.verification import bin_files, read_bin
 
-        return [read_bin(file) for file in bin_files(local_path(folder)).values()]
+        return [read_bin(file) for file in bin_files(benchmark_folder(folder)).values()]
 
     def _few(self, folder: str) -> "list[Pairs]":
         if self.kept is None:

@@ -11,9 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, Part, checked
 from factory.seeding import seed64
 

@@ -23,10 +23,7 @@ from factory.diffusion.sampling import Given
 from factory.recipe import Cosine, InputError, Part, Positive, checked
 from factory.seeding import generator
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.sampling import (
-    DiffusionSystem,
-    SamplingOptions,
-)
+from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import (
     DenoiserBatch,
     DenoiserTraining,

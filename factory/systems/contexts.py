@@ -8,7 +8,7 @@ import numpy as np
 
 from factory.seeding import generator, seed64
 
-ROWS, COLUMNS = 1024, 16_384  # of a matrix of cosines held at a time
+ROWS = 1024  # of a matrix of cosines held at a time
 
 
 def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:

@@ -25,9 +25,7 @@ from torch import Tensor, nn
 
 from factory.datasets.images import ImageBank
 from factory.datasets.provenance import checked_sha256
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_pixels
 from factory.diffusion.dcface import ConditionsConfig, DCFaceConfig, DCFaceNet, early_features
 from factory.diffusion.examples import features
@@ -36,16 +34,10 @@ from factory.diffusion.sampling import Given
 from factory.diffusion.tokens import draw_kept
 from factory.recipe import Fraction, InputError, Positive, checked
 from factory.recognition.attributes import Predictor, load_predictor
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.sampling import (
-    DiffusionSystem,
-    SamplingOptions,
-    unit,
-)
+from factory.systems.sampling import DiffusionSystem, SamplingOptions, unit
 from factory.systems.styles import DatasetStyles, StudioStyles, Style, StyleBank, StylesOptions
 from factory.systems.training import (
     DenoiserBatch,

@@ -30,15 +30,8 @@ from factory.seeding import generator, seed64
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.contexts import anchors, perturb, uniform
 from factory.systems.idiff_face import IDiffFaceOptions, IDiffFaceTraining
-from factory.systems.sampling import (
-    DiffusionSystem,
-    SamplingOptions,
-)
-from factory.systems.training import (
-    DenoiserBatch,
-    Drawn,
-    IdentityLoss,
-)
+from factory.systems.sampling import DiffusionSystem, SamplingOptions
+from factory.systems.training import DenoiserBatch, Drawn, IdentityLoss
 
 BINS = 24
 DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit

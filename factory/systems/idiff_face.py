@@ -24,16 +24,8 @@ from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Fraction, InputError, checked
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.contexts import uniform
-from factory.systems.sampling import (
-    DiffusionSystem,
-    SamplingOptions,
-)
-from factory.systems.training import (
-    DenoiserBatch,
-    DenoiserTraining,
-    Drawn,
-    TrainingOptions,
-)
+from factory.systems.sampling import DiffusionSystem, SamplingOptions
+from factory.systems.training import DenoiserBatch, DenoiserTraining, Drawn, TrainingOptions
 
 
 class IDiffFaceSampling(SamplingOptions):

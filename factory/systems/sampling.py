@@ -16,18 +16,10 @@ from torch import Tensor, nn
 from factory.cluster.hardware import gpu_facts
 from factory.datasets.images import ImageBank
 from factory.datasets.provenance import checked_sha256
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
-from factory.diffusion.examples import (
-    embed,
-)
-from factory.diffusion.files import (
-    load_autoencoder,
-    load_denoiser,
-    read_metadata,
-)
+from factory.diffusion.examples import embed
+from factory.diffusion.files import load_autoencoder, load_denoiser, read_metadata
 from factory.diffusion.sampling import Given, Predict, guided, sample_latents
 from factory.diffusion.schedule import Process
 from factory.recipe import (
@@ -41,9 +33,7 @@ from factory.recipe import (
     Sampler,
     checked,
 )
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 from factory.studio.people import person
 from factory.studio.render import render

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from factory.datasets.composition import source_digest
 from factory.datasets.feed import Feed
 from factory.datasets.provenance import checked_sha256
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
 from factory.diffusion.conditioning import draw_masks
 from factory.diffusion.examples import (
@@ -54,9 +52,7 @@ from factory.recipe import (
     digest,
 )
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 
 CACHE_SEED = 1  # the order in which examples are kept is the same for all recipes

@@ -18,9 +18,7 @@ from torch.nn import functional
 from factory.cluster import hardware
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
 from factory.recipe import InputError
 from factory.recognition.attributes import (
@@ -32,9 +30,7 @@ from factory.recognition.attributes import (
 )
 from factory.recognition.backbones import channels_last
 from factory.recognition.images import decode
-from factory.recognition.recognizer import (
-    to_input,
-)
+from factory.recognition.recognizer import to_input
 from factory.seeding import generator, seed64
 
 HELD_OUT = 16  # every sixteenth identity is held out

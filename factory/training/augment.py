@@ -24,6 +24,12 @@ CUT_AREA = (0.2, 1.0)  # what AdaFace's crop leaves
 CUT_RATIO = 4 / 3  # longest to shortest side of what it leaves, at most
 PHOTOMETRIC = 0.5  # AdaFace: brightness, contrast and saturation
 STRENGTH = 16 / 30  # RandAugment's magnitude 16 of the 31 bins 0 to 30
+ZOOM = (0.75, 1.1)  # side of what is cut out, relative: tighter and looser crops
+SHIFT = 0.06  # of the cut, of the image's side
+GREYED = 0.1  # rate of images without colours
+NOISE = (0.01, 0.08)  # standard deviation of a sensor's noise, of the range
+GAMMA = 0.4  # exposure: log of the exponent, at most
+QUALITY = (20, 90)  # of JPEG
 
 
 def augment(
@@ -159,6 +165,55 @@ def blur(images: Tensor, draws: Draws) -> Tensor:
     return out
 
 
+def zoom(images: Tensor, draws: Draws) -> Tensor:
+    """Cut half of the images tighter or looser, off centre, as another detector would."""
+    chosen = draws[:, 0] < 0.5
+    side = np.where(chosen, _between(draws[:, 1], *ZOOM), 1.0)
+    x, y = (np.where(chosen, 2.0 * SHIFT * (2.0 * draws[:, n] - 1.0), 0.0) for n in (2, 3))
+    zero = np.zeros_like(side)
+    return _warp(images, np.stack([side, zero, x, zero, side, y], 1))
+
+
+def grey(images: Tensor, draws: Draws) -> Tensor:
+    """Take the colours of a tenth of the images."""
+    chosen = _column(draws[:, 0] < GREYED).to(images.device)
+    return torch.where(chosen, _grey(images).expand_as(images), images)
+
+
+def exposure(images: Tensor, draws: Draws) -> Tensor:
+    """Raise the brightness of half of the images to a power between 2/3 and 3/2."""
+    power = np.where(draws[:, 0] < 0.5, np.exp(_between(draws[:, 1], -GAMMA, GAMMA)), 1.0)
+    light = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
+    return 2.0 * light.clamp_min(1e-4) ** _column(power, images) - 1.0
+
+
+def noise(images: Tensor, draws: Draws) -> Tensor:
+    """Add a sensor's noise to a third of the images, as strong in every channel."""
+    strength = np.where(draws[:, 0] < 1 / 3, 2.0 * _between(draws[:, 1], *NOISE), 0.0)
+    out = images.clone()
+    for row in np.flatnonzero(strength):
+        grain = generator(int(draws[row, 2] * 2**53))
+        drawn = grain.standard_normal(tuple(images.shape[1:]), np.float32)
+        out[row] += strength[row] * torch.from_numpy(drawn).to(images)
+    return out
+
+
+def compression(images: Tensor, draws: Draws) -> Tensor:
+    """Write a third of the images as JPEG of quality 20 to 90, and read them again."""
+    import simplejpeg
+
+    out = images.clone()
+    for row in np.flatnonzero(draws[:, 0] < 1 / 3):
+        pixels = images[row].add(1.0).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
+        quality = round(float(_between(draws[row, 1], *QUALITY)))
+        data = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(pixels.cpu().numpy()), quality, colorspace="RGB"
+        )
+        read = torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+        out[row] = read.permute(2, 0, 1).to(images).div(127.5).sub(1.0)
+    return out
+
+
 def randaugment(images: Tensor, draws: Draws) -> Tensor:
     """IDiff-Face's RandAugment: 4 operations at magnitude 16 of 31, drawn for each image."""
     from PIL import Image
@@ -216,6 +271,11 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "photometric": photometric,
     "lowres": lowres,
     "blur": blur,
+    "zoom": zoom,
+    "grey": grey,
+    "exposure": exposure,
+    "noise": noise,
+    "compression": compression,
     "randaugment": randaugment,
 }
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from factory.cluster import hardware
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.reconstruction import AutoencoderTraining
 from factory.diffusion.trainable import Place, Trainable
 from factory.recipe import TrainRecipe, canonical

@@ -320,10 +320,7 @@ class DeepSpeedEngine(TrainingEngine):
             groups = self.base.state_dict()["param_groups"]
             self.base.load_state_dict({"state": state, "param_groups": groups})
             return
-        from deepspeed.utils import (
-            safe_set_full_optimizer_state,
-            safe_set_local_optimizer_state,
-        )
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self._make_state(state[0])
         for number, parameter in enumerate(self.names.values()):

@@ -8,60 +8,50 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from factory.datasets.claim import Claim
 from factory.datasets.composition import source_licence
 from factory.datasets.licences import strictest
 from factory.datasets.provenance import licence_of, sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.files import RANDOM_INIT
 from factory.recipe import (
     AUTO,
     FRRecipe,
-    InputError,
     TrainRecipe,
-    canonical,
     digest,
     kept_precision,
     parse,
     stated_precision,
 )
 from factory.tracking import Run
-from factory.training import checkpoint
 
 RECIPE = "recipe.json"
 RECORD = "training.json"
 DONE = "done.json"  # written last: nothing is left for the same command to do
-# What only decides where and how safely it runs; a resumed training may differ in it.
-FREE = ("engine.", "checkpoint.", "precompute", "benchmarks")
-BOUND = "engine.precision"
+TRAINING = Claim(
+    RECIPE,
+    "the training",
+    own=("ray/",),  # Ray Train's own notes (`workers.SCRATCH`)
+    free=("engine.", "checkpoint.", "precompute", "benchmarks"),
+    bound=("engine.precision",),
+)
 
 Trained = TypeVar("Trained", TrainRecipe, FRRecipe)
 
 
 def kept(store: Store, recipe: Trained) -> Trained:
     """Return the recipe with the precision its output is claimed with, where it says `auto`."""
-    held = json.loads(store.read(RECIPE)) if store.exists(RECIPE) else None
-    return kept_precision(recipe, held)
+    return kept_precision(recipe, TRAINING.read(store))
 
 
 def check_output(store: Store, recipe: BaseModel) -> None:
     """Raise InputError when the output is another recipe's training, naming the fields."""
-    if not store.exists(RECIPE):
-        if next(iter(store.list(checkpoint.FOLDER)), None) is not None:
-            raise InputError(f"--out {store.url}: holds checkpoints but no {RECIPE}")
-        return
-    held = _leaves(parse(json.loads(store.read(RECIPE))).model_dump(mode="json"))
-    wanted = _leaves(recipe.model_dump(mode="json"))
-    differing = [
-        f"{name} is {held.get(name)!r} there, {wanted.get(name)!r} here"
-        for name in sorted(held.keys() | wanted.keys())
-        if held.get(name) != wanted.get(name) and (name == BOUND or not name.startswith(FREE))
-    ]
-    if differing:
-        raise InputError(
-            f"--out {store.url}: holds another recipe's training: {', '.join(differing)}"
-        )
+    found = TRAINING.read(store)
+    if found is not None:
+        began = parse(found).model_dump(mode="json")
+        differing = TRAINING.differing(began, recipe.model_dump(mode="json"))
+        if differing:
+            raise TRAINING.another(store, differing)
 
 
 def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
@@ -73,7 +63,7 @@ def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
     """
     assert stated_precision(recipe) != AUTO, "what auto means is settled before a claim"
     check_output(store, recipe)
-    store.write(RECIPE, canonical(recipe).encode())
+    TRAINING.write(store, recipe.model_dump(mode="json"))
 
 
 def finished(store: Store) -> dict[str, Any] | None:
@@ -143,12 +133,3 @@ def register(
             store.fetch(name, Path(folder) / name)
             tags[f"sha256.{name}"] = sha256_file(Path(folder) / name)
         return tracked.model(recipe.name, Path(folder), tags)
-
-
-def _leaves(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {path: values}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _leaves(value, f"{path}.{name}" if path else name)
-    return found

@@ -16,20 +16,12 @@ from factory.cluster import hardware
 from factory.datasets.composition import is_composition
 from factory.datasets.feed import Batch, Feed
 from factory.datasets.manifest import committed
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError
 from factory.recognition.backbones import make_backbone
 from factory.recognition.onnx_export import save_onnx
-from factory.recognition.recognizer import (
-    to_input,
-)
-from factory.recognition.recognizers import (
-    FILE,
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizer import to_input
+from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer
 from factory.seeding import seed64
 from factory.training import checkpoint
 from factory.training.augment import augment, check_names

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from factory.cluster import hardware
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.examples import CHUNK, NETWORKS, ExampleSource, chunk_file, compute
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place

@@ -18,10 +18,7 @@ import torch
 
 from factory import stops
 from factory.cluster.progress import ProgressLine
-from factory.datasets.store import (
-    Store,
-    below,
-)
+from factory.datasets.store import Store, below
 from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
 from factory.training import checkpoint
 

@@ -87,6 +87,52 @@ def test_crop_keeps_a_plain_image_plain():
     assert torch.allclose(augment(plain.clone(), ["crop"], 7, 0, slice(0, 12), 12), plain)
 
 
+def many(name, images):
+    return augment(images.clone(), [name], 7, 0, slice(0, len(images)), len(images))
+
+
+def test_grey_takes_the_colours_of_a_tenth():
+    made = many("grey", IMAGES.repeat(50, 1, 1, 1))
+    grey = (made[:, :1] - made).abs().flatten(1).amax(1) < 1e-6
+    assert 0.06 < grey.float().mean() < 0.14
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    whole = (IMAGES.repeat(50, 1, 1, 1) * weights).sum(1, keepdim=True)
+    assert torch.allclose(made[grey], whole[grey].expand(-1, 3, -1, -1), atol=1e-6)
+
+
+def test_exposure_is_a_power_of_the_brightness():
+    light = torch.full((400, 3, 4, 4), 2 * 0.25 - 1)
+    made = (many("exposure", light)[:, 0, 0, 0] + 1) / 2
+    power = made.log() / np.log(0.25)
+    changed = (power - 1).abs() > 1e-5
+    assert 0.4 < changed.float().mean() < 0.6
+    assert power.min() > np.exp(-0.4) - 1e-4 and power.max() < np.exp(0.4) + 1e-4
+
+
+def test_noise_has_the_strength_it_says():
+    made = many("noise", torch.zeros(600, 3, 32, 32))
+    spread = made.flatten(1).std(1) / 2
+    noisy = spread[spread > 0]
+    assert 0.28 < len(noisy) / 600 < 0.39
+    assert noisy.min() > 0.009 and noisy.max() < 0.082 and abs(float(made.mean())) < 1e-3
+
+
+def test_compression_is_that_of_a_jpeg_and_of_a_third():
+    smooth = torch.linspace(-1, 1, 32).expand(300, 3, 32, 32).contiguous()
+    made = many("compression", smooth)
+    changed = (made != smooth).flatten(1).any(1)
+    assert 0.26 < changed.float().mean() < 0.41
+    assert (made - smooth).abs().mean((1, 2, 3)).max() < 0.05
+
+
+def test_zoom_moves_half_of_the_images_and_keeps_a_plain_one():
+    made = many("zoom", IMAGES.repeat(30, 1, 1, 1))
+    moved = (made - IMAGES.repeat(30, 1, 1, 1)).abs().flatten(1).amax(1) > 1e-4
+    assert 0.4 < moved.float().mean() < 0.6
+    plain = torch.full((40, 3, 32, 32), 0.25)
+    assert torch.allclose(many("zoom", plain), plain)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"augment: 'mirror'; accepted: .*flip"):
         check_names(["flip", "mirror"])

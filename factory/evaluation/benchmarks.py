@@ -1,0 +1,73 @@
+"""The studio's verification benchmarks as files: made by a command, or where they are missing.
+
+A tree that `ray job submit` uploads leaves the shipped files out, since they are a third of it. The
+first command that asks for them there makes them again, once a machine.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from factory.datasets.provenance import versions
+from factory.datasets.scratch import process_token
+from factory.datasets.store import cache_home
+from factory.evaluation.verification import FOLDS, write_bin
+from factory.recipe import local_path
+from factory.studio.benchmarks import BENCHMARKS, groups, make_benchmark
+
+SHIPPED = "package:studio/bins"
+MANIFEST, GROUPS = "benchmarks.json", "groups.json"
+
+Say = Callable[[str], None]
+
+
+def benchmark_folder(location: str, say: Say = print) -> Path:
+    """Return the local folder of benchmarks that a location names.
+
+    Args:
+        location: a folder; `package:studio/bins` is made where it was not shipped.
+        say: receives a line before minutes of rendering, and one a file.
+    """
+    folder = local_path(location)
+    if location != SHIPPED or any(folder.glob("*.bin")):
+        return folder
+    wanted = json.loads((folder / MANIFEST).read_text())
+    settings = {key: int(wanted[key]) for key in ("pairs", "size", "seed")}
+    made = cache_home() / f"benchmarks-{'-'.join(map(str, settings.values()))}"
+    if not made.is_dir():
+        say(f"{location} was not uploaded: rendering it into {made}, once, in a few minutes")
+        part = made.with_name(f"{made.name}.{process_token()}")
+        try:
+            write_benchmarks(part, **settings, say=say)
+            part.replace(made)
+        except OSError:
+            if not made.is_dir():  # another process was as quick
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return made
+
+
+def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -> None:
+    """Write each of the studio's benchmarks and the groups of its pairs, the manifest last.
+
+    Args:
+        folder: where the files go.
+        pairs: of each benchmark.
+        size: height and width of the images in pixels.
+        seed: root seed of the pictures.
+        say: receives a line a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Any] = {"pairs": pairs, "size": size, "seed": seed}
+    files = {}
+    for name in BENCHMARKS:
+        images, same = make_benchmark(name, **made, folds=FOLDS)
+        files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
+        say(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}")
+    known = {name: {"pairs": groups(name, pairs, seed)} for name in BENCHMARKS}
+    (folder / GROUPS).write_text(json.dumps(known) + "\n")
+    content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
+    (folder / MANIFEST).write_text(json.dumps({**content, "versions": versions()}, indent=1) + "\n")

@@ -1,0 +1,79 @@
+"""YAML as values: plain numbers, texts, lists and mappings, whatever was typed.
+
+Duplicate keys are refused, since YAML's own answer is to take the last one in silence. Dates stay
+texts. Aliases that make a text grow without end, or a list that holds itself, are refused before
+anything walks through them.
+"""
+
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from factory.recipe.errors import InputError
+
+MOST_VALUES = 100_000  # of a text, aliases written out
+DEEPEST = 50
+DATES = "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that takes dates for texts."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != DATES]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def yaml_values(text: str, what: str) -> Any:
+    """Return the values that a YAML text holds.
+
+    Args:
+        text: one document.
+        what: words before an error, as "recipe: FILE".
+
+    Raises:
+        InputError: the text is not YAML, holds a key twice, nests deeper than 50 levels or, with
+            its aliases written out, is longer than 100,000 values.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node, what, [], [0])
+        return loader.construct_document(node)
+    except RecursionError:
+        raise InputError(f"{what}: nested too deep; accepted are {DEEPEST} levels") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
+    """Walk through a node as often as it stands somewhere, and refuse what is not to be built."""
+    seen[0] += 1
+    if seen[0] > MOST_VALUES:
+        raise InputError(f"{what}: more than {MOST_VALUES} values, aliases written out")
+    if len(above) > DEEPEST:
+        raise InputError(f"{what}: nested too deep; accepted are {DEEPEST} levels")
+    if any(node is one for one in above):
+        raise InputError(f"{what}: an alias that holds itself; accepted are values")
+    inner: list[Node] = []
+    if isinstance(node, MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None) if keys else None
+        if twice is not None:
+            raise InputError(f"{what}: {twice!r} stands twice; accepted is once")
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, SequenceNode):
+        inner = list(node.value)
+    for part in inner:
+        _check(part, what, [*above, node], seen)

@@ -1,0 +1,55 @@
+"""Benchmarks that were not shipped are made again, once, and are those that were."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from factory.evaluation import benchmarks
+from factory.evaluation.benchmarks import MANIFEST, SHIPPED, benchmark_folder, write_benchmarks
+from factory.evaluation.verification import bin_files, read_bin
+
+SETTINGS = {"pairs": 20, "size": 32, "seed": 1}
+
+
+@pytest.fixture
+def missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package whose benchmarks were left out; yields the folder of what was shipped."""
+    whole = tmp_path / "whole"
+    write_benchmarks(whole, **SETTINGS, say=lambda line: None)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / MANIFEST).write_text((whole / MANIFEST).read_text())
+    monkeypatch.setattr(benchmarks, "local_path", lambda location: bare)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return whole
+
+
+def test_what_was_left_out_is_made_once_and_equal(missing: Path) -> None:
+    said: list[str] = []
+    folder = benchmark_folder(SHIPPED, said.append)
+    assert said[0].startswith(f"{SHIPPED} was not uploaded") and len(said) == 6
+    stated = json.loads((missing / MANIFEST).read_text())["sha256"]
+    made = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.bin")
+    }
+    assert made == stated and len(made) == 5
+    assert all(len(read_bin(file).same) == 20 for file in bin_files(folder).values())
+    said.clear()
+    assert benchmark_folder(SHIPPED, said.append) == folder and said == []
+
+
+def test_half_of_them_is_never_taken(missing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmarks, "groups", killed)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark_folder(SHIPPED, lambda line: None)
+    assert len(bin_files(benchmark_folder(SHIPPED, lambda line: None))) == 5
+
+
+def test_other_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    assert benchmark_folder(str(tmp_path), lambda line: None) == tmp_path
