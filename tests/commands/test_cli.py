@@ -14,7 +14,7 @@ import ready
 
 from factory.__main__ import names
 from factory.commands import cli
-from factory.recipe import InputError, load
+from factory.recipe import FaultError, InputError, errors, load
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "desk/generate/studio.yaml"
@@ -187,11 +187,11 @@ def outcome(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> tupl
 def test_exit_codes_are_0_1_2_and_stand_in_the_last_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert outcome(None, capsys) == (cli.DONE, "")
-    code, said = outcome(cli.FaultError("shard x: wrong hash"), capsys)
-    assert code == cli.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
+    assert outcome(None, capsys) == (errors.DONE, "")
+    code, said = outcome(FaultError("shard x: wrong hash"), capsys)
+    assert code == errors.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
     code, said = outcome(InputError("recipe field seed: missing"), capsys)
-    assert code == cli.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
+    assert code == errors.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
 
 
 def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) 
     made.parse_args = lambda *_: given  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as stopped:
         cli.run(made, lambda _: 0)
-    assert stopped.value.code == cli.WRONG_INPUT
+    assert stopped.value.code == errors.WRONG_INPUT
     assert "--set seed=1: this job reads no recipe" in capsys.readouterr().err
 
 
@@ -210,7 +210,7 @@ def test_set_is_repeatable_and_argparse_agrees_on_2() -> None:
     assert asked.overrides == ["a=1", "b.c=2"]
     with pytest.raises(SystemExit) as stopped:
         made.parse_args(["r.yaml", "--unknown"])
-    assert stopped.value.code == cli.WRONG_INPUT
+    assert stopped.value.code == errors.WRONG_INPUT
 
 
 def seconds(*arguments: str) -> float:

@@ -119,7 +119,7 @@ def test_overrides(path: Path) -> None:
     [
         ("identities.count", "accepted is path=value"),
         ("=3", "accepted is path=value"),
-        ("identities.count=[", "not a YAML value"),
+        ("identities.count=[", "--set identities.count: '[' is not YAML"),
         ("name.first=3", "name is not a group of fields"),
         ("identities.cnt=3", "recipe field identities.cnt: unknown"),
         ("identities.count=few", "recipe field identities.count: 'few'"),
