@@ -50,6 +50,6 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, recipe="a generate or fr recipe (YAML)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of both sides (default 3)")
     parser.add_argument(
-        "--json", type=cli.local, default="", help="also write the result to this file"
+        "--json", type=cli.file, default="", help="also write the result to this file"
     )
     cli.run(parser, job)

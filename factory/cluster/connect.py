@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import stat
 import tempfile
 import time
@@ -21,8 +23,11 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # folders for Ray's sockets if TMPDIR 
 # How many seconds a local Ray may take to start, and Ray's own setting by which a user changes it.
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
 REQUEST_SEC = "5"  # see `_patient`
+ANSWER_SEC = 10.0  # for the machine at an address to answer
+UNKNOWN_USER = ("unauthenticated", "authentication token", "auth_token")  # in Ray's errors
 LATE = "timed out during startup"  # part of Ray's error message
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
+UNSHOWN = (LOG_SETTING.encode(), b"gcs_client.cc")  # lines that the error itself says better
 SOCKET_BYTES = 107  # longest path of a unix socket
 SOCKETS = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's folder
 
@@ -48,6 +53,8 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     seconds, begun = _start_seconds(), time.monotonic()
     joined = bool(address or os.environ.get("RAY_ADDRESS"))
+    if address:
+        _answers(address)
     others = stops.below()
     try:
         while not ray.is_initialized():
@@ -66,6 +73,11 @@ def connect(address: str) -> None:
                     f"--address {address!r}: no Ray cluster answers there ({error})"
                 ) from error
             except Exception as error:  # Ray has no class of its own for it
+                if joined and any(word in str(error).lower() for word in UNKNOWN_USER):
+                    raise InputError(
+                        f"--address {address!r}: the cluster wants a token; accepted is its token "
+                        "in RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token"
+                    ) from error
                 if LATE not in str(error):
                     raise
                 stops.kill(stops.below() - others)  # the rest of the Ray that did not start
@@ -82,6 +94,27 @@ def started_here() -> bool:
     """Tell whether this process started its Ray; that Ray then has this process's environment."""
     node: Any = worker._global_node
     return node is not None and node.head
+
+
+def _answers(address: str) -> None:
+    """Raise InputError where an address is none, or nobody answers there.
+
+    Ray itself would try for most of a minute.
+    """
+    if address in ("auto", "local"):
+        return
+    found = re.fullmatch(r"(?:ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
+    if found is None:
+        raise InputError(
+            f"--address {address!r}: accepted is HOST:PORT of a Ray head, ray://HOST:PORT, or auto"
+        )
+    try:
+        with socket.create_connection((found[1].strip("[]"), int(found[2])), ANSWER_SEC):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--address {address!r}: no Ray cluster answers there ({error})"
+        ) from error
 
 
 def _start_seconds() -> int:
@@ -159,7 +192,9 @@ def _quiet() -> Iterator[None]:
             os.dup2(shown, 2)
             os.close(shown)
             held.seek(0)
-            os.write(2, b"".join(line for line in held if LOG_SETTING.encode() not in line))
+            os.write(
+                2, b"".join(line for line in held if not any(word in line for word in UNSHOWN))
+            )
 
 
 def _below() -> str | None:

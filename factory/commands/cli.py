@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from factory import stops
 from factory.recipe import FaultError, InputError
-from factory.recipe.errors import DONE
+from factory.recipe.errors import DONE, WRONG_INPUT
 
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
@@ -26,9 +26,7 @@ def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
         doc: the job's docstring, shown by --help.
         positional: names and help texts of the job's positional arguments, in order.
     """
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, text in positional.items():
         made.add_argument(name, metavar=name.upper(), help=text)
     made.add_argument(
@@ -115,6 +113,34 @@ def local(text: str) -> str:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: accepted is a path; this output takes no URL")
     return text
+
+
+def file(text: str) -> str:
+    """Take a file that is written at the end of the work; an argparse type.
+
+    Whether it can be written is asked before the work begins.
+    """
+    path = Path(local(text))
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text}: a folder; accepted is a file")
+        if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(
+                f"{text}: {path.parent} is no folder that can be written to; accepted is a file in "
+                "one that is there"
+            )
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]}: {error}") from None
+    return text
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message; --help has what is accepted."""
+        said = f"error: {message}; --help tells what is accepted (exit code {WRONG_INPUT})"
+        self.exit(WRONG_INPUT, said + "\n")
 
 
 def show(rows: dict[str, str]) -> None:

@@ -58,7 +58,7 @@ def main() -> NoReturn:
         help=f"of ijb: norm, detector, flip; several with commas (default: {SWITCHES})",
     )
     parser.add_argument(
-        "--json", type=cli.local, default="", help="also write the result to this file"
+        "--json", type=cli.file, default="", help="also write the result to this file"
     )
     parser.add_argument("--resize", action="store_true", help="resize images of another size")
     cli.run(parser, job)

@@ -45,7 +45,7 @@ def job(arguments: argparse.Namespace) -> None:
 def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset or composition")
-    parser.add_argument("--to", type=cli.local, required=True, help="the .bin file to write")
+    parser.add_argument("--to", type=cli.file, required=True, help="the .bin file to write")
     parser.add_argument("--pairs", type=int, default=1000, help="how many, half of them genuine")
     parser.add_argument("--folds", type=int, default=FOLDS, help="parts that share no identity")
     parser.add_argument("--seed", type=int, default=1, help="draws identities, images and order")

@@ -64,7 +64,7 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
     parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
-    parser.add_argument("--json", type=cli.local, default="", help="also write the result there")
+    parser.add_argument("--json", type=cli.file, default="", help="also write the result there")
     parser.add_argument("--identities", type=int, help="measure only labels below this")
     parser.add_argument("--images-each", type=int, help="measure only the first N images of each")
     parser.add_argument("--r", type=float, help="radius as a cosine (default: from the gallery)")
@@ -72,8 +72,8 @@ def main() -> NoReturn:
     parser.add_argument("--against", default="", help="leakage: the generator's training data")
     parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
     parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
-    parser.add_argument("--embeddings", type=cli.local, default="", help="also write them there")
-    parser.add_argument("--centres", type=cli.local, default="", help="write identities' centres")
+    parser.add_argument("--embeddings", type=cli.file, default="", help="also write them there")
+    parser.add_argument("--centres", type=cli.file, default="", help="write identities' centres")
     for flag, options in FLAGS.items():
         parser.add_argument(flag, **options)
     cli.run(parser, job)

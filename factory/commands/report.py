@@ -39,7 +39,7 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a run, a dataset or a sweep")
     parser.add_argument(
-        "--to", type=cli.local, default="", help=f"file to write (default: URL/{REPORT})"
+        "--to", type=cli.file, default="", help=f"file to write (default: URL/{REPORT})"
     )
     parser.add_argument(
         "--measures",

@@ -81,6 +81,6 @@ def main() -> NoReturn:
     parser = cli.parser(__doc__, recipe="an fr recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of the recognizer")
     parser.add_argument(
-        "--onnx", type=cli.local, default="", help="also write the finished network to this file"
+        "--onnx", type=cli.file, default="", help="also write the finished network to this file"
     )
     cli.run(parser, job)

@@ -111,10 +111,16 @@ DATASET = Claim(CLAIM, "the dataset", free=("workers.", "cost."), bound=("worker
 
 
 def read_claim(store: Store) -> dict[str, Any]:
-    """Return the claim of a dataset folder; InputError where there is no dataset."""
+    """Return the claim of a dataset folder; InputError if there is none or it is damaged."""
     if not store.exists(CLAIM):
         raise InputError(f"{store.url}: no dataset there ({CLAIM} is missing)")
-    return json.loads(store.read(CLAIM))
+    try:
+        found = json.loads(store.read(CLAIM))
+    except ValueError as error:
+        raise InputError(f"{store.url}/{CLAIM}: damaged ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        raise InputError(f"{store.url}/{CLAIM}: states no recipe of a dataset")
+    return found
 
 
 def claimed(store: Store, kind: str, claim: Claim = DATASET) -> dict[str, Any] | None:

@@ -80,12 +80,15 @@ def launch(
     from ray import train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from factory.cluster.capacity import trainers
+    from factory.cluster.waiting import wait_for
     from factory.cluster.workers import runtime_env
 
     wanted, root = recipe.engine, Store(out).root
     env = runtime_env(wanted.threads)
     if not wanted.num_gpus:
         env["env_vars"]["DS_ACCELERATOR"] = "cpu"
+    wait_for(trainers(wanted))
     board = start_board()
     trainer = TorchTrainer(
         _work,
