@@ -11,9 +11,7 @@ from factory.diffusion.schedule import Process
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Backbone, GenerateRecipe, TrainRecipe, parse
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    save_recognizer,
-)
+from factory.recognition.recognizers import save_recognizer
 
 SIZE = 16
 DIMENSION = 8
@@ -30,17 +28,18 @@ IDIFF: dict[str, Any] = {
     "context_tokens": 2,
     "learn_empty_context": True,
 }
+ADM: dict[str, Any] = {  # the U-Net of DCFace, CemiFace and others built on it
+    "size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "widths": [32, 32],
+    "attention": [False, True],
+    "unresized": [],
+    "head_channels": 16,
+    "norm_groups": 2,
+}
 DCFACE: dict[str, Any] = {
-    "unet": {
-        "size": 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "widths": [32, 32],
-        "attention": [False, True],
-        "unresized": [],
-        "head_channels": 16,
-        "norm_groups": 2,
-    },
+    "unet": ADM,
     "conditions": {
         "embedding_size": DIMENSION,
         "map_channels": 8,

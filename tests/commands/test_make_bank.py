@@ -17,18 +17,13 @@ from factory.datasets.claim import read_claim
 from factory.datasets.embeddings import read_embeddings
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.selection import make_bank
 from factory.recipe import Backbone, BankRecipe, InputError, NamedDataset, load
 from factory.recognition.attributes import SHIPPED
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 
 SIZE = 32
 
@@ -102,8 +97,12 @@ def test_a_bank_is_a_dataset_of_the_chosen_images(given: dict[str, Any], tmp_pat
     other = recipe.model_copy(update={"count": 9})
     with pytest.raises(InputError, match="another recipe's bank"):
         make_bank(other, out, said.append)
-    wide = recipe.model_copy(update={"pool": recipe.pool.model_copy(update={"num_gpus": 2.0})})
-    with pytest.raises(InputError, match=r"recipe field pool\.num_gpus: 2, but the largest node"):
+    wide = recipe.model_copy(
+        update={"workers": recipe.workers.model_copy(update={"num_gpus": 2.0})}
+    )
+    with pytest.raises(
+        InputError, match=r"recipe field workers\.num_gpus: 2, but the largest node"
+    ):
         make_bank(wide, out, said.append)  # each who looks at candidates reserves what is asked
     verified = run("verify.py", out)
     assert verified.returncode == 0, verified.stdout + verified.stderr
