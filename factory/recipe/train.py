@@ -120,9 +120,7 @@ class Checkpoints(Part):
 class Precompute(Part):
     """Actors that run the frozen networks on all images before the training."""
 
-    sidecar: Address = Field(
-        description="Folder or URL for the results, reachable by all workers."
-    )
+    sidecar: Address = Field(description="Folder or URL for the results, reachable by all workers.")
     actors: Positive = 1
     num_cpus: Annotated[float, Field(ge=0.0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
