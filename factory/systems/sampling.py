@@ -64,7 +64,7 @@ class SamplingOptions(Part):
         default=(0.0, 1.0), description="Guidance is on while t/T lies inside."
     )
     guidance_rescale: Fraction = Field(
-        default=0.0, description="How far the guided prediction gets the unguided one's spread."
+        default=0.0, description="How far the guided prediction gets the conditional one's spread."
     )
     bank: NamedDataset | None = Field(
         default=None, description="For identities.source bank: first images are the identities."
