@@ -95,7 +95,7 @@ class TrainingEngine(ABC):
 
     @abstractmethod
     def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend a network with a whole state dict, in evaluation mode; one worker alone may call it."""
+        """Lend a network with a whole state dict, in evaluation mode; one worker may call this."""
 
 
 def check_engine(recipe: TrainRecipe | FRRecipe, least: int = 1) -> None:
