@@ -175,10 +175,8 @@ def reserves(recipe: GenerateRecipe) -> str:
     """Return in words what the actors of a recipe reserve at their most."""
     workers = recipe.workers
     least = f"{workers.least} to " if workers.least < workers.max else ""
-    each = f"{workers.num_cpus:g} CPU" + (
-        f" + {workers.num_gpus:g} GPU" if workers.num_gpus else ""
-    )
-    makers = f"{least}{workers.max} makers x {each}"
+    gpus = f" + {workers.num_gpus:g} GPU" if workers.num_gpus else ""
+    makers = f"{least}{workers.max} makers x {workers.num_cpus:g} CPU{gpus}"
     if not workers.committers:
         return makers
     return f"{makers}, {workers.committers} committers x {workers.committer_num_cpus:g} CPU"

@@ -118,4 +118,4 @@ def test_a_plan_says_what_it_reserves_and_what_gpus_it_costs() -> None:
     told = describe(wide)
     assert told["reserves"] == "2 to 8 makers x 2 CPU + 0.5 GPU, 3 committers x 1 CPU"
     low, high = totals(wide).actor_hours
-    assert told["GPU-hours"] == f"{low * 1800:.1f} s to {high * 1800:.1f} s"
+    assert told["GPU-hours"] == f"{low * 30:.1f} min to {high * 30:.1f} min"
