@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.claim import CLAIM, Claim
+from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.composition import (
     Composition,
     Rows,
@@ -105,6 +105,7 @@ def _sample(rows: Rows, row: int, paths: list[Path], reader: Reader) -> dict[str
 
 
 def _claim(to: Store, made: Composition) -> None:
+    claimed(to, made.recipe["kind"], MATERIALISED)  # names another kind, not all of its fields
     claim = {
         "recipe": made.recipe,
         "grown": [],
