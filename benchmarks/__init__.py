@@ -1,1 +1,1 @@
-"""What measures the factory: its overhead, its speed, its controls; run from the repository."""
+"""Measure the factory: its overhead, its speed, its controls. Run these from the repository."""

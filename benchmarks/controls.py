@@ -1,10 +1,10 @@
-"""Whether the papers' controls do what the papers say, measured on the desk models.
+"""Measure on the desk models whether the papers' controls do what the papers say.
 
-    python -m factory.controls --out runs/controls --json docs/results/controls.json \
+    python -m benchmarks.controls --out runs/controls --json docs/results/controls.json \
         --plot docs/results/controls.svg
 
-Every value of a control is a dataset of the same people count, seed and recipe, measured under the
-judge; to resume, run the same command again.
+Every value of a control makes one dataset, with the same number of people, seed and recipe, which
+the judge measures. To resume, run the same command again.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Setting:
     Attributes:
         value: the number on the axis.
         recipe: the generate recipe's name.
-        sets: its overrides.
+        sets: the recipe's overrides.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Setting:
 
 
 def _weights(name: str) -> tuple[str, ...]:
-    """Return the overrides that put a shipped denoiser in the place of a recipe's own."""
+    """Return the overrides that replace a recipe's denoiser by another shipped one."""
     location = f"package:weights/{name}.safetensors"
     return (f"weights.denoiser.location={location}", "weights.denoiser.sha256=''")
 
@@ -72,18 +72,18 @@ CONTROLS = {
 
 
 def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[str, Any]:
-    """Generate and measure every setting of the controls named.
+    """Generate and measure every setting of the named controls.
 
     Args:
-        chain: where the jobs run.
-        names: of `CONTROLS`.
-        people: identities of each dataset, of eight images.
+        chain: runs the jobs.
+        names: names of controls in `CONTROLS`.
+        people: number of identities of each dataset; each has eight images.
 
     Returns:
-        by control, the settings with what the judge measured, `diversity` beside as many people of
-        the studio (unmatched, in the judge's early features), and `cosine`: the mean cosine under
-        the teacher between an image and what its identity is conditioned on (context, inquiry,
-        identity image, anchor).
+        the settings by control, each with three kinds of figures: what the judge measured;
+        `diversity`, compared with as many people of the studio (unmatched, in the judge's early
+        features); and `cosine`, the mean cosine under the teacher between an image and what its
+        identity is conditioned on (context, inquiry, identity image, anchor).
     """
     size = (f"identities.count={people}", f"identities.images_each={IMAGES_EACH}")
     real = chain.run / "real"
@@ -95,7 +95,7 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
         for setting in CONTROLS[name]:
             row = f"{name}_{setting.value:g}"
             out = chain.run / row
-            # Every image stays, or the screen would decide the measure.
+            # Every image is kept; otherwise the screen would decide the measure.
             sets = (*setting.sets, *size, "screens.identity_drift=null")
             recipe = RECIPES / "generate" / f"{setting.recipe}.yaml"
             chain.step(row, "generate", recipe, "--out", out, sets=sets)
@@ -107,12 +107,12 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
 
 
 def mean_cosine(dataset: str | Path) -> float:
-    """Return the mean of the cosines that a dataset's sidecars state."""
+    """Return the mean of the cosines in a dataset's sidecars."""
     return float(np.mean([sample.sidecar["cosine"] for sample in samples(Store(dataset))]))
 
 
 def draw(found: dict[str, Any], file: str | Path) -> None:
-    """Write a chart of each control: cosine, spread and genuine cosine over its values (SVG)."""
+    """Write a chart (SVG) of each control: cosine, spread and diversity over its values."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -140,7 +140,7 @@ def draw(found: dict[str, Any], file: str | Path) -> None:
 
 
 def main() -> None:
-    """Measure, write and draw."""
+    """Measure the controls, write the figures and draw them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,8 +148,8 @@ def main() -> None:
     parser.add_argument("--controls", nargs="+", choices=list(CONTROLS), default=list(CONTROLS))
     parser.add_argument("--people", type=int, default=PEOPLE, help="identities of each dataset")
     parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--plot", help="draw them to this file (SVG)")
-    parser.add_argument("--tracking-uri", default="", help="MLflow, as for the jobs")
+    parser.add_argument("--plot", help="draw the figures to this file (SVG)")
+    parser.add_argument("--tracking-uri", default="", help="MLflow server, as for the jobs")
     given = parser.parse_args()
     import ray
 

@@ -1,8 +1,8 @@
-"""What measuring costs at scale: time and memory of the searches over 512-float embeddings.
+"""Measure the time and memory of the evaluation's searches over 512-float embeddings, at scale.
 
-    python -m factory.evaluation.scale --sizes 20000,100000,300000 --threads 2 --json scale.json
+    python -m benchmarks.evaluation --sizes 20000,100000,300000 --threads 2 --json scale.json
 
-Run it on an otherwise idle machine. Each figure is taken in a process of its own.
+Run it on an otherwise idle machine. Each figure is measured in a separate process.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from factory.seeding import generator, seed64
 
 DIMENSION = 512
 IMAGES_EACH = 20
-QUERIES = 10_000  # timed of a search; its time is proportional to their number
+QUERIES = 10_000  # queries of a timed search; its time is proportional to their number
 TARGET = 1_000_000
-BELOW = 0.3  # cosine at which centres are packed; random ones are nearly all kept, the worst case
+BELOW = 0.3  # packing cosine; nearly all random centres are kept, which is the worst case
 
 Work = Callable[[], Any]
 
@@ -38,12 +38,13 @@ class Cost:
 
     Attributes:
         part: what was done.
-        size: embeddings N.
+        size: number of embeddings N.
         seconds: wall time.
-        cpu_seconds: of all threads; on a busy machine this over the threads is nearer the truth.
-        extra_bytes: highest resident memory less that before, so without the embeddings; None
-            where it was not measured.
-        how: measured, or from what it was computed.
+        cpu_seconds: CPU seconds of all threads. On a busy machine, divide them by the threads for
+            a better figure than wall time.
+        extra_bytes: the highest resident memory minus the memory before the work, so without the
+            embeddings; None if it was not measured.
+        how: "measured", or what the figures were computed from.
     """
 
     part: str
@@ -55,7 +56,7 @@ class Cost:
 
 
 def faces(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit embeddings, float32 [size, 512], of people of 20 images, and their labels."""
+    """Return unit embeddings, float32 [size, 512], with 20 for each person, and their labels."""
     draw = generator(seed64(seed, "scale"))
     labels = np.arange(size) // IMAGES_EACH
     unit = draw.standard_normal((size, DIMENSION), np.float32)
@@ -73,7 +74,7 @@ def _nearest(unit: np.ndarray, labels: np.ndarray) -> Work:
 
 
 def _packed(unit: np.ndarray, labels: np.ndarray) -> Work:
-    """Make the rows random, so that nearly all are kept."""
+    """Make the rows random, so that packing keeps nearly all of them."""
     draw = generator(seed64(2, "scale"))
     for start in range(0, len(unit), 4096):
         part = unit[start : start + 4096]
@@ -94,7 +95,7 @@ PARTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], Work], str, float]] = 
 
 
 def measured(part: str, size: int, threads: int) -> Cost:
-    """Measure one part at one size, in a process of its own."""
+    """Measure one part at one size in a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         seconds, cpu_seconds, extra = pool.apply(_run, (part, size, threads))
     if not part.startswith("nearest") or size <= QUERIES:
@@ -104,7 +105,7 @@ def measured(part: str, size: int, threads: int) -> Cost:
 
 
 def extrapolated(largest: Cost, size: int = TARGET) -> Cost:
-    """Return the cost at another size, as the part's complexity has it."""
+    """Return the cost at another size, computed from the part's complexity."""
     factor = (size / largest.size) ** PARTS[largest.part][2]
     how = f"extrapolated from {largest.size}"
     seconds, cpu_seconds = largest.seconds * factor, largest.cpu_seconds * factor

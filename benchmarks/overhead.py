@@ -1,7 +1,8 @@
-"""What a generation costs: Ray's share of it, and how well its arithmetic uses the machine.
+"""Measure what a generation costs: Ray's share of it, and how well it uses the machine.
 
-Ray's share: the same stages on an actor pool and in plain processes. The arithmetic: floating-point
-operations of an image, counted, against the rate at which as many processes multiply matrices.
+Ray's share comes from the same stages on an actor pool and in plain processes. The use of the
+machine compares the counted floating-point operations of an image with the rate at which as many
+processes multiply matrices.
 """
 
 import hashlib
@@ -51,8 +52,8 @@ class Side:
     """One side of the comparison.
 
     Attributes:
-        images_per_sec: all workers together, in steady state.
-        startup_sec: from the call to the first shard of the last worker to start.
+        images_per_sec: images/s of all workers together, in steady state.
+        startup_sec: seconds from the call until the last worker starts its first shard.
         tars: sha256 of each shard, by name.
     """
 
@@ -65,10 +66,10 @@ def steady(turns: Iterable[Turn]) -> float:
     """Return images/s of all workers from each one's second shard to the first idle worker.
 
     Args:
-        turns: one entry a shard.
+        turns: one entry per shard.
 
     Raises:
-        ValueError: a worker has no shard in that window; there must be several a worker.
+        ValueError: a worker has no shard in that window; each worker needs several shards.
     """
     by_worker: dict[str, list[Turn]] = defaultdict(list)
     for turn in sorted(turns, key=lambda turn: turn[1]):
@@ -88,10 +89,11 @@ def compare(recipe: GenerateRecipe, repeats: int) -> dict[str, Any]:
 
     Args:
         recipe: what to make; it states its precision.
-        repeats: rounds of both sides.
+        repeats: number of rounds of both sides.
 
     Returns:
-        The ratio of their speeds, its rounds and start-ups, and what `arithmetic` returns.
+        the median ratio of their speeds, the ratio of each round, the start-up times, and what
+        `arithmetic` returns.
 
     Raises:
         FaultError: the two sides wrote different bytes.
@@ -127,7 +129,7 @@ def compare(recipe: GenerateRecipe, repeats: int) -> dict[str, Any]:
 
 
 def on_ray(recipe: GenerateRecipe, folder: Path) -> Side:
-    """Generate on the connected Ray."""
+    """Generate on the connected Ray cluster."""
     store, _ = _prepare(recipe, folder)
     start = time.time()
     made = generate(recipe, store, (), lambda line: None)
@@ -135,7 +137,7 @@ def on_ray(recipe: GenerateRecipe, folder: Path) -> Side:
 
 
 def in_processes(recipe: GenerateRecipe, folder: Path) -> Side:
-    """Run the same stages on the same shards in as many processes, with no scheduler at all."""
+    """Run the same stages on the same shards in as many processes, without a scheduler."""
     _, assignment = _prepare(recipe, folder)
     planned, size = list(shards(recipe)), recipe.workers.max
     context = multiprocessing.get_context("spawn")
@@ -156,15 +158,15 @@ def in_processes(recipe: GenerateRecipe, folder: Path) -> Side:
 
 
 def arithmetic(recipe: GenerateRecipe, images_per_sec: float) -> dict[str, Any]:
-    """Say what share of the machine's matrix rate a generation reaches, and where its time goes.
+    """Return what share of the machine's matrix rate a generation reaches, and where its time goes.
 
     Args:
-        recipe: what was generated, on CPUs.
-        images_per_sec: of all actors together, measured on this machine a moment ago.
+        recipe: what was generated on CPUs.
+        images_per_sec: images/s of all actors together, just measured on this machine.
 
     Returns:
-        `parts`, the matrix rates of as many processes, GFLOP/s by precision, and the generation's
-        share of each; nothing for a recipe without a sampler.
+        what `parts` returns; the matrix rates of as many processes in GFLOP/s by precision; and
+        the generation's share of each. Empty for a recipe without a sampler or with GPUs.
     """
     if recipe.sampler is None or recipe.workers.num_gpus:
         return {}
@@ -189,11 +191,11 @@ def arithmetic(recipe: GenerateRecipe, images_per_sec: float) -> dict[str, Any]:
 
 
 def matrix_rate(processes: int, threads: int, precision: str) -> float:
-    """Return the rate at which processes multiply matrices side by side, GFLOP/s of all together.
+    """Return the rate at which processes multiply matrices at once, in GFLOP/s of all together.
 
     Args:
-        processes: how many at a time.
-        threads: of each.
+        processes: number of processes at a time.
+        threads: threads of each process.
         precision: float32 or bfloat16.
     """
     os.environ.update(runtime_env(threads)["env_vars"])
@@ -206,7 +208,7 @@ def _multiply(given: tuple[int, str]) -> float:
     threads, precision = given
     torch.set_num_threads(threads)
     matrix = torch.randn(MATRIX, MATRIX).to(getattr(torch, precision))
-    product = matrix @ matrix  # what the library prepares once
+    product = matrix @ matrix  # the library prepares itself once, before the clock starts
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < MULTIPLY_SEC:
         torch.mm(matrix, matrix, out=product)
@@ -215,16 +217,19 @@ def _multiply(given: tuple[int, str]) -> float:
 
 
 def parts(recipe: GenerateRecipe, folder: Path) -> dict[str, Any]:
-    """Make one shard in this process and tell what its time goes to.
+    """Make one shard in this process and return where its time goes.
 
     Args:
-        recipe: a diffusion system's, whose first shard is made twice; the first time warms up.
-        folder: scratch.
+        recipe: a recipe of a diffusion system. Its first shard is made three times: to warm up,
+            to time it and to count its operations.
+        folder: a scratch folder.
 
     Returns:
-        gflop_per_image: operations of the networks; convolution, matrix_product (attention and
-        linear layers), norm and other: shares of the time in torch's operations; decoder, teacher
-        and encode: shares of the shard's seconds, by part.
+        gflop_per_image: operations of the networks.
+        seconds_per_image: seconds of the timed shard.
+        convolution, matrix_product (attention and linear layers), norm, other: shares of the time
+            in torch's operations.
+        decoder, teacher, encode: shares of the shard's seconds.
     """
     _, assignment = _prepare(recipe, folder)
     make, commit, shard = Maker(assignment), Committer(assignment), next(iter(shards(recipe)))
@@ -248,7 +253,7 @@ def parts(recipe: GenerateRecipe, folder: Path) -> dict[str, Any]:
 
 
 def _watched_decoder(make: Maker) -> list[float]:
-    """Have a maker's autoencoder note the seconds of each call; none where it works on pixels."""
+    """Make a maker's autoencoder note the seconds of each decoding; a pixel system notes none."""
     found: list[float] = []
     autoencoder = getattr(make.system, "autoencoder", None)
     if autoencoder is not None:
@@ -265,7 +270,7 @@ def _watched_decoder(make: Maker) -> list[float]:
 
 
 def _by_kind(seen: profile) -> dict[str, float]:
-    """Return the seconds of torch's operations by what they are."""
+    """Return the time of torch's operations by kind, in microseconds."""
     found = dict.fromkeys((*KINDS, "other"), 0.0)
     for event in seen.key_averages():
         kind = next((k for k, names in KINDS.items() if event.key in names), "other")

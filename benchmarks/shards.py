@@ -1,11 +1,11 @@
-"""What shards cost at scale: writing, verifying, and a dataset of a hundred thousand of them.
+"""Measure what shards cost at scale: writing, verifying, and datasets of up to 100,000 shards.
 
-    python -m factory.shards.scale --shards 25000,100000 --json scale.json
+    python -m benchmarks.shards --shards 25000,100000 --json scale.json
 
-Writing is measured against `webdataset.TarWriter` on the same samples, verifying against
-`sha256sum` on the same files, in turn; plan, resume scan and merge on shards whose manifests are
-real in form and whose tars are empty, each in a process of its own. Run it on an otherwise idle
-machine; CPU seconds are stated beside wall time for one that is not.
+Writing is compared with `webdataset.TarWriter` on the same samples, and verifying with `sha256sum`
+on the same files, in turn. Plan, resume scan and merge are measured on shards with complete
+manifests and empty tars, each in a separate process. Run it on an otherwise idle machine; on a busy
+one, use the CPU seconds beside the wall time.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SYSTEM = "studio"
 
 
 def recipe_of(identities: int, images_each: int, shard_identities: int) -> GenerateRecipe:
-    """Return a recipe of a dataset that is only counted, or filled with bytes of no face."""
+    """Return a recipe of a dataset that is only counted, or filled with bytes that show no face."""
     made = parse(
         {
             "kind": "generate",
@@ -66,7 +66,7 @@ def recipe_of(identities: int, images_each: int, shard_identities: int) -> Gener
 
 
 def samples(shard: Shard, image_bytes: int) -> Iterable[Sample]:
-    """Yield the samples of a shard: real labels and sidecars, images that only begin as JPEG."""
+    """Yield a shard's samples: real labels and sidecars, and images that only begin like JPEG."""
     for identity, slot in shard.slots:
         sidecar = {
             "identity": identity,
@@ -91,7 +91,7 @@ def samples(shard: Shard, image_bytes: int) -> Iterable[Sample]:
 
 
 def manifest_of(shard: Shard, sha256: str, size: int, rejects: bytes) -> ShardManifest:
-    """Return the manifest of a shard of which every slot is filled."""
+    """Return the manifest of a shard whose slots are all filled."""
     return ShardManifest(
         name=shard.name,
         sha256=sha256,
@@ -112,7 +112,7 @@ _versions = functools.cache(versions)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Return wall seconds and CPU seconds, of child processes too, of a call."""
+    """Return the wall seconds of a call and its CPU seconds, with those of child processes."""
     start, before = time.perf_counter(), os.times()
     work()
     after = os.times()
@@ -122,9 +122,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 def side_by_side(
     ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int
 ) -> dict[str, Any]:
-    """Time two calls in turn; `ratio` is their time over ours, so 1 or more is as fast.
+    """Time two calls in turn; `ratio` is their time over ours, so that 1 or more is as fast.
 
-    CPU time comes in ticks of some milliseconds: `cpu_ratio` is None where ours took none.
+    CPU time is counted in ticks of some milliseconds; `cpu_ratio` is None if ours took no tick.
     """
     rounds = [(timed(ours), timed(theirs)) for _ in range(repeats)]
     wall = [them[0] / us[0] for us, them in rounds]
@@ -139,7 +139,10 @@ def side_by_side(
 
 
 def writing(folder: Path, images: int, image_bytes: int, repeats: int) -> dict[str, Any]:
-    """Write one shard, hashed, and the same samples by webdataset, which hashes nothing."""
+    """Time the writing of one shard with its hash, and of the same samples by webdataset.
+
+    webdataset computes no hash.
+    """
     from webdataset.writer import TarWriter
 
     held = list(samples(Shard(0, images, 0, 1), image_bytes))
@@ -154,7 +157,7 @@ def writing(folder: Path, images: int, image_bytes: int, repeats: int) -> dict[s
 
 
 def verifying(folder: Path, images: int, image_bytes: int, repeats: int) -> dict[str, Any]:
-    """Verify a dataset of ten shards, and run sha256sum over the same tars."""
+    """Time the verifying of a dataset of ten shards, and sha256sum over the same tars."""
     store, recipe = Store(folder / "data"), recipe_of(images // 10, 10, max(images // 100, 1))
     write_claim(store, recipe, DIGEST, ())
     tar, rejects = folder / "shard.tar", folder / "rejects"
@@ -177,7 +180,7 @@ def verifying(folder: Path, images: int, image_bytes: int, repeats: int) -> dict
 
 
 def fake(folder: Path, count: int) -> GenerateRecipe:
-    """Commit `count` shards of ten images in form only, with empty tars."""
+    """Commit `count` shards of ten images with empty tars, and return their recipe."""
     store, recipe = Store(folder), recipe_of(count, 10, 1)
     write_claim(store, recipe, DIGEST, ())
     (folder / "shards").mkdir()
@@ -193,18 +196,18 @@ def fake(folder: Path, count: int) -> GenerateRecipe:
 
 
 def planning(folder: Path, recipe: GenerateRecipe) -> int:
-    """List the plan."""
+    """Return the number of shards in the plan."""
     return len(list(shards(recipe)))
 
 
 def resuming(folder: Path, recipe: GenerateRecipe) -> int:
-    """Find what is left to do, as a resumed generation does."""
+    """Return the number of committed shards, found as a resumed generation finds them."""
     done = committed(Store(folder))
     return sum(1 for shard in shards(recipe) if shard.name in done)
 
 
 def merging(folder: Path, recipe: GenerateRecipe) -> int:
-    """Merge the manifests and write the dataset's."""
+    """Merge the manifests, write the dataset's and return its number of shards."""
     return len(merge(Store(folder), shards(recipe)).shards)
 
 
@@ -245,21 +248,21 @@ def _alone(part: Callable[..., int], folder: Path, recipe: GenerateRecipe, queue
 
 
 def _resident_mb(field: str) -> float:
-    """Return this program's resident memory; getrusage's peak would be the parent's as well."""
+    """Return a field of this process's memory in MiB; getrusage's peak would count the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
 def main() -> None:
-    """Measure what is asked for, print it and write it as JSON."""
+    """Measure the parts that `--what` names, print the results and write them as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--what", default="writing,verifying,counting", help="parts, with commas")
-    parser.add_argument("--shards", default="25000,100000", help="numbers of shards counted")
+    parser.add_argument("--what", default="writing,verifying,counting", help="parts to measure")
+    parser.add_argument("--shards", default="25000,100000", help="numbers of shards for counting")
     parser.add_argument("--images", type=int, default=10_000, help="images written and verified")
-    parser.add_argument("--image-bytes", type=int, default=3000, help="of one encoded image")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of what is side by side")
+    parser.add_argument("--image-bytes", type=int, default=3000, help="bytes of an encoded image")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of writing and verifying")
     parser.add_argument("--json", default="", help="also write the result to this file")
     asked = parser.parse_args()
     result: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What training by recipe costs: the FR loop beside a plain PyTorch loop of the same model."""
+"""Measure what training by recipe costs, against a plain PyTorch loop of the same model."""
 
 import statistics
 import tempfile
@@ -20,16 +20,16 @@ from factory.training.engines import make_optimizer
 from factory.training.recognition import run
 
 WARM = 10  # steps before the clock starts
-HELD = 20  # batches the plain loop holds in memory
+HELD = 20  # batches that the plain loop keeps in memory
 NEVER = 10**9
 
 
 def compare(recipe: FRRecipe, repeats: int, steps: int = 60) -> dict[str, Any]:
-    """Time the three loops in turn, several times; print each round and return the medians.
+    """Time the three loops in turn, `repeats` times; print each round and return the medians.
 
     Returns:
-        Images/s of the factory's loop, the plain one and the plain one in float32 and contiguous
-        layout, and what the first is of each of the others (`ratio`, `fp32_ratio`).
+        images/s of the factory's loop, of the plain loop and of the plain loop in float32 and
+        contiguous layout; and the first divided by each of the others (`ratio`, `fp32_ratio`).
     """
     found: dict[str, list[float]] = {}
     for number in range(repeats):
@@ -50,7 +50,7 @@ def by_recipe(recipe: FRRecipe, steps: int) -> float:
 
     Args:
         recipe: what to train.
-        steps: steps that count, at most 190, so that each has its row.
+        steps: number of timed steps, at most 190, so that each has its row in the curve.
     """
     rare = recipe.checkpoint.model_copy(update={"every_steps": NEVER})
     schedule = recipe.schedule.model_copy(update={"steps": WARM + steps, "epochs": None})
@@ -61,12 +61,13 @@ def by_recipe(recipe: FRRecipe, steps: int) -> float:
 
 
 def plainly(recipe: FRRecipe, steps: int, fp32_contiguous: bool = False) -> float:
-    """Return images/s of a plain loop: decoded images in memory, nothing saved nor noted.
+    """Return images/s of a plain loop, which keeps decoded images in memory and saves nothing.
 
     Args:
         recipe: names model, head, optimizer, augmentations and batch size.
-        steps: steps that count.
-        fp32_contiguous: without bfloat16 and channels last, as PyTorch does by itself.
+        steps: number of timed steps.
+        fp32_contiguous: train in float32 and contiguous layout, PyTorch's defaults, instead of
+            bfloat16 and channels last.
     """
     torch.set_num_threads(recipe.engine.threads)
     images, labels, classes = _in_memory(recipe)

@@ -1,4 +1,4 @@
-"""The console command: `factory NAME ...` runs one of the commands, `factory --help` lists them."""
+"""Run one of the commands as `factory NAME ...`; `factory --help` lists them."""
 
 import ast
 import importlib

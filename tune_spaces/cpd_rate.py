@@ -1,6 +1,7 @@
 """How much of the context should IDiff-Face drop in training (contextual partial dropout)?
 
-Three fine-tunes of the shipped weights, equally long, that differ in it alone.
+It compares three fine-tunes of the shipped weights, which were trained equally long and differ only
+in the dropout rate (docs/papers.md 2.2).
 """
 
 from factory.search import Choice, Pool, Space

@@ -1,4 +1,4 @@
-"""At a fixed budget of 1,600 images: many people with few images each, or few with many?
+"""Are many people with few images each better than few with many, at a budget of 1,600 images?
 
 One pool of IDiff-Face serves every trial.
 """

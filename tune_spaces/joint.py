@@ -1,7 +1,8 @@
-"""Everything at once: shares of the systems, people by images, a band, CemiFace's m.
+"""Which composition of all systems makes the best recognizer, and at what cost?
 
-TPE draws what earlier trials suggest; successive halving stops the poor ones. The best are a
-front in accuracy and in what the images cost to generate.
+A point sets everything at once: the systems' shares, images per person, a band of IDiff-Face and
+CemiFace's m. TPE draws the points that earlier trials suggest, and successive halving stops poor
+trials. The best trials form a Pareto front in accuracy and in the seconds of generation.
 """
 
 from factory.search import Asha, Choice, Pool, Real, Space

@@ -1,8 +1,8 @@
 """Is the best composition that `joint` found better than the best single system, at 1,200 images?
 
-`BEST` is the best point of `tune_spaces/joint.py --samples 20`, where seed 1 chose it among twenty;
-`SINGLE` is the best system of `system_mix`. Other seeds judge, so that the choice's luck is left
-out.
+`BEST` is the best point of `tune_spaces/joint.py --samples 20`, where seed 1 chose it among twenty.
+`SINGLE` is the best system of `system_mix`. Other seeds judge here, so that the luck of that choice
+does not count.
 """
 
 from factory.search import Choice, Pool, Space

@@ -1,6 +1,7 @@
-"""Which similarity to the inquiry should CemiFace be asked for? (its m, table 1 of the paper)
+"""Which similarity m to the inquiry should CemiFace be asked for?
 
-A pool for each m, of which 8 images of each of 200 people are taken.
+Each m has a pool, of which 8 images of each of 200 people are taken. The paper asks the same in
+table 1 (docs/papers.md 3.3).
 """
 
 from factory.search import Choice, Pool, Space

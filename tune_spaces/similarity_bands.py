@@ -1,7 +1,8 @@
-"""Does a recognizer learn more from images near their person's centre, or far from it? (CemiFace)
+"""Does a recognizer learn more from images near their person's centre, or far from it?
 
-Windows of about 40 % of the images slide over one pool of IDiff-Face, from the images least like
-their person's centre to those most like it, at equal people and images.
+This is CemiFace's question. Windows of about 40 % of the images slide over one pool of IDiff-Face,
+from the images least like their person's centre to those most like it. Every trial has the same
+numbers of people and images.
 """
 
 from factory.search import Choice, Pool, Space

@@ -1,7 +1,7 @@
-"""Where should DCFace's styles come from, and how often should an identity's first image stand?
+"""Where should DCFace's styles come from, and how often should an identity's first image count?
 
-`repeats` is DCFace's oversampling of one image a person, `grid` the k of the k x k style patches
-that its weights were trained with.
+`repeats` is how often DCFace's one image per person is added (docs/papers.md 1.3). `grid` is the k
+of the k x k style patches that its weights were trained with.
 """
 
 from factory.search import Choice, Pool, Space

@@ -1,6 +1,7 @@
-"""Which systems should make the images, alone or together? `studio_plain` plays DigiFace's part.
+"""Which systems should make the images, alone or together?
 
-1,600 images are shared out evenly among the systems of a mix, 8 images a person.
+The systems of a mix share 1,600 images evenly, with 8 images per person. `studio_plain` takes the
+part of DigiFace, the rendered faces.
 """
 
 from factory.search import Choice, Pool, Space

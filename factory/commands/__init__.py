@@ -1,1 +1,1 @@
-"""The commands: one module each, with its arguments and its main."""
+"""The commands of the factory; each is one module with its arguments and its main."""

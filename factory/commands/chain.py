@@ -1,4 +1,4 @@
-"""Jobs run one after another, each as a user would type it: what demo and comparison share."""
+"""Run jobs one after another, each as a user would type it; demo and comparison share this."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RECIPES = Path("desk")
 FR = RECIPES / "fr/desk.yaml"
 JUDGE = "package:weights/judge/recognizer.safetensors"
 BENCHMARKS = "package:studio/bins"
-WHOLE = ("data.identities=null", "data.images_each=null")  # all that a dataset holds
+WHOLE = ("data.identities=null", "data.images_each=null")  # use all that a dataset holds
 
 
 @dataclass
@@ -26,13 +26,13 @@ class Chain:
     """Jobs that share a folder, a Ray cluster and an MLflow store.
 
     Attributes:
-        run: the folder; everything lies below it.
-        address: the Ray cluster the jobs share.
+        run: the folder that holds everything.
+        address: the Ray cluster that the jobs share.
         tracking_uri: where MLflow keeps the runs.
-        seeds: recognizer trainings of each row.
+        seeds: the seeds of each row's recognizer trainings.
         benchmarks: folder of the verification benchmarks.
         part: which part of a dataset a recognizer is trained on, as overrides of its recipe.
-        resize: whether images are resized to what a network takes instead of refused.
+        resize: whether images are resized to the size that a network takes, instead of refused.
         timings: seconds by step.
     """
 
@@ -46,7 +46,11 @@ class Chain:
     timings: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
-        """Run one job, show what is run, and keep its time; FaultError where it fails."""
+        """Print one job's command, run it and keep its time.
+
+        Raises:
+            FaultError: the job fails.
+        """
         words = ["factory", job, *map(str, arguments)]
         for override in sets:
             words += ["--set", override]
@@ -68,7 +72,7 @@ class Chain:
     def measure(
         self, name: str, dataset: str | Path, who: str, recognizer: str, *flags: str
     ) -> dict[str, Any]:
-        """Return the quality of a dataset under a recognizer."""
+        """Measure a dataset under a recognizer and return the JSON of `measure.py`."""
         file = self.run / f"quality_{name}_{who}.json"
         flags = (*flags, "--resize") if self.resize else flags
         self.step(f"measure {name} under the {who}", "measure", dataset,
@@ -78,10 +82,10 @@ class Chain:
     def train(
         self, row: str, dataset: str | Path, recipe: str | Path = FR, sets: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Train and evaluate a recognizer for every seed on a dataset, or its stated part.
+        """Train and evaluate a recognizer for every seed on a dataset, or on its stated part.
 
         Returns:
-            the seeds, and accuracies in [0, 1] by benchmark and on average, one a seed.
+            the seeds; and accuracies in [0, 1], one per seed, by benchmark and on average.
         """
         found: dict[str, Any] = {"seeds": list(self.seeds), "average": []}
         for seed in self.seeds:

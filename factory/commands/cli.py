@@ -1,4 +1,4 @@
-"""What all jobs share on the command line: arguments, exit codes, error messages."""
+"""Provide what all jobs share on the command line: arguments, exit codes, error messages."""
 
 import argparse
 import atexit
@@ -14,16 +14,16 @@ from factory.recipe.errors import DONE, WRONG_INPUT
 
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
-# Jobs import this module first, and some of them seconds of other modules after it.
+# Jobs import this module first; some then import other modules for seconds.
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.name == "jobs":
     stops.importing()
 
 
 def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
-    """Return a job's parser with the arguments every job has.
+    """Return a job's parser with the arguments that every job has.
 
     Args:
-        doc: the job's docstring, shown by --help.
+        doc: the job's docstring, which --help shows.
         positional: names and help texts of the job's positional arguments, in order.
     """
     made = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,10 +51,11 @@ def parser(doc: str | None, **positional: str) -> argparse.ArgumentParser:
 
 
 def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int | None]) -> NoReturn:
-    """Parse, run the job and exit: 0 done, 1 faulty or failed, 2 the user's input is wrong.
+    """Parse the command line, run the job and exit.
 
-    Ctrl-C ends it with 130, SIGTERM with 143 (`factory.stops`). The last line of a failure states
-    the exit code, since `ray job submit` only knows 0 and 1.
+    The exit code is 0 when the job is done, 1 when it failed or found faults, and 2 when the user's
+    input is wrong. Ctrl-C ends the job with 130, SIGTERM with 143 (`factory.stops`). The last line
+    of a failure states the exit code, since `ray job submit` only knows 0 and 1.
     """
     arguments = made.parse_args()
     with stops.watched():
@@ -63,7 +64,7 @@ def run(made: argparse.ArgumentParser, job: Callable[[argparse.Namespace], int |
             if stops.asked():
                 stops.finish()
         except BaseException as error:
-            # Ray's own handler, which stands while Ray starts, raises SystemExit instead.
+            # Ray's own handler is installed while Ray starts and raises SystemExit instead.
             if stops.asked() or isinstance(error, KeyboardInterrupt):
                 stops.finish()
             raise
@@ -80,7 +81,7 @@ def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int
         _kept(arguments)
         return job(arguments) or DONE
     except (InputError, FaultError) as error:
-        if stops.asked():  # what a stop broke is no fault
+        if stops.asked():  # an error that a stop caused is no fault
             raise
         return _say(error.exit_code, error)
     except BrokenPipeError:  # `plan.py RECIPE | head`
@@ -89,7 +90,7 @@ def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int
 
 
 def _kept(arguments: argparse.Namespace) -> None:
-    """Refuse outputs below the copy of the working tree a submitted job runs in: Ray deletes it."""
+    """Refuse outputs in a submitted job's copy of the working tree, which Ray deletes."""
     if COPIES not in Path.cwd().parts:
         return
     for flag in OUTPUTS:
@@ -102,14 +103,14 @@ def _kept(arguments: argparse.Namespace) -> None:
 
 
 def positive(text: str) -> int:
-    """Take a count; an argparse type."""
+    """Parse a count of 1 or more; an argparse type."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
     return int(text)
 
 
 def local(text: str) -> str:
-    """Take an output that is written to this machine's disk; an argparse type, no URL."""
+    """Parse the path of an output on this machine's disk, and refuse URLs; an argparse type."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: accepted is a path; this output takes no URL")
     return text
@@ -144,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def show(rows: dict[str, str]) -> None:
-    """Print names and what they are, one a line, in two columns."""
+    """Print names and their values in two columns, one name per line."""
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")

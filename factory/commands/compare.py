@@ -1,10 +1,11 @@
-"""Compare datasets: one judge measures each, one recipe trains recognizers on each, a row each.
+"""Compare datasets: one judge measures each, and one recipe trains recognizers on each.
 
     python jobs/compare.py jobs/recipes/desk/fr/desk.yaml --real runs/studio_faces \
         --dataset runs/idiff_face --dataset runs/dcface --seeds 3 --out runs/compared
 
-Your own faces want your own --judge and --benchmarks, and --r where the judge knows photographs. To
-resume, run the same command again: finished trainings are kept.
+The result is a table with one row per dataset. For your own faces, give your own --judge and
+--benchmarks, and give --r where the judge was trained on photographs. To resume, run the same
+command again: finished trainings are kept.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from factory.recipe import FRRecipe, load
 
 
 def job(given: argparse.Namespace) -> None:
-    """Check the datasets, fill the rows and write the table and its report."""
+    """Check the datasets, measure and train on each, and write the table and its report."""
     recipe = load(given.recipe, given.overrides, kind="fr")
     part = Share(given.identities, given.images_each)
     assert isinstance(recipe, FRRecipe)
@@ -61,23 +62,23 @@ def job(given: argparse.Namespace) -> None:
 
 def main() -> NoReturn:
     """Read the command line and run."""
-    parser = cli.parser(__doc__, recipe="an fr recipe (YAML); its data is each dataset in turn")
+    parser = cli.parser(__doc__, recipe="an fr recipe (YAML); each dataset replaces its data")
     add = parser.add_argument
-    add("--real", required=True, help="dataset the gap is taken to")
+    add("--real", required=True, help="dataset that the gap is measured against")
     add(
         "--dataset",
         action="append",
         required=True,
-        help="a dataset (repeatable), of as many images",
+        help="a dataset with as many images as the others (repeatable)",
     )
     add("--out", type=cli.local, required=True, help="folder of the comparison")
     add("--seeds", type=cli.positive, default=1, help="trainings of each row (default 1)")
-    add("--judge", default=JUDGE, help="recognizer that measures")
-    add("--r", type=float, help="the judge's radius, a cosine (default: taken on studio people)")
-    add("--features", default="", help=f"network diversity is taken in (default: JUDGE#{LAYER})")
+    add("--judge", default=JUDGE, help="recognizer that measures the datasets")
+    add("--r", type=float, help="the judge's radius, a cosine (default: from studio people)")
+    add("--features", default="", help=f"network for diversity (default: JUDGE#{LAYER})")
     add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
-    add("--identities", type=cli.positive, help="compare the first N identities of each")
-    add("--images-each", type=cli.positive, help="compare the first N images of each")
-    add("--unequal", action="store_true", help="compare datasets of unlike counts as they are")
+    add("--identities", type=cli.positive, help="compare the first N identities of each dataset")
+    add("--images-each", type=cli.positive, help="compare the first N images of each identity")
+    add("--unequal", action="store_true", help="accept datasets whose counts differ")
     add("--resize", action="store_true", help="resize images of another size")
     cli.run(parser, job)

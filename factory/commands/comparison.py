@@ -1,4 +1,4 @@
-"""Datasets side by side: measured under one judge, trained on by one recipe, against real ones."""
+"""Compare datasets with real images: one judge measures each, one recipe trains on each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from factory.recipe import FRRecipe, InputError, keyless
 from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.training.output import kept
 
-LAYER = "layer2"  # an early one: in embeddings of identity, other people cover almost nothing
-ALIKE = 0.01  # share by which equal parts may differ: slots that stayed empty
-SHOWN = ("uniqueness", "consistency", "eer", "spread")  # of a measured dataset
+LAYER = "layer2"  # an early layer: in identity embeddings, other people cover almost nothing
+ALIKE = 0.01  # share by which equal parts may differ, since some slots stay empty
+SHOWN = ("uniqueness", "consistency", "eer", "spread")  # measures of a dataset
 UNITS = {
     "images": "that a recognizer was trained on",
     "diversity": "diversity_unmatched of measure.py, beside the row `real`, in `features`",
@@ -35,19 +35,19 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Share:
-    """What is compared of each dataset: the first so many identities and images; None is all."""
+    """Which part of each dataset is compared: its first identities and images; None is all."""
 
     identities: int | None = None
     images_each: int | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Return it as `measure.py` takes it."""
+        """Return the part as flags of `measure.py`."""
         return tuple(f"--{key.replace('_', '-')}={value}" for key, value in self._stated.items())
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Return it as overrides of a recognizer's recipe."""
+        """Return the part as overrides of a recognizer's recipe."""
         return (*WHOLE, *(f"data.{key}={value}" for key, value in self._stated.items()))
 
     @property
@@ -57,17 +57,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Size:
-    """How many images of how many people a recognizer is trained on."""
+    """The number of images and of people that a recognizer is trained on."""
 
     images: int
     people: int
 
     def __str__(self) -> str:
-        """Say both."""
+        """Return both numbers in words."""
         return f"{self.images:,} images of {self.people:,}"
 
     def like(self, other: "Size") -> bool:
-        """Tell whether two are equal, but for slots that stayed empty."""
+        """Return whether two sizes are equal, apart from slots that stayed empty."""
         pairs = (self.images, other.images), (self.people, other.people)
         return all(abs(one - two) <= ALIKE * max(one, two) for one, two in pairs)
 
@@ -76,7 +76,7 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
     """Return the datasets by their rows' names: `real`, then the last part of each URL.
 
     Raises:
-        InputError: one is no finished dataset, two have one name, or an address holds keys.
+        InputError: a URL is no finished dataset, two have the same name, or one contains keys.
     """
     found = {REAL: real}
     for url in urls:
@@ -90,15 +90,15 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
 
 
 def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> dict[str, Size]:
-    """Count what a recognizer is trained on of each dataset, from labels alone.
+    """Count the images and people of each dataset that a recognizer is trained on, from labels.
 
     Args:
         datasets: URLs by name.
-        part: what is compared of each.
+        part: the part of each that is compared.
         unequal: accept counts that differ.
 
     Raises:
-        InputError: the part has more people than a dataset, or counts differ.
+        InputError: the part has more people than a dataset, or the counts differ.
     """
     found = {name: _size(url, part) for name, url in datasets.items()}
     for name, size in found.items():
@@ -142,13 +142,13 @@ def check_sizes(
 
 @dataclass
 class Comparison(Chain):
-    """One row for each dataset.
+    """A comparison, which makes one row for each dataset.
 
     Attributes:
         recipe: the file of the recognizers' recipe, the same for all rows.
-        sets: its overrides.
-        judge: the recognizer that measures, by reference.
-        features: the network in whose features diversity is taken, as `measure.py` takes it.
+        sets: the recipe's overrides.
+        judge: reference of the recognizer that measures.
+        features: the network whose features give diversity, as `measure.py --features` names it.
         measured: more flags of `measure.py`, for every row.
     """
 
@@ -161,12 +161,12 @@ class Comparison(Chain):
     def compare(
         self, datasets: Mapping[str, str], trained: FRRecipe, counted: Mapping[str, Size]
     ) -> dict[str, Any]:
-        """Measure and train on every dataset; return what `report.py` shows and the rows.
+        """Measure and train on every dataset; return the rows and what else `report.py` shows.
 
         Args:
             datasets: URLs by name, `real` first.
             trained: the recipe of the recognizers, for the record.
-            counted: what they are trained on of each dataset.
+            counted: the images and people of each dataset that they are trained on.
         """
         quality, benchmarks, rows = {}, {}, {}
         for name, url in datasets.items():
@@ -177,7 +177,7 @@ class Comparison(Chain):
             benchmarks[name] = self.train(name, url, self.recipe, self.sets)
             images = counted[name].images
             rows[name] = _row(url, images, judged, benchmarks[name], benchmarks[REAL])
-        # What `auto` came to stands in the claim of each training, the same for all rows.
+        # The claim of each training states what `auto` became; it is the same for all rows.
         first = Store(self.run / "fr" / REAL / f"seed{self.seeds[0]}")
         trained = kept(first, trained)
         return {
@@ -221,7 +221,10 @@ def _row(
 
 
 def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
-    """Write NAME.jpg: the first images of a dataset's first identities, a row each, unselected."""
+    """Write NAME.jpg for each dataset: the first images of its first identities, one row each.
+
+    Nothing is selected.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, url in datasets.items():
         made = ContactSheet()
@@ -231,7 +234,7 @@ def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the rows as a table of Markdown; a figure that does not exist is a dash."""
+    """Return the rows as a Markdown table; a dash marks a figure that does not exist."""
     head = ["dataset", "images", "uniqueness", "consistency", "diversity", "EER %", "spread"]
     head += ["accuracy", "gap, points", "images/s"]
     lines = [head, ["---"] * len(head)]

@@ -3,8 +3,8 @@
     python jobs/compose.py jobs/recipes/desk/compose/mix.yaml --out runs/mix
     python jobs/compose.py ... --out runs/mix --materialise runs/mix_shards
 
-The same command resumes. `data.train` of a recipe takes the folder of a composition as it is;
---materialise writes its images as shuffled tar shards, which need no pool and suit any reader.
+To resume, run the same command again. `data.train` of a recipe accepts the folder of a composition;
+--materialise also writes its images as shuffled tar shards, which need no pool and suit any reader.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from factory.recipe import ComposeRecipe, load
 
 
 def recognizer(reference: str) -> Any:
-    """Load the recognizer that measures a band; most compositions need none."""
+    """Load the recognizer that measures a centre_band; most compositions need none."""
     from factory.recognition.recognizers import load_recognizer
 
     return load_recognizer(reference)
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Compose, and write shards when asked to."""
+    """Compose, and write shards if --materialise asks for them."""
     recipe = load(arguments.recipe, arguments.overrides, kind="compose")
     assert isinstance(recipe, ComposeRecipe)
     store, line = Store(arguments.out), ProgressLine()
@@ -51,7 +51,7 @@ def job(arguments: argparse.Namespace) -> None:
 
 
 def describe(made: Composition) -> dict[str, str]:
-    """Return what was composed, as lines a person reads."""
+    """Return what was composed, as the lines that the command prints."""
     rows = {}
     for name, pool in made.pools.items():
         removed = sum(pool.removed.model_dump().values())
@@ -72,5 +72,5 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, recipe="a compose recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of the composition")
-    parser.add_argument("--materialise", default="", metavar="URL", help="also write shards there")
+    parser.add_argument("--materialise", default="", metavar="URL", help="also write shards to URL")
     cli.run(parser, job)

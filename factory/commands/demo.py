@@ -2,8 +2,8 @@
 
     python jobs/demo.py
 
-By default with fewer steps than the recipes have, so that it takes minutes on any processor. To
-resume, run the same command again: every step keeps what it has finished.
+By default it takes fewer steps than the recipes state, so that it takes minutes on any processor.
+To resume, run the same command again: every step keeps what it has finished.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from factory.commands import cli
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Run the chain on one Ray and print the table at its end."""
+    """Run the chain on one Ray cluster and print its table."""
     import ray
 
     from factory.cluster.connect import connect
@@ -51,9 +51,11 @@ def main() -> NoReturn:
     parser = cli.parser(__doc__)
     parser.add_argument("--out", type=cli.local, default="runs/demo", help="folder of the run")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
-    parser.add_argument("--smallest", action="store_true", help="minutes; figures mean nothing")
     parser.add_argument(
-        "--full", action="store_true", help="the desk recipes as they are, as in docs/results.md"
+        "--smallest", action="store_true", help="finish in minutes; the figures mean nothing"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="run the unchanged recipes, as docs/results.md"
     )
     parser.add_argument("--from-scratch", action="store_true", help="train every network first")
     cli.run(parser, job)

@@ -1,4 +1,4 @@
-"""The whole chain on the desk: every step is a job, run as a user would type it."""
+"""Run the whole chain on the desk; every step is a job, run as a user would type it."""
 
 import json
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ ROWS = {
 SHORT_WORLD = ("identities.count=100",)
 SHORT_DATA = ("sampler.steps=6",)
 SHORT_FR = ("schedule.steps=150",)
-SHORT_CONTROL = ("schedule.steps=75",)  # labels that carry nothing need no long look
+SHORT_CONTROL = ("schedule.steps=75",)  # shuffled labels teach nothing
 SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
 SMALLEST_FR = ("schedule.steps=10", "schedule.batch_size=16")
 SMALLEST_WORLD = ("identities.count=16", "identities.images_each=4", "shard.identities=8")
 SMALLEST_PAIRS = 20
-# Networks of ten steps tell nobody apart.
+# Networks trained for ten steps cannot tell people apart.
 UNSCREENED = ("identities.max_cosine=1", "screens.identity_drift=null")
 TEACHER = "package:weights/teacher/recognizer.safetensors"
 
@@ -37,9 +37,11 @@ class Demo(Chain):
     """One run of the chain in a folder.
 
     Attributes:
-        smallest: a chain of minutes whose figures mean nothing.
-        full: the desk recipes as they are, instead of half the people and fewer steps.
-        weights: overrides that name the weights, empty for the shipped ones.
+        smallest: run a chain that takes minutes and whose figures mean nothing.
+        full: run the desk recipes unchanged, instead of half the people and fewer steps.
+        judge: reference of the recognizer that measures.
+        teacher: reference of the recognizer that conditions and screens.
+        weights: overrides that name the weights; empty for the shipped ones.
     """
 
     smallest: bool
@@ -90,7 +92,7 @@ class Demo(Chain):
         self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks, *few)
 
     def make_datasets(self) -> None:
-        """Generate the synthetic dataset, and as much of the studio."""
+        """Generate the synthetic dataset, and as many images of the studio."""
         small = SMALLEST_DATA if self.smallest else () if self.full else SHORT_WORLD
         fewer = () if self.full else SHORT_DATA
         loose = UNSCREENED if self.smallest and self.weights else ()
@@ -105,7 +107,7 @@ class Demo(Chain):
             self.step(f"verify {name}", "verify", out)
 
     def measure_all(self) -> dict[str, Any]:
-        """Measure both datasets under the judge, and in full under the teacher too."""
+        """Measure both datasets under the judge; a full run also measures under the teacher."""
         seeing = {"judge": self.judge} | ({"teacher": self.teacher} if self.full else {})
         return {
             dataset: {
@@ -131,14 +133,14 @@ class Demo(Chain):
         return SHORT_CONTROL if row == CONTROL else SHORT_FR
 
     def precisions(self) -> dict[str, str]:
-        """Return in what precision the images were sampled and the recognizers trained."""
+        """Return the precision of the sampling and of the recognizers' training."""
         sampled = read_claim(Store(self.run / "synthetic"))["recipe"]["sampler"]["dtype"]
         first = self.run / "fr" / "real" / f"seed{self.seeds[0]}"
         trained = json.loads(Store(first).read(RECIPE))["engine"]["precision"]
         return {"sampling": sampled, "training": trained}
 
     def chain(self) -> Path:
-        """Run everything after the weights and write results.json; returns its path."""
+        """Run everything that follows the weights, write results.json and return its path."""
         self.make_datasets()
         quality = self.measure_all()
         rows = self.train_recognizers()
@@ -171,7 +173,7 @@ def _located(name: str, location: str) -> tuple[str, ...]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print accuracy by benchmark and the gap of what `Demo.chain` wrote."""
+    """Print the accuracy by benchmark and the gap from what `Demo.chain` wrote."""
     from rich.console import Console
     from rich.table import Table
 

@@ -2,9 +2,10 @@
 
 python jobs/evaluate.py --recognizer runs/fr --benchmarks runs/benchmarks --json fr.json
 
-Protocols are the field's. verification: every `.bin` of a folder, mirror images summed, ten folds,
-Accuracy-Flip +- the standard deviation over folds, and by group where --groups gives them. ijb: an
-IJB-B or IJB-C release, 1:1, with the switches printed. tinyface: closed-set rank-1 and rank-5.
+--protocol verification reads every `.bin` of a folder, adds the embeddings of image and mirror
+image and reports Accuracy-Flip over ten folds, +- the standard deviation over folds; --groups adds
+figures by group. ijb reads an IJB-B or IJB-C release, verifies 1:1 and prints the switches.
+tinyface reports closed-set rank-1 and rank-5.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from factory.recipe import public
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Evaluate, print the tables and note the result."""
+    """Evaluate, print the tables and record the result."""
     from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(arguments.recognizer)
@@ -49,13 +50,13 @@ def main() -> NoReturn:
     parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
     parser.add_argument("--benchmarks", required=True, help="folder of .bin files or of a release")
     parser.add_argument(
-        "--protocol", default="verification", choices=PROTOCOLS, help="how it is measured"
+        "--protocol", default="verification", choices=PROTOCOLS, help="how to measure"
     )
-    parser.add_argument("--groups", default="", help="file that says which pair is of which group")
+    parser.add_argument("--groups", default="", help="file that states the group of each pair")
     parser.add_argument(
         "--switches",
         default="",
-        help=f"of ijb: norm, detector, flip; several with commas (default: {SWITCHES})",
+        help=f"for ijb: norm, detector, flip, separated by commas (default: {SWITCHES})",
     )
     parser.add_argument(
         "--json", type=cli.file, default="", help="also write the result to this file"

@@ -1,9 +1,9 @@
-"""Hand a dataset or a composition on, complete for the users of another trainer.
+"""Export a dataset or a composition in a format that other trainers read.
 
     python jobs/export.py runs/faces --format arcface_torch --to runs/acme_v1 --size 112
     python jobs/export.py s3://bucket/faces --format wds --to s3://bucket/acme_v1
 
-docs/export.md says what each format holds and how to train from it.
+docs/export.md says what each format contains and how to train from it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from factory.recipe import InputError
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Export, and say what was written."""
+    """Export, and print what was written."""
     options = Options(
         format=arguments.format,
         dialect=arguments.dialect,
@@ -38,7 +38,11 @@ def job(arguments: argparse.Namespace) -> None:
 
 
 def read_measured(path: str) -> dict[str, Any]:
-    """Read a file that `jobs/measure.py --json` wrote."""
+    """Read a file that `jobs/measure.py --json` wrote.
+
+    Raises:
+        InputError: the file cannot be read, or is no JSON object.
+    """
     try:
         found = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -51,12 +55,12 @@ def read_measured(path: str) -> dict[str, Any]:
 def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset or composition")
-    parser.add_argument("--format", required=True, choices=list(FORMATS), help="what is written")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="format to write")
     parser.add_argument("--to", required=True, help="empty folder or URL; its name is the export's")
-    parser.add_argument("--dialect", choices=DIALECTS, help="of RecordIO (default: im2rec)")
+    parser.add_argument("--dialect", choices=DIALECTS, help="dialect of RecordIO (default: im2rec)")
     parser.add_argument("--size", type=int, help="resize to N pixels (112 for arcface_torch)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order (default: 0)")
-    parser.add_argument("--pairs", type=int, default=0, help="pairs of identities left out")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
+    parser.add_argument("--pairs", type=int, default=0, help="make N pairs of held-out identities")
     parser.add_argument(
         "--measured", action="append", default=[], help="JSON of measure.py (repeatable)"
     )

@@ -2,7 +2,7 @@
 
     python jobs/generate.py jobs/recipes/desk/generate/idiff_face.yaml --out runs/faces
 
-To resume, run the same command again: committed shards are kept, the rest is made.
+To resume, run the same command again: committed shards are kept, and the rest is made.
 """
 
 import argparse
@@ -61,6 +61,6 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of the dataset")
-    parser.add_argument("--extend", action="store_true", help="grow the dataset that is there")
+    parser.add_argument("--extend", action="store_true", help="grow the dataset in --out")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     cli.run(parser, job)

@@ -1,8 +1,9 @@
-"""Make an identity bank: candidates screened, set apart and drawn, one image an identity.
+"""Make an identity bank: screen candidates, set them apart and draw identities from them.
 
     python jobs/make_bank.py jobs/recipes/desk/bank/dcface.yaml --out runs/bank
 
-The digest it prints names the bank in generate recipes. To resume, run the same command again.
+The bank has one image per identity. The printed digest names the bank in generate recipes. To
+resume, run the same command again.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from factory.recipe import BankRecipe, load
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Check everything, then make and see candidates, choose, and commit."""
+    """Check everything, then make and embed candidates, choose among them, and commit."""
     recipe = load(arguments.recipe, arguments.overrides, kind="bank")
     assert isinstance(recipe, BankRecipe)
     from factory.cluster.capacity import makers, require

@@ -16,7 +16,7 @@ from factory.studio.benchmarks import MOST_PAIRS
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Write each benchmark and the groups of its pairs, then the manifest with their sha256."""
+    """Write each benchmark and the groups of its pairs, then a manifest with their sha256."""
     if not 0 < arguments.pairs <= MOST_PAIRS or arguments.pairs % (2 * FOLDS):
         raise InputError(
             f"--pairs {arguments.pairs}; accepted is a multiple of {2 * FOLDS} up to {MOST_PAIRS}"
@@ -41,5 +41,5 @@ def main() -> NoReturn:
     parser.add_argument("--out", type=cli.local, required=True, help="folder of the .bin files")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of each benchmark")
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
-    parser.add_argument("--seed", type=int, default=1, help="root seed of the pictures")
+    parser.add_argument("--seed", type=int, default=1, help="root seed of the images")
     cli.run(parser, job)

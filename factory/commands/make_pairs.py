@@ -2,8 +2,9 @@
 
     python jobs/make_pairs.py runs/faces --to runs/faces_val.bin --skip 200
 
-Folds share no identity, half of each is genuine, and images are copied as they are. The identities
-a training saw are left out by --skip N (the first N) or by --without COMPOSITION.
+Folds share no identity, half of the pairs of each are genuine, and images are copied unchanged.
+Leave out the identities that a training saw: --skip N leaves out the first N, --without COMPOSITION
+those of a composition.
 """
 
 import argparse
@@ -46,10 +47,12 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset or composition")
     parser.add_argument("--to", type=cli.file, required=True, help="the .bin file to write")
-    parser.add_argument("--pairs", type=int, default=1000, help="how many, half of them genuine")
-    parser.add_argument("--folds", type=int, default=FOLDS, help="parts that share no identity")
+    parser.add_argument("--pairs", type=int, default=1000, help="number of pairs; half are genuine")
+    parser.add_argument("--folds", type=int, default=FOLDS, help="parts; no two share an identity")
     parser.add_argument("--seed", type=int, default=1, help="draws identities, images and order")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first N identities")
-    parser.add_argument("--without", default="", help="leave out what this composition holds")
-    parser.add_argument("--groups", default="", help="JSON or CSV; impostors are of one group")
+    parser.add_argument("--without", default="", help="leave out this composition's identities")
+    parser.add_argument(
+        "--groups", default="", help="JSON or CSV of identities' groups; impostors share a group"
+    )
     cli.run(parser, job)

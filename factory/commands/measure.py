@@ -1,10 +1,10 @@
-"""Measure the quality of a dataset under a recognizer: separation together with spread, leakage.
+"""Measure the quality of a dataset under a recognizer: separation, spread and leakage.
 
 python jobs/measure.py runs/faces --recognizer runs/judge --json quality.json
 python jobs/measure.py runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
 python jobs/measure.py runs/faces --recognizer runs/judge --real runs/real --coverage
 
-Quote the figures of a judge, a recognizer no generator, loss or screen has seen.
+Report the figures of a judge: a recognizer that no generator, loss or screen has seen.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from factory.recipe import InputError
 
 
 def job(given: argparse.Namespace) -> None:
-    """Embed the dataset, measure, print and note the result."""
+    """Embed the dataset, measure it, and print and record the result."""
     if given.r is not None and not -1 <= given.r <= 1:
         raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
     store = finished(given.url)
@@ -64,16 +64,24 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
     parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
-    parser.add_argument("--json", type=cli.file, default="", help="also write the result there")
-    parser.add_argument("--identities", type=int, help="measure only labels below this")
-    parser.add_argument("--images-each", type=int, help="measure only the first N images of each")
+    parser.add_argument("--json", type=cli.file, default="", help="also write the result here")
+    parser.add_argument("--identities", type=int, help="measure only labels below N")
+    parser.add_argument(
+        "--images-each", type=int, help="measure only the first N images of each label"
+    )
     parser.add_argument("--r", type=float, help="radius as a cosine (default: from the gallery)")
     parser.add_argument("--resize", action="store_true", help="resize images of another size")
     parser.add_argument("--against", default="", help="leakage: the generator's training data")
-    parser.add_argument("--held-out", default="", help="leakage: real faces it has not seen")
+    parser.add_argument(
+        "--held-out", default="", help="leakage: real faces that the generator has not seen"
+    )
     parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
-    parser.add_argument("--embeddings", type=cli.file, default="", help="also write them there")
-    parser.add_argument("--centres", type=cli.file, default="", help="write identities' centres")
+    parser.add_argument(
+        "--embeddings", type=cli.file, default="", help="also write the embeddings here"
+    )
+    parser.add_argument(
+        "--centres", type=cli.file, default="", help="also write the identities' centres here"
+    )
     for flag, options in FLAGS.items():
         parser.add_argument(flag, **options)
     cli.run(parser, job)

@@ -1,4 +1,4 @@
-"""Print what a generate recipe will make, and what that will cost; reads and writes nothing else.
+"""Print what a generate recipe will make and what that will cost; read and write nothing else.
 
 python jobs/plan.py jobs/recipes/desk/generate/idiff_face.yaml
 """

@@ -1,11 +1,11 @@
-"""Make a dataset of faces that are there already: others' folders, RecordIO files or tars.
+"""Make a dataset from existing face images: folders, RecordIO files or WebDataset tars.
 
     python jobs/prepare.py faces/ --out runs/mine --licence CC-BY-4.0
     python jobs/prepare.py train.rec --out runs/casia --licence non-commercial-research
     python jobs/prepare.py photos/ --out runs/aligned --licence own --align --detector det_10g.onnx
 
-Images keep their bytes where they can; what is left out is counted and listed with its reason. To
-resume, run the same command again.
+Images keep their bytes where possible. Images that are left out are counted and listed with the
+reason. To resume, run the same command again.
 """
 
 import argparse
@@ -60,19 +60,31 @@ def job(arguments: argparse.Namespace) -> None:
 
 def main() -> NoReturn:
     """Read the command line and run."""
-    parser = cli.parser(__doc__, source="folder of an identity each, .rec file, or WebDataset tars")
+    parser = cli.parser(
+        __doc__, source="folder with one folder per identity, .rec file, or WebDataset tars"
+    )
     add = parser.add_argument
     add("--out", required=True, help="folder or URL of the dataset")
-    add("--licence", required=True, help="of the images, as their publisher states it")
-    add("--name", default="", help="of the dataset (default: the source's)")
+    add("--licence", required=True, help="licence of the images, as their publisher states it")
+    add("--name", default="", help="name of the dataset (default: the source's)")
     add("--size", type=int, help="edge in pixels (default: the images' own; 112 with --align)")
-    add("--format", choices=("jpg", "png"), default="", help="default: jpg where all images are")
+    add("--format", choices=("jpg", "png"), default="", help="default: jpg if all images are")
     add("--resize", action="store_true", help="scale square images of another size bilinearly")
-    add("--align", action="store_true", help="photographs: find the face, align its five points")
+    add(
+        "--align",
+        action="store_true",
+        help="find the face in each photograph and align its five points",
+    )
     add("--detector", default="", help="SCRFD detector for --align, FILE.onnx[?licence=NAME]")
     add("--recognizer", default="", help="also keep this recognizer's embeddings")
-    add("--synthetic", action="store_true", help="a model made the images: say so in each sidecar")
-    add("--unlabelled", action="store_true", help="every image is a person of its own, as in FFHQ")
-    add("--shard-images", type=int, default=2000, help="most images of one shard (2000)")
-    add("--actors", type=int, default=0, help="workers at once (default: one a CPU)")
+    add(
+        "--synthetic", action="store_true", help="state in each sidecar that a model made the image"
+    )
+    add(
+        "--unlabelled",
+        action="store_true",
+        help="take every image as a different person, as in FFHQ",
+    )
+    add("--shard-images", type=int, default=2000, help="most images of one shard (default 2000)")
+    add("--actors", type=int, default=0, help="actors at once (default: one per CPU)")
     cli.run(parser, job)

@@ -4,8 +4,8 @@ python jobs/report.py runs/demo
 python jobs/report.py runs/sweep
 python jobs/report.py runs/faces --measures judge.json --measures benchmarks.json
 
-A dataset's page shows what was measured of it: the JSON of measure.py and evaluate.py, as given
-and in its folder `measures/`.
+A dataset's page shows its measurements: the JSON of measure.py and evaluate.py that --measures
+names and that the dataset's folder `measures/` holds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from factory.search.results import is_sweep
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Collect what the folder holds and write the page."""
+    """Collect what the folder contains and write the page."""
     store = Store(arguments.url)
     if is_sweep(store):
         if arguments.measures:

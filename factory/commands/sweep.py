@@ -1,12 +1,12 @@
-"""Search the composition that makes the best recognizer: Ray Tune over a space.
+"""Search a space with Ray Tune for the composition that makes the best recognizer.
 
     python jobs/sweep.py tune_spaces/similarity_bands.py --samples 8 --out runs/sweep
     python jobs/report.py runs/sweep
 
-A trial composes pools, generating those that are missing, trains a recognizer on the composition
-and verifies it. The same command resumes: finished trials are kept, those that were running go on
-from their checkpoints. --set takes fields of the trials' recipes: fr.FIELD=, generate.FIELD=,
-compose.FIELD=.
+A trial generates the pools that are missing, composes them, trains a recognizer on the composition
+and evaluates it on the benchmarks. To resume, run the same command again: finished trials are kept,
+and unfinished ones continue from their checkpoints. --set takes fields of the trials' recipes:
+fr.FIELD=, generate.FIELD=, compose.FIELD=.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from factory.search.space import load_space
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Check the space, run what is left of its trials and say what came of it."""
+    """Check the space, run its remaining trials and print the result."""
     space = load_space(arguments.space, arguments.overrides)
     if arguments.seeds < 0:
         raise InputError(f"--seeds {arguments.seeds}: accepted are 1 and more")
@@ -58,14 +58,14 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, space="a Python file with a SPACE")
     parser.add_argument("--out", required=True, help="folder or URL of the sweep")
-    parser.add_argument("--samples", type=int, required=True, help="trials in all")
+    parser.add_argument("--samples", type=int, required=True, help="total number of trials")
     parser.add_argument(
-        "--seeds", type=int, default=0, help="recognizers a trial, seeds 1 to N (default: SPACE's)"
+        "--seeds", type=int, default=0, help="train seeds 1 to N per trial (default: SPACE's)"
     )
     parser.add_argument(
-        "--concurrent", type=int, default=0, help="trials at a time (default: what fits)"
+        "--concurrent", type=int, default=0, help="trials at a time (default: as many as fit)"
     )
     parser.add_argument(
-        "--pools", default="runs/pools", help="folder or URL of the pools sweeps share"
+        "--pools", default="runs/pools", help="folder or URL of the pools that sweeps share"
     )
     cli.run(parser, job)

@@ -1,9 +1,9 @@
-"""Train the predictor of pose, light, age and other attributes on a dataset of the studio.
+"""Train a predictor of pose, light, age and other attributes on a dataset of the studio.
 
 python jobs/train_attributes.py runs/studio/train --out runs/attributes
 
-The truth stands in the dataset's sidecars. Every sixteenth identity is held out, and the mean
-absolute error on those people is printed beside that of always answering the median.
+The dataset's sidecars state the truth. Every sixteenth identity is held out. The command prints
+the mean absolute error on those people, beside the error of always predicting the median.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from factory.recipe import InputError
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Train, print the held-out error and note the result."""
+    """Train, print the held-out error and record the result."""
     for flag in ("epochs", "threads"):
         if getattr(arguments, flag) < 1:
             raise InputError(f"--{flag} {getattr(arguments, flag)}; accepted is 1 or more")
@@ -49,8 +49,8 @@ def main() -> NoReturn:
     parser.add_argument(
         "--licence",
         default="Apache-2.0",
-        help="licence of the weights made, or a stricter one of the dataset",
+        help="licence of the weights, unless the dataset's is stricter",
     )
-    parser.add_argument("--identities", type=int, help="only labels below this")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--identities", type=int, help="train only on labels below N")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     cli.run(parser, job)

@@ -2,8 +2,8 @@
 
     python jobs/train_recognizer.py jobs/recipes/desk/fr/desk.yaml --out runs/fr/desk
 
-To resume, run the same command again: it goes on from the newest checkpoint. With --onnx FILE the
-finished network is also written as ONNX, now or in a later call.
+To resume, run the same command again: it continues from the newest checkpoint. --onnx FILE also
+writes the finished network as ONNX; a later call can add it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from factory.recipe import FRRecipe, load
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Check recipe and output, train or continue, record the curve."""
+    """Check the recipe and the output folder, then train or continue, and record the curve."""
     recipe = load(arguments.recipe, arguments.overrides, kind="fr")
     assert isinstance(recipe, FRRecipe)
     from factory.cluster.connect import connect

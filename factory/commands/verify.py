@@ -1,4 +1,4 @@
-"""Check a dataset, every byte of it, and name each fault; exit code 0 says that it is whole.
+"""Check every byte of a dataset and name each fault; exit code 0 says that it is whole.
 
 python jobs/verify.py runs/faces
 python jobs/verify.py runs/faces --repair     # then run generate again
@@ -18,11 +18,11 @@ from factory.recipe.errors import DONE
 
 
 def job(arguments: argparse.Namespace) -> int:
-    """Verify, and with --repair remove what generate has to make again."""
+    """Verify; with --repair also remove what generate has to make again."""
     store = Store(arguments.url)
     start, removed = time.monotonic(), []
-    # Looked at under the lock: a shard that is being committed right now is no faulty one. A lock
-    # would make the folder where there is no dataset.
+    # The lock keeps a shard that is just being committed from being reported as faulty. Without
+    # a dataset no lock is taken, since the lock would make the folder.
     locked = arguments.repair and store.exists(CLAIM)
     with store.lock("verify --repair") if locked else nullcontext():
         faults = verify(store)
@@ -49,5 +49,5 @@ def job(arguments: argparse.Namespace) -> int:
 def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
-    parser.add_argument("--repair", action="store_true", help="remove what is faulty")
+    parser.add_argument("--repair", action="store_true", help="remove faulty files")
     cli.run(parser, job)

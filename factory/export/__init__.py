@@ -1,1 +1,1 @@
-"""Datasets and compositions handed on in the formats of other trainers."""
+"""Exporting datasets and compositions in the formats of other trainers."""

@@ -1,4 +1,4 @@
-"""What is known of an export before its images are written."""
+"""The facts about an export that are known before its images are written."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,17 @@ class About:
 
     Attributes:
         name: the last part of the target's address.
-        format: one of `formats.FORMATS`.
-        source: what is exported.
-        images: how many images are written, held-out identities left out.
-        classes: labels are 0 to classes - 1.
+        format: one of `factory.export.export.FORMATS`.
+        source: the exported dataset or composition.
+        images: number of exported images, without those of held-out identities.
+        classes: number of identities; labels are 0 to classes - 1.
         size: height and width of every image in pixels.
         made_size: height and width in the source.
         extension: jpg or png.
-        dialect: of RecordIO.
-        seed: of the order.
-        pairs: pairs of held-out identities, 0 for none.
-        held_out: identities that are in the pairs only.
+        dialect: the dialect of RecordIO.
+        seed: seed of the order.
+        pairs: number of pairs of held-out identities; 0 for none.
+        held_out: number of identities that are only in the pairs.
     """
 
     name: str

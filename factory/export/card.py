@@ -1,7 +1,7 @@
-"""The dataset card: what is in the folder, how it was made, what it may be used for.
+"""The dataset card of an export: its content, how it was made, and its intended use.
 
-Written from manifests alone, so that it says nothing nobody recorded. The front matter is the
-Hugging Face Hub's.
+It is written from manifests alone, so that it states only recorded facts. The front matter is that
+of the Hugging Face Hub.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ HUB_LICENCES = {
 SPDX = "https://spdx.org/licenses/"
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 SMALLEST = 1000
-LARGEST_ONE_HOT = 1000  # identities; above, a one-hot label is wider than useful
+LARGEST_ONE_HOT = 1000  # for more identities, a one-hot label is too wide to be useful
 
 SYNTHETIC = "It needs no photographs of people who never agreed to it."
 PHOTOGRAPHS = "Some images are photographs of people: they carry those people's rights."
@@ -45,7 +45,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
 
     Args:
         about: the export.
-        measured: results as `jobs/measure.py --json` writes them; their numbers are listed.
+        measured: results of the command measure (--json); their numbers are listed.
     """
     intended = INTENDED.format(what=SYNTHETIC if is_synthetic(about.source) else PHOTOGRAPHS)
     parts = [
@@ -65,7 +65,7 @@ def card(about: About, measured: Sequence[dict[str, Any]]) -> str:
 
 
 def front_matter(about: About) -> str:
-    """Return the YAML block the Hub reads: licence, tags, size and tasks."""
+    """Return the YAML block that the Hub reads: licence, tags, size and tasks."""
     licence = about.source.licence
     known = licence.lower() in HUB_LICENCES
     fields: dict[str, Any] = {"license": licence.lower() if known else "other"}
@@ -102,7 +102,7 @@ def is_synthetic(source: Source) -> bool:
 
 
 def use(about: About) -> str:
-    """Return how to train from the export, in its user's own commands."""
+    """Return the commands to train from the export."""
     name = about.name
     kit = f"""\
 ```
@@ -283,7 +283,7 @@ def _recipe(about: About) -> str:
 
 
 def licence_text(about: About) -> str:
-    """Return the file LICENSE: the licence's name, where its text is, and why it is this one."""
+    """Return the file LICENSE: the licence's name, the address of its text, and the reason."""
     source = about.source
     lines = [f"{about.name} may be used under: {source.licence}", ""]
     for licence in source.licence.split(" AND "):

@@ -1,4 +1,4 @@
-"""Handing a dataset on: read once into scratch files, then written in the order of the format."""
+"""Exporting a dataset: it is read once into scratch files, then written in the format's order."""
 
 import re
 import struct
@@ -43,20 +43,20 @@ FORMATS: dict[str, Callable[[Iterator[Spooled], About, Output], None]] = {
 RECORDS = ("arcface_torch", "cvlface")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 NOISE = "synthetic"  # arcface_torch and CVLface train on random noise under this name
-QUALITY = 95  # of images that were resized
+QUALITY = 95  # JPEG quality of resized images
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export.
+    """The options of an export.
 
     Attributes:
         format: one of `FORMATS`.
-        dialect: of RecordIO, im2rec or insightface.
-        size: resize to this height and width in pixels; None leaves the images' bytes as they are.
-        seed: of the order.
-        pairs: verification pairs of identities that are kept out of the training images.
-        measured: results of `jobs/measure.py --json` for the card.
+        dialect: the dialect of RecordIO, im2rec or insightface.
+        size: resize to this height and width in pixels; None keeps the images' bytes.
+        seed: seed of the order.
+        pairs: number of verification pairs, whose identities are left out of the training images.
+        measured: results of the command measure (--json) for the card.
         c2pa: PEM files of a certificate and its key, to sign a contact sheet.
     """
 
@@ -70,22 +70,22 @@ class Options:
 
 
 def export(source_store: Store, target: Store, options: Options) -> About:
-    """Write a dataset or composition in another format; the same call again writes the same bytes.
+    """Write a dataset or composition in another format; equal calls write equal bytes.
 
-    Memory does not grow with the dataset beyond nine bytes an identity. Scratch files as large as
-    the images are written below the folder for temporary files (TMPDIR).
+    Memory grows by nine bytes for each identity, not with the images. Scratch files as large as the
+    images are written below the folder for temporary files (TMPDIR).
 
     Args:
         source_store: a dataset's or composition's folder or URL.
         target: an empty folder or URL; the last part of its address names the export.
-        options: how.
+        options: format, order and additions.
 
     Returns:
-        What was exported.
+        The facts about the export.
 
     Raises:
         InputError: source, target or options are not accepted.
-        FaultError: a shard is not what its manifest says.
+        FaultError: a shard differs from its manifest.
     """
     name = _name(target.url)
     dialect = _dialect(options)
@@ -136,7 +136,7 @@ def export(source_store: Store, target: Store, options: Options) -> About:
             if not held_out.takes(item)
         )
         FORMATS[options.format](items, about, out)
-        deque(items, maxlen=0)  # a format that counts its images leaves the last held-out ones
+        deque(items, maxlen=0)  # pass the held-out images that the format did not ask for
         if options.pairs:
             held_out.write(out, f"{validation_name(about)}.bin")
     out.write("LICENSE", licence_text(about).encode())
@@ -150,13 +150,13 @@ def export(source_store: Store, target: Store, options: Options) -> About:
 
 
 class _Kind:
-    """What the images are: one size and one encoding, or else they are made so."""
+    """The one size and encoding of the images; others are refused, or converted with --size."""
 
     def __init__(self, wanted: int | None) -> None:
         self.wanted, self.size, self.extension = wanted, 0, ""
 
     def see(self, encoded: bytes, label: int) -> None:
-        """Take note of an image; InputError when it differs and nothing was said about it."""
+        """Note an image's size and encoding; InputError if it differs and --size was not given."""
         extension, (height, width) = _extension(encoded), image_size(encoded)
         if not self.size:
             self.size, self.extension = height, extension
@@ -190,7 +190,7 @@ class _Kind:
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Return height and width of a JPEG or PNG in pixels; InputError when it is neither."""
+    """Return height and width of a JPEG or PNG in pixels; InputError for other bytes."""
     if encoded.startswith(PNG_MAGIC) and len(encoded) >= 24:
         width, height = struct.unpack(">2I", encoded[16:24])
         return height, width
@@ -206,7 +206,7 @@ def _extension(encoded: bytes) -> str:
 
 
 def _ranks(spool: Spool) -> Sequence[int]:
-    """Return the label of each source label: contiguous, without those that have no image."""
+    """Return the new label of each source label; new labels are contiguous, without empty ones."""
     return array("I", accumulate((count > 0 for count in spool.counts), initial=0))
 
 

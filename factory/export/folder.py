@@ -1,7 +1,7 @@
-"""ImageFolder: one folder an identity, as torchvision, timm and many trainers read it.
+"""ImageFolder: one folder for each identity, which torchvision, timm and many trainers read.
 
-Names have equally many digits, so that sorting them as text and as numbers is the same: trainers
-that count folders one way or the other find the same labels.
+All names have the same number of digits, so that text order and number order are equal. Trainers
+that sort folders in either way therefore find the same labels.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from factory.export.spool import Spooled
 
 
 def write_folder(items: Iterator[Spooled], about: About, out: Output) -> None:
-    """Write `0000000/0000.jpg`, ...: the folder's number is the label."""
+    """Write `0000000/0000.jpg`, ...; the folder's number is the label."""
     digits = max(7, len(str(about.classes - 1)))
 
     def name(item: Spooled) -> str:

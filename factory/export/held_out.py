@@ -1,7 +1,7 @@
-"""Identities left out of the training images, and the verification pairs made of them.
+"""Held-out identities of an export, and the verification pairs that are made of them.
 
-The last identities are held out: at most a tenth of all, and no more than there are genuine pairs,
-but two a fold. Only the images the pairs need are held in memory.
+The last identities are held out: at most a tenth of all and at most one for each genuine pair, but
+at least two for each fold. Memory holds only the images that the pairs need.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ FEWEST, SHARE = 2 * FOLDS, 10
 
 
 class HeldOut:
-    """Which images become pairs, and those of them that were met so far."""
+    """Chooses the images of the pairs, and collects them while the export passes them by."""
 
     def __init__(self, counts: Sequence[int], pairs: int, seed: int, composed: bool) -> None:
         """Choose identities and pairs.
 
         Args:
-            counts: images by label.
-            pairs: how many; 0 holds nobody out.
-            seed: draws the pairs.
-            composed: the images are a composition's, which may hold one more than once.
+            counts: number of images by label.
+            pairs: number of pairs; 0 holds nobody out.
+            seed: seed of the pairs.
+            composed: whether the source is a composition, which may repeat an image.
 
         Raises:
             InputError: there are too few identities or images for so many pairs.
@@ -58,16 +58,16 @@ class HeldOut:
         self._files = [b""] * (2 * pairs)
 
     def takes(self, item: Spooled) -> bool:
-        """Tell whether an image is held out, and keep it where a pair needs it."""
+        """Tell whether an image is held out; keep it if a pair needs it."""
         for place in self._places.get((item.label, item.number), ()):
             self._files[place] = item.encoded
         return item.label >= self.first
 
     def write(self, out: Output, name: str) -> None:
-        """Write the pairs, all images having passed.
+        """Write the pairs, after all images have passed.
 
         Raises:
-            InputError: a genuine pair is an image of a composition and its own copy.
+            InputError: a genuine pair would be an image of a composition and its own copy.
         """
         from factory.export.pairs import refuse_copies
 
@@ -79,13 +79,13 @@ class HeldOut:
 
 
 def check_pairs(pairs: int) -> None:
-    """Refuse a number of pairs that folds cannot share, before anything is read."""
+    """Refuse a number of pairs that cannot be divided into folds, before anything is read."""
     if pairs < 0 or pairs % (2 * FOLDS):
         raise InputError(f"--pairs {pairs}; accepted is a multiple of {2 * FOLDS}")
 
 
 def check_source(source: Source) -> None:
-    """Refuse to make pairs of repeated images, before any image is read."""
+    """Refuse a composition with repeated images, before any image is read."""
     for name, pool in source.recipe.get("pools", {}).items():
         if pool["repeat"] > 1:
             raise InputError(

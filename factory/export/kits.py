@@ -9,14 +9,14 @@ from factory.export.recordio import check_counts, write_records
 from factory.export.spool import Spooled
 
 NETWORKS = ("r50", "r100", "mbf")
-REAL_BENCHMARKS = ("lfw", "cfp_fp", "agedb_30")  # arcface_torch passes over those not there
+REAL_BENCHMARKS = ("lfw", "cfp_fp", "agedb_30")  # arcface_torch skips missing ones
 EPOCHS, WARMUP_EPOCHS = 20, 1
 BATCH_SIZE, LEARNING_RATE, GPUS = 128, 0.1, 8
 TRAINER_SIZE = 112
 
 
 def write_arcface(items: Iterator[Spooled], about: About, out: Output) -> None:
-    """Write `train.rec`, `train.idx`, `train.tsv`, `property` and a configuration a network."""
+    """Write `train.rec`, `train.idx`, `train.tsv`, `property` and a file for each network."""
     _write_records(items, about, out, landmarks=False)
     size = f"{about.size},{about.size}"
     out.write("property", f"{about.classes},{size}\n".encode())
@@ -31,12 +31,12 @@ def write_cvlface(items: Iterator[Spooled], about: About, out: Output) -> None:
 
 
 def validation_name(about: About) -> str:
-    """Return the name of the held-out pairs, as a list of benchmarks has it."""
+    """Return the name of the held-out pairs in a list of benchmarks."""
     return f"{about.name}_val"
 
 
 def arcface_config(about: About, network: str) -> str:
-    """Return a configuration of arcface_torch, with CosFace's margin as synthetic sets use it."""
+    """Return a configuration of arcface_torch with CosFace's margin, as synthetic sets use it."""
     variable = "DATA_ROOT"
     targets = [validation_name(about)] if about.pairs else []
     return f'''"""{about.name}: {about.images:,} images of {about.classes:,} identities."""
@@ -80,7 +80,7 @@ config.val_targets = {[*targets, *REAL_BENCHMARKS]}
 
 
 def cvlface_config(about: About) -> str:
-    """Return a dataset's configuration of CVLface; DATA_ROOT holds the folder of this name."""
+    """Return a dataset's configuration of CVLface; DATA_ROOT is the folder above the export."""
     return f"""data_root: ${{oc.env:DATA_ROOT}}
 rec: '{about.name}'
 color_space: 'RGB'
@@ -93,10 +93,10 @@ semi_sampling_cfg: null
 
 
 def _write_records(items: Iterator[Spooled], about: About, out: Output, landmarks: bool) -> None:
-    """Write the records, and line by line the tables that go with them.
+    """Write the records, and line by line the tables that belong to them.
 
-    `train.tsv` has key, path and label; `ldmk_5points.csv` has the row's number and five points as
-    shares of the image, the same for all since every face is aligned on the template.
+    `train.tsv` has key, path and label. `ldmk_5points.csv` has the row's number and five points as
+    shares of the image; they are equal in all rows, because every face is aligned to the template.
     """
     check_counts(about.images, about.classes, about.dialect)
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def _write_records(items: Iterator[Spooled], about: About, out: Output, landmark
 
 
 def _template() -> bytes:
-    """Return the ArcFace template's points, x and y in turn, as shares of the image."""
+    """Return the points of ArcFace's template, x and y alternating, as shares of the image."""
     from factory.studio.render import TEMPLATE_112
 
     return ",".join(f"{value / 112:.6f}" for value in TEMPLATE_112.ravel().tolist()).encode()

@@ -1,4 +1,4 @@
-"""Where an export goes: a folder or URL of files, each hashed as it is written."""
+"""The output of an export: a folder or URL of files, which are hashed while they are written."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"
 
 
 class Hashed:
-    """A file open for writing in order, with the sha256 of what was written."""
+    """A file open for writing in order, with the sha256 of the written bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         """Wrap an open binary file."""
@@ -34,7 +34,7 @@ class Hashed:
         return size
 
     def tell(self) -> int:
-        """Return how many bytes were written."""
+        """Return the number of written bytes."""
         return self._at
 
     def flush(self) -> None:
@@ -45,17 +45,17 @@ class Hashed:
 
 
 class Output:
-    """The files of an export. `SHA256SUMS`, written last, says that it is complete."""
+    """The files of an export; `SHA256SUMS` is written last and shows that it is complete."""
 
     def __init__(self, store: Store, claim: dict[str, Any]) -> None:
         """Claim a folder for an export.
 
         Args:
-            store: an empty folder, or one that an export of the same claim has begun or filled.
-            claim: what is exported and how; kept in `export.json`.
+            store: an empty folder, or a folder of an export with the same claim.
+            claim: source and options of the export; kept in `export.json`.
 
         Raises:
-            InputError: the folder holds anything else.
+            InputError: the folder holds something else.
         """
         self.store = store
         content = json.dumps(claim, indent=1, sort_keys=True).encode() + b"\n"
@@ -67,7 +67,7 @@ class Output:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Hashed]:
-        """Open a file to be written in order."""
+        """Open a file for writing in order."""
         with self.store.open_output(name) as file:
             hashed = Hashed(file)
             yield hashed
@@ -79,7 +79,7 @@ class Output:
         self._note(name, hashlib.sha256(data).hexdigest())
 
     def write_all(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write many small files, several at once: flushing each is waiting, not work."""
+        """Write many small files, several at once, because each one waits for its flush."""
         for name, sha256 in in_order(self._written, files, REMOTE_WORKERS):
             self._note(name, sha256)
 
@@ -89,7 +89,7 @@ class Output:
         self._note(name, sha256)
 
     def finish(self) -> None:
-        """Write the checksums of all files, as `sha256sum --check` reads them."""
+        """Write the checksums of all files in the form of `sha256sum --check`."""
         self._sums.seek(0)
         with self._sums as sums, self.store.open_output(SUMS) as out:
             for line in sums:

@@ -1,7 +1,7 @@
-"""Verification pairs of identities that no training has seen, as a `.bin` benchmark file.
+"""Verification pairs of identities that no training saw, as a `.bin` benchmark file.
 
-A fold's identities are in no other fold, so that a threshold chosen on nine folds is judged on
-people it has not met. Half of every fold is genuine, in an order drawn by the seed.
+No identity is in two folds, so that a threshold from nine folds is tested on other people. Half of
+the pairs of every fold are genuine, in an order drawn by the seed.
 """
 
 import csv
@@ -22,7 +22,7 @@ from factory.evaluation.verification import FOLDS, write_bin
 from factory.recipe import InputError
 from factory.seeding import generator, seed64
 
-TRIES = 200  # draws of an impostor before the fold is called too small
+TRIES = 200  # draws of an impostor before the fold counts as too small
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ChosenPairs:
 
     Attributes:
         rows: int64 [pairs, 2].
-        same: bool [pairs], whether a pair shows one person; half of every fold does.
+        same: bool [pairs], whether a pair shows one person; true for half of every fold.
     """
 
     rows: np.ndarray
@@ -40,7 +40,7 @@ class ChosenPairs:
 
 @dataclass(frozen=True)
 class Written:
-    """What a file of pairs holds."""
+    """The content of a file of pairs."""
 
     sha256: str
     pairs: int
@@ -56,19 +56,19 @@ def choose_pairs(
 ) -> ChosenPairs:
     """Choose verification pairs; equal arguments give equal pairs.
 
-    Genuine pairs come from all identities of a fold in turn before any gives a second one. No pair
-    of images is used twice.
+    All identities of a fold give a genuine pair before any of them gives a second one. No pair of
+    images is used twice.
 
     Args:
         labels: int64 [N], the identity of each image.
-        pairs: how many, a multiple of 2 * folds.
-        folds: consecutive equal parts, with no identity in common.
-        seed: draws identities, images and order.
-        groups: the group of each identity; impostors then are of one group.
+        pairs: number of pairs, a multiple of 2 * folds.
+        folds: number of consecutive equal parts, with no identity in common.
+        seed: seed of identities, images and order.
+        groups: the group of each identity; both people of an impostor pair then have one group.
 
     Raises:
-        InputError: a wrong number of pairs, an identity without a group, or too few identities or
-            images for so many pairs.
+        InputError: the number of pairs does not fit the folds, an identity has no group, or there
+            are too few identities or images for so many pairs.
     """
     if folds < 2 or pairs < 1 or pairs % (2 * folds):
         raise InputError(
@@ -106,19 +106,19 @@ def write_pairs(
     groups: Mapping[int, str] | None = None,
     cache: Path | None = None,
 ) -> Written:
-    """Write a benchmark file of pairs from a dataset or composition; images are copied as they are.
+    """Write a benchmark file of pairs from a dataset or composition; images are copied unchanged.
 
     Args:
         store: the dataset or composition.
-        to: the `.bin` file; an older one is replaced.
-        pairs, folds, seed, groups: as `choose_pairs`.
-        skip: leave out the first N identities, those a training with `data.identities: N` saw.
-        without: a composition; identities it holds of this dataset are left out.
+        to: the `.bin` file to write; it replaces an older one.
+        pairs, folds, seed, groups: as in `choose_pairs`.
+        skip: leave out the first N identities, which a training with `data.identities: N` saw.
+        without: a composition; its identities of this dataset are left out.
         cache: folder of indexes and of copies of remote shards.
 
     Raises:
-        InputError: as `choose_pairs`; no dataset; a composition that holds none of it; or a genuine
-            pair is an image of a composition and its own copy.
+        InputError: as `choose_pairs`; or there is no dataset, `without` holds none of its images,
+            or a genuine pair would be an image of a composition and its own copy.
     """
     images = images_of(store, cache)
     people = np.unique(images.labels)
@@ -140,7 +140,7 @@ def write_pairs(
 
 
 def refuse_copies(what: str, files: Sequence[bytes], same: Sequence[bool]) -> None:
-    """Refuse genuine pairs of one image, which a composition may hold more than once.
+    """Refuse genuine pairs of an image and its copy, since a composition may repeat an image.
 
     Raises:
         InputError: files 2i and 2i + 1 are equal and pair i is genuine.
@@ -157,7 +157,7 @@ def read_identity_groups(path: str | Path) -> dict[int, str]:
     """Read the group of each identity: a .json of {identity: group}, or a .csv identity,group.
 
     Raises:
-        InputError: no such file, or one of another form.
+        InputError: there is no such file, or it has another form.
     """
     path = Path(path)
     accepted = "a .json of {identity: group}, or a .csv with the columns identity, group"
@@ -176,7 +176,7 @@ def read_identity_groups(path: str | Path) -> dict[int, str]:
 def _genuine(
     members: dict[int, np.ndarray], half: int, draws: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Take one pair of each identity in turn, then a second, until there are `half`."""
+    """Take a pair of each identity in turn, then a second one, until there are `half` pairs."""
     found: list[tuple[int, int]] = []
     queues = [combinations(draws.permutation(rows).tolist(), 2) for rows in members.values()]
     while queues and len(found) < half:
@@ -197,7 +197,7 @@ def _impostors(
     draws: np.random.Generator,
     groups: Mapping[int, str] | None,
 ) -> list[tuple[int, int]]:
-    """Pair each identity in turn with another one, of its group where there are groups."""
+    """Pair each identity in turn with another one, of the same group if there are groups."""
     people = list(members)
     alike: dict[str, list[int]] = {}
     for who in people:

@@ -1,4 +1,4 @@
-"""Parquet as the Hugging Face `datasets` library and the Hub's viewer read it."""
+"""Parquet files for the Hugging Face `datasets` library and the Hub's viewer."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from factory.export.output import Output
 from factory.export.spool import Spooled
 from factory.export.wds import shard_size
 
-ROWS = 256  # of a row group, which is what a reader holds at a time
+ROWS = 256  # rows of a row group, which a reader holds in memory
 
 FEATURES = {
     "image": {"_type": "Image"},
@@ -20,9 +20,10 @@ FEATURES = {
 
 
 def write_hf(items: Iterator[Spooled], about: About, out: Output) -> None:
-    """Write `data/train-00000-of-NNNNN.parquet`, ...: image, label, and the sidecar as JSON text.
+    """Write `data/train-00000-of-NNNNN.parquet`, ... with image, label and sidecar as JSON text.
 
-    The schema's metadata says that `image` is one: no code and no card is needed to read it.
+    The schema's metadata says that `image` is an image, so that no code or card is needed to read
+    it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -40,7 +41,7 @@ def write_hf(items: Iterator[Spooled], about: About, out: Output) -> None:
     for number in range(files):
         left = islice(items, each)
         name = f"data/train-{number:05d}-of-{files:05d}.parquet"
-        # no dictionary: one of the images would be the images again
+        # without a dictionary, which would only repeat the images
         with (
             out.open(name) as file,
             pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,

@@ -1,9 +1,9 @@
 """RecordIO: the `train.rec` and `train.idx` that arcface_torch, CVLface and DALI read.
 
-A record is the magic number, a word of 3 bits that say which part of a payload it is and 29 bits of
-length, the payload, and zeros up to a multiple of four. A payload that has the magic number at
-a multiple of four is split there, since readers look for it; they put it back between the parts.
-An image's payload starts with its header: flag, label, id, id2, and `flag` more labels.
+A record is the magic number, a word (3 bits for the part of a payload, 29 bits for the length), the
+payload, and zeros up to a multiple of four. Readers look for the magic number at multiples of four,
+so a payload that holds it there is split, and readers put it back between the parts. An image's
+payload starts with its header: flag, label, id, id2, and `flag` more labels.
 """
 
 import struct
@@ -29,7 +29,7 @@ SPLIT = struct.pack("<I", MAGIC)
 
 
 def frame(payload: bytes) -> bytes:
-    """Return a payload as the record, or the records, that carry it."""
+    """Return the bytes of the record or records that hold a payload."""
     parts: list[bytes] = []
     start = at = 0
     while (at := payload.find(SPLIT, at)) >= 0:
@@ -55,16 +55,16 @@ def image_record(label: int, key: int, encoded: bytes) -> bytes:
 
 
 def labels_record(labels: tuple[int, int], key: int, id2: int) -> bytes:
-    """Return the payload of a record that has two numbers and no image."""
+    """Return the payload of a record with two numbers and no image."""
     return HEADER.pack(2, 0.0, key, id2) + struct.pack("<2f", *labels)
 
 
 def check_counts(images: int, classes: int, dialect: str) -> None:
-    """Refuse what 32-bit floats, in which RecordIO keeps labels, cannot count.
+    """Refuse numbers that 32-bit floats, RecordIO's labels, cannot hold exactly.
 
     Raises:
-        InputError: there are more than 2**24 identities, or, in the insightface dialect, whose
-            header counts records, more than 2**24 records.
+        InputError: there are more than 2**24 identities; or more than 2**24 records in the
+            insightface dialect, whose header counts records.
     """
     if classes > LARGEST_LABEL:
         raise InputError(f"{classes} identities; RecordIO counts {LARGEST_LABEL} at most")
@@ -78,16 +78,16 @@ def check_counts(images: int, classes: int, dialect: str) -> None:
 def write_records(
     items: Iterator[Spooled], rec: Hashed, idx: Hashed, images: int, dialect: str
 ) -> Iterator[tuple[int, Spooled]]:
-    """Write images one after another, and yield each with its key once it is written.
+    """Write images one after another, and yield each with its key after it is written.
 
     Args:
         items: the images; for the insightface dialect grouped by label.
         rec: `train.rec`.
-        idx: `train.idx`: one line a record, its key and offset in bytes.
-        images: how many there are.
-        dialect: im2rec has keys from 0 and images only. insightface has keys from 1, then a record
-            for each identity with its first and last key + 1, then key 0 with the numbers of the
-            first identity's record and of the one after the last.
+        idx: `train.idx`: a line for each record with its key and offset in bytes.
+        images: the number of images.
+        dialect: im2rec has only images, with keys from 0. insightface has images with keys from 1,
+            then a record for each identity with its first key and last key + 1, then key 0 with the
+            number of the first identity's record and of the one after the last.
     """
     offset = 0
 

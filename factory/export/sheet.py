@@ -1,4 +1,4 @@
-"""A contact sheet, and its C2PA signature, which states the sha256 of the manifest it pictures."""
+"""A contact sheet with a C2PA signature that states the sha256 of the source's manifest."""
 
 import io
 import json
@@ -20,21 +20,21 @@ CURVES = {256: "es256", 384: "es384", 521: "es512"}
 
 
 class ContactSheet:
-    """The first images of the first identities, collected as they pass by."""
+    """The first images of the first identities, collected during an export."""
 
     def __init__(self) -> None:
-        """Begin an empty sheet."""
+        """Start an empty sheet."""
         self._rows: dict[int, list[bytes]] = {}
 
     def see(self, label: int, encoded: bytes) -> None:
-        """Keep an image (JPEG or PNG) of an identity when there is room for it."""
+        """Keep an image (JPEG or PNG) of an identity if there is room for it."""
         if label in self._rows or len(self._rows) < ROWS:
             row = self._rows.setdefault(label, [])
             if len(row) < COLUMNS:
                 row.append(encoded)
 
     def jpeg(self) -> bytes:
-        """Return the sheet as a JPEG, one identity a row, all as large as the first."""
+        """Return the sheet as a JPEG with one identity a row; all images have the first's size."""
         rows = list(self._rows.values())
         edge = min(len(decode(rows[0][0], "contact sheet")), LARGEST)
         step = edge + GAP
@@ -49,19 +49,19 @@ class ContactSheet:
 
 
 def sign(jpeg: bytes, title: str, manifest_sha256: str, cert: Path, key: Path) -> bytes:
-    """Return the JPEG with a C2PA manifest inside, signed.
+    """Return the JPEG with a signed C2PA manifest inside.
 
     The manifest says that a trained model made the picture (IPTC digital source type), which the
-    caller has made sure of, and carries the sha256 of the dataset's manifest as an assertion. No
-    time stamp authority is asked, so that nothing leaves the machine. A signature differs from run
-    to run.
+    caller must have checked, and holds the sha256 of the dataset's manifest as an assertion. No
+    time stamp authority is asked, so that nothing leaves the machine. Each run gives another
+    signature.
 
     Args:
         jpeg: the sheet.
-        title: shown by C2PA viewers.
-        manifest_sha256: 64 hex digits.
-        cert: PEM file: the certificate, followed by those that issued it.
-        key: PEM file of its private key: elliptic curve, Ed25519 or RSA, without a password.
+        title: the title that C2PA viewers show.
+        manifest_sha256: sha256 of the dataset's manifest, 64 hex digits.
+        cert: PEM file with the certificate, followed by those that issued it.
+        key: PEM file of its private key (elliptic curve, Ed25519 or RSA) without a password.
 
     Raises:
         InputError: c2pa-python is not installed, or certificate or key are not accepted.

@@ -1,4 +1,4 @@
-"""What is exported: the images of a dataset or a composition, one after another."""
+"""The source of an export: the images of a dataset or a composition, one after another."""
 
 import hashlib
 import re
@@ -22,12 +22,12 @@ from factory.datasets.tar import TarError, members
 from factory.recipe import FaultError, InputError
 
 EXTENSIONS = ("jpg", "png")
-PLANNED = re.compile(r"i\d+-(\d+)-")  # a planned shard's name states where its identities end
-ROWS = 1 << 16  # of a composition's index, looked at together
+PLANNED = re.compile(r"i\d+-(\d+)-")  # a planned shard's name states the end of its identities
+ROWS = 1 << 16  # rows of a composition's index that are read together
 
 
 class SourceItem(NamedTuple):
-    """One image as the source has it."""
+    """One image of the source."""
 
     label: int
     encoded: bytes
@@ -39,14 +39,14 @@ class Source:
     """A dataset or a composition that can be read from start to end.
 
     Attributes:
-        sha256: of the file that says what it is, manifest.json or composition.json.
-        recipe: how it was made.
-        manifests: of the datasets its images lie in.
-        models: that touched an image.
-        licence: what the export inherits, the strictest of all that took part.
-        bytes: about how many bytes its images are, repeats counted.
+        sha256: sha256 of its manifest.json or composition.json.
+        recipe: its recipe.
+        manifests: manifests of the datasets that hold its images.
+        models: the models that touched an image.
+        licence: the licence that the export inherits, the strictest of all parts.
+        bytes: approximate size of its images in bytes, repeats counted.
         labels: labels are usually below this.
-        read: yields its items, repeats expanded; the order is a function of the source.
+        read: yields its items with repeats, in an order that depends on the source alone.
     """
 
     sha256: str
@@ -60,7 +60,7 @@ class Source:
 
 
 def open_source(store: Store) -> Source:
-    """Return the dataset or the composition that lies in a store.
+    """Return the dataset or the composition of a store.
 
     Raises:
         InputError: there is neither, or a composition's pool or index has changed.
@@ -129,7 +129,7 @@ def _index(store: Store, index_sha256: str, columns: list[str]) -> Iterator[list
 
 
 def _used(store: Store, index_sha256: str) -> dict[str, set[str]]:
-    """Return the names of the shards that a composition has images of, by pool."""
+    """Return the names of the shards that hold a composition's images, by pool."""
     used: dict[str, set[str]] = {}
     for rows in _index(store, index_sha256, ["pool", "shard"]):
         for row in rows:
@@ -163,7 +163,7 @@ def _composed(
 
 
 def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, SourceItem]]:
-    """Yield keys and samples of a shard; its end tells whether it is the one that was committed."""
+    """Yield keys and samples of a shard; FaultError at its end if it is not the committed one."""
     sha, where, kept = hashlib.sha256(), f"{store.url}/{shard_file(entry.name, TAR)}", 0
     try:
         with store.open_input(shard_file(entry.name, TAR)) as file:

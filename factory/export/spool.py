@@ -1,7 +1,7 @@
-"""Putting images in another order without holding them in memory.
+"""Reordering images without holding them in memory.
 
-Images are dealt into files on local disk by where they go, then each file is sorted and read back.
-Memory is that of one file, whatever the dataset's size; disk is that of the dataset's images.
+Images are distributed over files on local disk by their new place; then each file is sorted and
+read back. Memory holds one file, for any size of dataset; the files are as large as the images.
 """
 
 import struct
@@ -29,21 +29,21 @@ class Spooled(NamedTuple):
 
 
 def shuffled(seed: int) -> Order:
-    """Return a random order: the place of an image depends on the seed, its label and number."""
+    """Return a random order; the place of an image depends on the seed, its label and number."""
     return lambda label, number: seed64(seed, "export", label, number)
 
 
 def grouped(labels: int) -> Order:
-    """Return the order of labels, and inside a label that of the source.
+    """Return the order by labels; images of one label keep the source's order.
 
     Args:
-        labels: labels are usually below this; others are still in order.
+        labels: labels are usually below this; higher labels are in order, too.
     """
     return lambda label, _: min(label * RANGE // labels, RANGE - 1)
 
 
 class Spool:
-    """Images waiting in scratch files."""
+    """Images in scratch files, to be read in another order."""
 
     def __init__(
         self, folder: Path, order: Order, total_bytes: int, bucket_bytes: int = BUCKET_BYTES
@@ -52,10 +52,10 @@ class Spool:
 
         Args:
             folder: an empty local folder.
-            order: the place in [0, 2**64) of (label, number); where two are equal, lower labels
-                and numbers come first.
-            total_bytes: about how much will be added.
-            bucket_bytes: about how much memory to use.
+            order: the place in [0, 2**64) of (label, number); of equal places, lower labels and
+                numbers come first.
+            total_bytes: approximate number of bytes of all images.
+            bucket_bytes: approximate number of bytes of memory to use.
         """
         self.folder, self.order = folder, order
         self.bucket_bytes = bucket_bytes
@@ -79,7 +79,7 @@ class Spool:
         return number
 
     def read(self) -> Iterator[Spooled]:
-        """Yield all images in order, once; the scratch files vanish as they are read."""
+        """Yield all images in order, once; each scratch file is deleted when it is read."""
         self._flush()
         for file in range(self._files):
             path = self._path(file)

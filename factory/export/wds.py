@@ -15,14 +15,14 @@ MOST_EACH, FEWEST_SHARDS = 10_000, 16
 
 
 def shard_size(images: int) -> int:
-    """Return how many images a file has: many, but so that 16 readers have a file each."""
+    """Return the number of images in a file: a sixteenth of all, but at most 10,000."""
     return max(1, min(MOST_EACH, -(-images // FEWEST_SHARDS)))
 
 
 def write_wds(items: Iterator[Spooled], about: About, out: Output) -> None:
     """Write `NAME-000000.tar`, ..., and `index.json` for wids.
 
-    Keys are positions in the export; the sidecar says which identity and slot an image was.
+    Keys are positions in the export; the sidecar states the image's identity and slot.
     """
     listed: list[dict[str, str | int]] = []
     each = shard_size(about.images)

@@ -1,7 +1,8 @@
 """The zip that EDM and StyleGAN train from: stored PNG images and `dataset.json` with the labels.
 
-Written in one pass, so that it can stream to an object store: sizes are known before each member,
-and the directory at the end waits in a scratch file. Zip64 where 32 bits are too few.
+It is written in one pass, so that it can be streamed to an object store: the size of each member is
+known before, and the directory for the end is collected in a scratch file. Zip64 is used if 32 bits
+are too few.
 """
 
 import io
@@ -27,7 +28,7 @@ END64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR = struct.Struct("<4sIQI")
 PLAIN, ZIP64 = 20, 45  # versions needed to read
 DATE = 1 << 5 | 1  # 1 January 1980, the first day of the format
-FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # "see the 64-bit field"
+FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # these values mean "see the 64-bit field"
 MOST_16, MOST_32 = FULL_16 - 1, FULL_32 - 1
 LABELS = "dataset.json"
 
@@ -36,7 +37,7 @@ class StoredZip:
     """A zip of uncompressed members, written in order; equal members give equal bytes."""
 
     def __init__(self, out: Hashed) -> None:
-        """Write to an open file that stands at its start."""
+        """Start a zip in an open, empty file."""
         self.out, self.count = out, 0
         self._directory = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `finish`
 
@@ -48,7 +49,7 @@ class StoredZip:
         """Add a member of known size in bytes and CRC-32, read from a file.
 
         Raises:
-            InputError: it is 4 GiB or more.
+            InputError: the member has 4 GiB or more.
         """
         if size > MOST_32:
             raise InputError(f"zip member {name}: {size} bytes, accepted are {MOST_32}")
@@ -87,7 +88,7 @@ class StoredZip:
 
 
 def write_edm(items: Iterator[Spooled], about: About, out: Output) -> None:
-    """Write `NAME.zip`: `00000/img00000000.png`, ..., and the labels in `dataset.json`."""
+    """Write `NAME.zip` with `00000/img00000000.png`, ..., and the labels in `dataset.json`."""
     with out.open(f"{about.name}.zip") as file, tempfile.TemporaryFile() as labels:
         archive = StoredZip(file)
         crc = size = 0
@@ -109,7 +110,7 @@ def write_edm(items: Iterator[Spooled], about: About, out: Output) -> None:
 
 
 def as_png(encoded: bytes) -> bytes:
-    """Return an image as an uncompressed RGB PNG, which is what the trainers' tool writes."""
+    """Return an image as an uncompressed RGB PNG, as the trainers' own tool writes it."""
     sink = io.BytesIO()
     Image.fromarray(decode(encoded, "image")).save(sink, "PNG", compress_level=0)
     return sink.getvalue()

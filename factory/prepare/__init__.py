@@ -1,1 +1,1 @@
-"""Others' faces become a dataset: listed, checked, aligned, embedded, committed shard by shard."""
+"""Preparing a dataset from existing images: they are listed, checked, aligned and committed."""

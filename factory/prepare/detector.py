@@ -1,4 +1,4 @@
-"""Faces in photographs: insightface's SCRFD detectors, from a file the user has."""
+"""Face detection in photographs: insightface's SCRFD detectors, from the user's file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 
 from factory.recipe import InputError
 
-SIZE = 640  # edge in pixels that a photograph is scaled into before detection
+SIZE = 640  # a photograph is scaled into a square of this side in pixels before detection
 THRESHOLD = 0.5
-OUTPUTS = (9, 15)  # of an SCRFD graph: scores, boxes and points of three or five strides
+OUTPUTS = (9, 15)  # outputs of an SCRFD graph: scores, boxes, points for three or five strides
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Face:
 
     Attributes:
         box: left, top, right, bottom in pixels.
-        score: the detector's, 0 to 1.
-        points: float32 [5, 2], x and y in pixels: eyes, nose, mouth, from the image's left.
-        faces: how many faces the photograph has.
+        score: the detector's score, 0 to 1.
+        points: float32 [5, 2], x and y in pixels: eyes, nose, mouth corners, each pair from the
+            image's left to its right.
+        faces: number of faces in the photograph.
     """
 
     box: tuple[float, ...]
@@ -31,13 +32,13 @@ class Face:
 
 
 class Detector:
-    """Finds the face a photograph is of."""
+    """Finds the main face of a photograph."""
 
     def __init__(self, path: Path) -> None:
         """Load an SCRFD file.
 
         Raises:
-            InputError: no such file, no ONNX model, or one that gives no five points.
+            InputError: there is no such file, or it is not an ONNX model that returns five points.
         """
         if not path.is_file():
             raise InputError(
@@ -68,7 +69,8 @@ class Detector:
     def find(self, image: np.ndarray) -> Face | None:
         """Return the largest face near the middle, or None; image is uint8 [H, W, 3] RGB.
 
-        Of several, area less twice the squared distance from the middle decides, in pixels.
+        If there are several, the face with the highest area minus twice the squared distance from
+        the middle, in pixels, is taken.
         """
         boxes, points = self.model.detect(np.ascontiguousarray(image[..., ::-1]))
         if not len(boxes):

@@ -1,4 +1,4 @@
-"""One image of others: decoded, brought to size or aligned, and encoded, or a reason why not."""
+"""Preparing one existing image: it is decoded, resized or aligned, and encoded, or rejected."""
 
 import io
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ BROKEN = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class Made:
-    """What became of an image: its bytes with facts for the sidecar, or the reason it is left out.
+    """The result for one image: its bytes with facts for the sidecar, or the reason to reject it.
 
-    `score` is the edge in pixels of an image of the wrong size.
+    `score` is the longer side in pixels of an image of the wrong size.
     """
 
     data: bytes = b""
@@ -34,10 +34,10 @@ class Made:
 
 
 def make_image(data: bytes, recipe: PrepareRecipe, detector: Detector | None) -> Made:
-    """Return what becomes of an encoded image.
+    """Return the result for an encoded image.
 
-    Without alignment an image that has the right size and format keeps its bytes; one of another
-    format is encoded again, which the facts say.
+    Without alignment, an image of the right size and format keeps its bytes. An image of another
+    format is encoded again, and the facts state it.
     """
     try:
         image = _decode(data, upright=detector is not None)
@@ -66,7 +66,7 @@ def make_image(data: bytes, recipe: PrepareRecipe, detector: Detector | None) ->
 
 
 def dimensions(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of an encoded image in pixels; None where it cannot be read."""
+    """Return width and height of an encoded image in pixels; None if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size
@@ -75,7 +75,7 @@ def dimensions(data: bytes) -> tuple[int, int] | None:
 
 
 def _decode(data: bytes, upright: bool) -> np.ndarray:
-    """Return uint8 [H, W, 3] RGB, decoded as the readers of a dataset decode it where they can."""
+    """Return uint8 [H, W, 3] RGB, decoded as a dataset's readers do if that is possible."""
     if _plain_jpeg(data) and not upright:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     with Image.open(io.BytesIO(data)) as image:
@@ -84,7 +84,7 @@ def _decode(data: bytes, upright: bool) -> np.ndarray:
 
 
 def _kept(data: bytes, wanted: str) -> bool:
-    """Tell whether the bytes can stay: of the dataset's format, and read alike by every reader."""
+    """Tell whether the bytes can be kept: they have the format, and all readers read them alike."""
     if wanted == "png":
         if not data.startswith(PNG_MAGIC):
             return False
@@ -94,5 +94,5 @@ def _kept(data: bytes, wanted: str) -> bool:
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Tell whether it is a JPEG of one or three colours; Pillow converts those of four."""
+    """Tell whether it is a JPEG with one or three channels; Pillow converts those with four."""
     return simplejpeg.is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] in PLAIN

@@ -1,4 +1,4 @@
-"""What a preparation is: the recipe its dataset keeps, and the plan of its shards. Pure values."""
+"""The recipe of a prepared dataset, and the plan of its shards; nothing here reads or writes."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,41 +12,41 @@ from factory.prepare.sources import Item, Listing
 from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, digest
 
 SYSTEM = "prepared"
-MOST_IMAGES = 10_000  # of one identity: four digits of a sample's key
+MOST_IMAGES = 10_000  # most images of one identity, because keys have four digits for them
 MOST_IDENTITIES = 10_000_000
-CAPTURED = "digitalCapture"  # IPTC's term for a photograph, as DIGITAL_SOURCE_TYPE is for others
+CAPTURED = "digitalCapture"  # IPTC's term for a photograph; DIGITAL_SOURCE_TYPE is for made images
 PIXEL_LIBRARIES = ("factory", "numpy", "simplejpeg", "pillow", "opencv-python")
 
 
 class Counts(Part):
-    """How many identities the source has, and images of the largest of them."""
+    """The number of identities of the source, and of images of its largest identity."""
 
     count: Positive
     images_each: Positive
 
 
 class PrepareRecipe(Part):
-    """A dataset made of images that were there before."""
+    """A dataset that is made from existing images."""
 
     kind: Literal["prepare"] = "prepare"
     name: str
     system: Literal["prepared"] = SYSTEM
     licence: str
-    source: str = Field(description="Where the images were, without credentials.")
+    source: str = Field(description="Address of the images, without credentials.")
     source_kind: str
-    source_digest: str = Field(description="Of the source's listing: names, places and sizes.")
+    source_digest: str = Field(description="Digest of the listing: names, places and sizes.")
     image: Image
     identities: Counts
     shard_images: Positive = Field(description="Most images of one shard.")
     resize: bool = Field(description="Square images of another size were resized bilinearly.")
-    align: bool = Field(description="Faces were found and aligned by five points.")
+    align: bool = Field(description="Faces were detected and aligned by five points.")
     detector_size: Natural = 0
     detector_threshold: float = 0.0
-    weights: dict[str, Weights] = Field(default={}, description="The detector's.")
+    weights: dict[str, Weights] = Field(default={}, description="Weights of the detector.")
 
 
 def content_digest(recipe: PrepareRecipe, versions: dict[str, str]) -> str:
-    """Return the digest of what decides the dataset's bytes: never its name, licence or place."""
+    """Return the digest of all that changes the dataset's bytes; name, licence and place do not."""
     fields = recipe.model_dump(mode="json", exclude={"name", "licence", "source", "weights"})
     weights = {name: part.sha256 for name, part in recipe.weights.items()}
     libraries = PIXEL_LIBRARIES + (("onnxruntime", "insightface") if recipe.align else ())
@@ -57,11 +57,12 @@ def content_digest(recipe: PrepareRecipe, versions: dict[str, str]) -> str:
 def plan_shards(counts: Sequence[int], most: int) -> list[ListedShard]:
     """Cut identities into shards of at most `most` images each, in order.
 
-    Whole identities share a shard as long as they fit; one that has more is cut by its slots.
+    Whole identities share a shard as long as they fit. An identity with more images than that is
+    cut by its slots.
 
     Args:
-        counts: images of each identity, 1 or more.
-        most: images of a shard, 1 or more.
+        counts: number of images of each identity, 1 or more.
+        most: largest number of images of a shard, 1 or more.
     """
     made: list[ListedShard] = []
     start = images = 0
@@ -87,7 +88,7 @@ def plan_shards(counts: Sequence[int], most: int) -> list[ListedShard]:
 
 
 def entries_of(listing: Listing, shard: ListedShard) -> list[tuple[int, int, Item]]:
-    """Return (identity, slot, entry) of every image of a shard, in key order."""
+    """Return (identity, slot, entry) for every image of a shard, in key order."""
     return [
         (identity, slot, entry)
         for identity in range(shard.identity_start, shard.identity_stop)
@@ -98,7 +99,7 @@ def entries_of(listing: Listing, shard: ListedShard) -> list[tuple[int, int, Ite
 
 
 def counted(listing: Listing) -> Counts:
-    """Return the counts of a listing; InputError where keys could not name its images."""
+    """Return the counts of a listing; InputError if they are too large for a sample's key."""
     counts = [len(images) for images in listing.images]
     if max(counts) > MOST_IMAGES or len(counts) > MOST_IDENTITIES:
         largest = listing.identities[counts.index(max(counts))]
@@ -116,7 +117,7 @@ def claim_of(
     source_type: str,
     inherited: Inherited | None = None,
 ) -> dict[str, Any]:
-    """Return the dataset's claim, as `factory.datasets.claim` reads it."""
+    """Return the dataset's claim in the form that `factory.datasets.claim` reads."""
     handed_down = {} if inherited is None else {"inherited": inherited.model_dump(mode="json")}
     return {
         **handed_down,

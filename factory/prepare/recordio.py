@@ -1,12 +1,12 @@
 """MXNet's RecordIO files, read without MXNet: `X.rec` and its `X.idx`, in both dialects.
 
-A record is the magic, a word whose upper three bits say whether it is whole (0) or the first,
-middle or last piece of one whose payload held the magic (1, 2, 3) and whose lower 29 bits are the
-length, then the payload, padded to four bytes. The payload of a face is a header of 24 bytes (flag,
-label, two ids), `flag` further labels as float32, and the encoded image.
+A record is a magic number, a word, and the payload padded to four bytes. The upper three bits of
+the word are 0 for a whole payload; they are 1, 2 or 3 for the first, middle or last piece of a
+payload that held the magic number. The lower 29 bits are the length. The payload of a face is a
+header of 24 bytes (flag, label, two ids), `flag` further labels as float32, and the encoded image.
 
-*im2rec*: every record is an image. *insightface*: record 0 has no image; its two labels bound the
-images, 1 to N, from the records of identities that follow them.
+*im2rec*: every record is an image. *insightface*: record 0 has no image. Its first label is N + 1:
+records 1 to N are images, and the records of identities follow them.
 """
 
 import struct
@@ -62,7 +62,7 @@ def read_payload(file: IO[bytes], offset: int, what: str, limit: int | None = No
 
 
 def parse(payload: bytes, what: str) -> Record:
-    """Return labels and image of a record's payload; InputError where it is too short."""
+    """Return labels and image of a record's payload; InputError if it is too short."""
     if len(payload) < HEADER.size:
         raise InputError(f"{what}: a record of {len(payload)} bytes is no image record")
     flag, label, _, _ = HEADER.unpack_from(payload)
@@ -95,12 +95,12 @@ def read_index(store: Store, name: str) -> dict[int, int]:
 
 
 def image_records(store: Store, rec: str) -> Iterator[tuple[int, int, float]]:
-    """Yield (key, offset, label) of every image of a RecordIO file, by key, whatever its dialect.
+    """Yield (key, offset, label) for every image of a RecordIO file of either dialect, by key.
 
-    Only the head of each record is read. Of several labels the first counts.
+    Only the head of each record is read. If a record has several labels, the first one counts.
 
     Raises:
-        InputError: index or records are damaged, or there is no image.
+        InputError: the index or records are damaged, or there is no image.
     """
     what = f"SOURCE {store.url}/{rec}"
     index = read_index(store, str(PurePosixPath(rec).with_suffix(".idx")))

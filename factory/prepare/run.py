@@ -1,4 +1,4 @@
-"""Preparation from the first look at a source to the merged manifest."""
+"""The run of a preparation, from listing the source to the merged manifest."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ from factory.prepare.sources import DATASET, Item, ItemReader, Listing, list_sou
 from factory.prepare.work import Preparer, PrepareWork, Task
 from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
 
-PEEK = 64  # images looked at to tell size and format, evenly spread over the source
+PEEK = 64  # images to look at for size and format, evenly spread over the source
 ALIGNED_SIZE = 112
-# Where source and detector lie changes no byte; their digests say whether they are the same.
+# Source and detector may move, because that changes no bytes; their digests must be equal.
 PREPARED = Claim(
     CLAIM,
     "the dataset",
@@ -41,7 +41,7 @@ PREPARED = Claim(
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for, as the flags of `jobs/prepare.py` say it."""
+    """The user's wishes: the flags of the command prepare."""
 
     source: str
     licence: str
@@ -59,16 +59,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Preparation:
-    """A preparation that was checked and can run.
+    """A checked preparation that can run.
 
     Attributes:
-        source: the store the images are read from.
-        listing: all of them.
-        recipe: of the dataset.
-        shards: the plan.
-        content_digest: of recipe and library versions.
-        claim: what the dataset's folder will state.
-        recognizer: reference, and the sha256 of its weights; empty for none.
+        source: the store of the images.
+        listing: the list of all images.
+        recipe: the recipe of the dataset.
+        shards: the planned shards.
+        content_digest: the digest of recipe and library versions.
+        claim: the claim of the dataset's folder.
+        recognizer: its reference, and the sha256 of its weights; two "" for none.
     """
 
     source: Store
@@ -81,11 +81,11 @@ class Preparation:
 
 
 def plan(wishes: Wishes) -> Preparation:
-    """List the source, decide what is open, and check everything; writes nothing.
+    """List the source, fill in what the user left open, and check everything; writes nothing.
 
     Raises:
-        InputError: source, detector or recognizer are not usable, or sizes differ and none is
-            asked for.
+        InputError: source, detector or recognizer are not usable, or images have different sizes
+            and the user asked for none.
     """
     if wishes.align != bool(wishes.detector):
         what = "without --detector" if wishes.align else "missing, but --detector is given"
@@ -132,7 +132,7 @@ def plan(wishes: Wishes) -> Preparation:
 
 
 def check_claim(store: Store, claim: dict[str, Any]) -> None:
-    """Compare a claim with the folder's; InputError where the folder is something else's."""
+    """Compare a claim with the folder's; InputError if the folder holds something else."""
     if claimed(store, "prepare", PREPARED) is not None:
         PREPARED.check(store, claim)
 
@@ -144,17 +144,17 @@ def prepare(
     say: Callable[[str], None],
     check_lock: Callable[[], None] = lambda: None,
 ) -> DatasetManifest:
-    """Make every shard that is not there yet, then merge the manifests.
+    """Make every missing shard, then merge the manifests.
 
     Args:
-        given: what was planned.
+        given: the preparation.
         store: the dataset's folder, locked by the caller.
-        actors: workers at once, one CPU each; 0 takes every CPU of the cluster.
+        actors: number of actors with one CPU each; 0 takes every CPU of the cluster.
         say: receives one line of progress at a time.
-        check_lock: called once a shard; it raises where the folder is another writer's by now.
+        check_lock: is called once a shard; it raises if another writer took the folder.
 
     Raises:
-        InputError: the folder is another dataset's, or the cluster has not as many CPUs.
+        InputError: the folder is another dataset's, or the cluster does not have so many CPUs.
         FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
     from factory.cluster.capacity import Reservation, cpus
@@ -193,7 +193,7 @@ def prepare(
 
 
 def _todo(given: Preparation, store: Store) -> Iterator[ListedShard]:
-    """Yield the shards that are not committed, or lack the embeddings asked for."""
+    """Yield the shards that are not committed, or lack the wanted embeddings."""
     done = committed(store)
     sha256 = given.recognizer[1]
     embedded = set(store.list(f"embeddings/{sha256}")) if sha256 else set()
@@ -218,7 +218,7 @@ def _detector(reference: str) -> Weights:
     path, stated = Path(file), query.removeprefix("licence=")
     if query and (stated == query or not stated):
         raise InputError(f"--detector {reference}: accepted is FILE.onnx or FILE.onnx?licence=NAME")
-    Detector(path)  # refuses what is no detector before anything is written
+    Detector(path)  # refuses another file before anything is written
     sha256 = provenance.sha256_file(path)
     licence = catalog.licence_of(path, stated)
     return Weights(location=str(path), sha256=sha256, licence=licence)
@@ -237,7 +237,7 @@ def _recognizer_sha256(reference: str, recipe: PrepareRecipe) -> str:
 
 
 def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
-    """Return size and format of the dataset: what was asked for, else what a look at it finds."""
+    """Return size and format of the dataset: the user's, or else those of a sample of images."""
     size, kind = wishes.size, wishes.format
     if wishes.align:
         size, kind = size or ALIGNED_SIZE, kind or "jpg"
@@ -259,7 +259,7 @@ def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
 
 
 def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
-    """Return the edge that all readable images seen have."""
+    """Return the side in pixels that all readable images of the sample have."""
     first: tuple[Item, tuple[int, int]] | None = None
     for entry, data in seen:
         size = dimensions(data)

@@ -1,8 +1,8 @@
-"""Where others' faces lie: a folder an identity, RecordIO files, WebDataset tars.
+"""Sources of existing faces: a folder for each identity, RecordIO files, WebDataset tars, datasets.
 
-A source is listed once, in an order that only its names decide; reading an image needs nothing but
-its entry, so any worker reads any part. Labels of a dataset are 0 to K-1 in the order of the
-source's identities: folders by name, numbers by value.
+A source is listed once, in an order that depends on its names alone. Reading an image needs only
+its entry, so that any actor can read any part. Labels of a dataset are 0 to K-1 in the order of the
+source's identities: folders are sorted by name, numbers by value.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ ACCEPTED = (
 class Item(NamedTuple):
     """One image of a source.
 
-    `offset` and `size` are bytes inside the file; a folder's image is its whole file, and a record
-    states its own size.
+    `offset` and `size` are in bytes inside the file. An image of a folder is a whole file, and a
+    record states its own size; both leave `size` at 0.
     """
 
     file: str
@@ -49,9 +49,9 @@ class Listing:
 
     Attributes:
         kind: folder, recordio, webdataset or dataset.
-        identities: what the source calls them, in the order of our labels.
+        identities: the source's names of its identities, in the order of our labels.
         images: the images of each identity, in their order.
-        ignored: files that are no images.
+        ignored: number of files that are not images.
         digest: 16 hex digits of names, places and sizes.
     """
 
@@ -68,17 +68,17 @@ class Listing:
 
 
 def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
-    """Find out what a source is and list it.
+    """Detect the kind of a source and list its images.
 
     Args:
         source: a folder or URL, a `.rec` or a `.tar` file, or a finished dataset.
-        unlabelled: take every image of a folder, however deep, for a person of its own.
+        unlabelled: take every image of a folder, at any depth, for a person of its own.
 
     Returns:
-        The store that entries are read from, and the listing.
+        The store from which entries are read, and the listing.
 
     Raises:
-        InputError: nothing there, no images, or what is there is damaged or of no known kind.
+        InputError: the source is missing, has no images, is damaged or of an unknown kind.
     """
     place, query = parted(source)
     path = PurePosixPath(place)
@@ -176,7 +176,7 @@ def _webdataset(store: Store, tars: list[str], kind: str = WEBDATASET) -> Listin
 
 
 def _samples(store: Store, name: str) -> Iterator[tuple[int, Item | None]]:
-    """Yield label and image of each sample of a tar, or no image for a member that is neither."""
+    """Yield (label, image) for each sample of a tar, and (-1, None) for each other member."""
     what = f"SOURCE {store.url}/{name}"
     images: dict[str, Item] = {}
     labels: dict[str, int] = {}
@@ -233,10 +233,10 @@ def _listing(
 
 
 class ItemReader:
-    """Reads the images of a source by their entries, keeping its files open."""
+    """Reads the images of a source by their entries, and keeps its files open."""
 
     def __init__(self, store: Store, kind: str) -> None:
-        """Take the store and the kind a listing came with."""
+        """Take the store and the kind of a listing."""
         self.store, self.kind = store, kind
         self._files: dict[str, IO[bytes]] = {}
 
@@ -244,8 +244,8 @@ class ItemReader:
         """Return the encoded image.
 
         Raises:
-            InputError: a RecordIO or tar file ends before it does.
-            FileNotFoundError: the file has gone since it was listed.
+            InputError: the RecordIO file ends inside the image.
+            FileNotFoundError: the file was removed after it was listed.
         """
         if self.kind == FOLDER:
             return self.store.read(entry.file)
@@ -264,7 +264,7 @@ class ItemReader:
         return self._files[name]
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all open files."""
         for file in self._files.values():
             file.close()
         self._files.clear()

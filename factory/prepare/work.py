@@ -1,4 +1,4 @@
-"""The work of one shard, as an actor does it: read, make, commit; then embed what was committed."""
+"""The work of an actor on one shard: read, make and commit its images, then embed them."""
 
 import json
 import time
@@ -38,7 +38,7 @@ EMBEDDED_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Task:
-    """One shard: its plan, its images, and what the source calls their identities."""
+    """One shard: its plan, its images, and the source's names of their identities."""
 
     shard: ListedShard
     entries: list[tuple[int, int, Item]]
@@ -47,17 +47,17 @@ class Task:
 
 @dataclass(frozen=True)
 class PrepareWork:
-    """All that a worker needs to know.
+    """The constructor argument of the actors.
 
     Attributes:
-        source: where the images are.
+        source: the store of the images.
         store: the dataset's folder.
-        recipe: of the dataset.
-        content_digest: what every sidecar and manifest states.
-        source_type: IPTC's term for what the images are.
-        versions: of the libraries that compute pixels, where the run was started.
-        detector: path of the detector; empty for none.
-        recognizer: reference of the recognizer whose embeddings are kept; empty for none.
+        recipe: the recipe of the dataset.
+        content_digest: the dataset's, for every sidecar and manifest.
+        source_type: IPTC's term for the kind of images.
+        versions: versions of the libraries that compute pixels, where the run was started.
+        detector: path of the detector; "" for none.
+        recognizer: reference of the recognizer whose embeddings are kept; "" for none.
     """
 
     source: Store
@@ -74,7 +74,7 @@ class Preparer:
     """Makes shards one after another; loads detector and recognizer once."""
 
     def __init__(self, assignment: PrepareWork) -> None:
-        """Load what the assignment needs; InputError where this node has other libraries."""
+        """Load detector and recognizer; InputError if this node has other library versions."""
         self.versions = check_versions(assignment.versions)
         self.given = assignment
         self.reader = ItemReader(assignment.source, assignment.recipe.source_kind)
@@ -89,7 +89,7 @@ class Preparer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Finish one shard, a Task, and return its manifest.
 
-        A disk, store or source that fails leaves its error as the row.
+        If a disk, store or source fails, the returned row holds the error.
         """
         (task,) = batch["task"]
         try:
@@ -98,7 +98,7 @@ class Preparer:
             return {"failed": np.array([f"shard {task.shard.name}: {public(str(error))}"])}
 
     def finish(self, task: Task) -> ShardManifest:
-        """Commit a shard and embed it where that is not done yet, and return its manifest."""
+        """Commit a shard and embed it, unless that is done already, and return its manifest."""
         files = [shard_file(task.shard.name, suffix) for suffix in (TAR, COMMIT)]
         if not all(self.given.store.exists(file) for file in files):
             self.commit(task)
@@ -108,7 +108,7 @@ class Preparer:
         return manifest
 
     def commit(self, task: Task) -> None:
-        """Make the images of a shard and commit them with the rejects beside."""
+        """Make the images of a shard and commit them together with the rejects."""
         rejects: list[dict[str, Any]] = []
         start = time.perf_counter()
         with scratch() as folder:
@@ -160,7 +160,7 @@ class Preparer:
             "identity": identity,
             "slot": slot,
             "attempt": 0,
-            "seed": hex16(0),  # nothing was drawn
+            "seed": hex16(0),  # there was no random draw
             "cosine": None,
             "system": SYSTEM,
             "content_digest": self.given.content_digest,
@@ -172,7 +172,7 @@ class Preparer:
         return json.dumps(sidecar, sort_keys=True).encode()
 
     def embed(self, manifest: ShardManifest) -> None:
-        """Write the embeddings of a committed shard, unless they are there."""
+        """Write the embeddings of a committed shard, unless they exist already."""
         recognizer, store = self.recognizer, self.given.store
         assert recognizer is not None
         if store.exists(embeddings_file(recognizer.sha256, manifest.name)):
@@ -193,5 +193,5 @@ class Preparer:
 
 
 def _place(entry: Item) -> str:
-    """Return where an image came from: its file, and its name inside where that is another."""
+    """Return the origin of an image: its file, and its name inside if that differs."""
     return entry.file if entry.name == entry.file else f"{entry.file}/{entry.name}"

@@ -1,4 +1,4 @@
-"""The HTML report of a run or a dataset."""
+"""HTML reports of runs, datasets and sweeps."""
 
 from factory.report.page import collect, page, write_page
 

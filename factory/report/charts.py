@@ -1,6 +1,6 @@
-"""Charts as inline SVG that follow the page's colours, in light and in dark.
+"""Charts as inline SVG in the page's colours, for light and dark mode.
 
-Matplotlib draws in placeholder colours; these become CSS variables of the page, and texts stay
+Matplotlib draws in placeholder colours, which are replaced by CSS variables of the page. Texts stay
 texts in the page's font.
 """
 
@@ -42,9 +42,9 @@ def histograms(
 
     Args:
         genuine: counts in equal bins over [-1, 1].
-        impostor: likewise, as many bins.
+        impostor: counts in the same bins.
         r: the recognizer's radius, drawn as a line, or None.
-        name: what the chart shows, for those who cannot see it.
+        name: a description of the chart, for people who cannot see it.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 1.9), layout="constrained")
@@ -73,10 +73,10 @@ def histograms(
 
 
 def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Sequence[str]) -> Markup:
-    """Draw the accuracy of each training row on each benchmark: every seed a dot, the mean a bar.
+    """Draw the accuracy of each row on each benchmark: a dot for each seed, a bar for the mean.
 
     Args:
-        rows: for each row, its accuracies in [0, 1] by benchmark, one value a seed.
+        rows: for each row, its accuracies in [0, 1] by benchmark, one value for each seed.
         columns: the benchmarks, from top to bottom.
     """
     name = "accuracy by benchmark, every seed a dot"
@@ -108,11 +108,11 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
 
 
 def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Markup:
-    """Draw FNMR over FMR, both logarithmic, a line for each curve.
+    """Draw FNMR over FMR on logarithmic axes, with a line for each curve.
 
     Args:
-        curves: by label, "fmr" and "fnmr" in [0, 1], as `det_curve` returns them.
-        name: what the chart shows, for those who cannot see it.
+        curves: results of `det_curve` by label, "fmr" and "fnmr" in [0, 1].
+        name: a description of the chart, for people who cannot see it.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
@@ -121,7 +121,7 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
         for number, (label, curve) in enumerate(curves.items()):
             fnmr = np.array(curve["fnmr"], dtype=float)
             lowest = min([lowest, *fnmr[fnmr > 0]])
-            shown = np.where(fnmr > 0, fnmr, np.nan)  # nothing is refused: no point on a log axis
+            shown = np.where(fnmr > 0, fnmr, np.nan)  # a log axis has no place for 0
             axes.plot(curve["fmr"], shown, color=SERIES[number % len(SERIES)], linewidth=1.4,
                       label=label)  # fmt: skip
         axes.set_xscale("log")
@@ -142,16 +142,16 @@ def compared(
     first: Sequence[int], second: Sequence[int] | None, low: float, high: float, name: str,
     label: str = "", height: float = 1.3,
 ) -> Markup:  # fmt: skip
-    """Draw a histogram filled, and another as a line over it, both as shares.
+    """Draw a filled histogram, and another one as a line over it, both as shares.
 
     Args:
         first: counts in equal bins from `low` to `high`.
-        second: likewise, as many bins, or None.
+        second: counts in the same bins, or None.
         low: lower end.
         high: upper end.
-        name: what the chart shows, for those who cannot see it.
-        label: of the axis.
-        height: in inches, beside a width of 3.1.
+        name: a description of the chart, for people who cannot see it.
+        label: the label of the axis.
+        height: height in inches; the width is 3.1.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(3.1, height), layout="constrained")
@@ -176,20 +176,20 @@ def compared(
 
 
 def open_sides(axes: Axes, sides: Sequence[str]) -> None:
-    """Leave out lines around a chart."""
+    """Remove lines around a chart on the given sides."""
     for side in sides:
         axes.spines[side].set_visible(False)
 
 
 def inline(figure: Figure, name: str) -> Markup:
-    """Return a figure as SVG in the page's colours; `name` says what it shows."""
+    """Return a figure as SVG in the page's colours; `name` describes it."""
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(name), text, count=1)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # other charts of the page use the same names
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids must be unique on a page
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     return Markup(text)

@@ -1,4 +1,4 @@
-"""Contact sheets: one strip of faces an identity, read from the shards of a dataset."""
+"""Contact sheets: one strip of faces for each identity, read from the shards of a dataset."""
 
 import base64
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from factory.datasets.store import Store
 from factory.evaluation.dataset import StoredSample, samples
 from factory.recognition.images import decode, fitted
 
-LARGEST = 112  # pixels; larger faces are made smaller
+LARGEST = 112  # largest side of a face in pixels
 GAP = 2  # pixels between faces
 
 
@@ -23,7 +23,7 @@ class Strip:
         uri: the strip as a JPEG data URI.
         width: its width in pixels.
         height: its height in pixels.
-        cosine: mean cosine of the teacher's embeddings to the context, None where not measured.
+        cosine: mean cosine of the teacher's embeddings to the context; None if not measured.
         keys: keys of the samples, from left to right.
     """
 
@@ -36,12 +36,12 @@ class Strip:
 
 
 def contact_sheet(store: Store, identities: int, images_each: int) -> list[Strip]:
-    """Return strips of the first identities of a dataset, unselected.
+    """Return strips of the first identities of a dataset, without any selection.
 
     Args:
         store: the dataset.
-        identities: how many identities, the lowest labels.
-        images_each: how many images of each, the lowest slots.
+        identities: number of identities, those with the lowest labels.
+        images_each: number of images of each, those in the lowest slots.
     """
     found: dict[int, list[StoredSample]] = {}
     for sample in samples(store, identities, images_each):

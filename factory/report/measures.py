@@ -1,4 +1,4 @@
-"""The JSON of `measure.py` and `evaluate.py`, sorted into what the page shows of it."""
+"""The JSON files of the commands measure and evaluate, sorted into the parts of a page."""
 
 import json
 from collections.abc import Container, Iterable, Mapping
@@ -17,10 +17,10 @@ ACCEPTED = "the JSON of measure.py or evaluate.py"
 
 
 def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of a dataset's folder `measures/`, and those given, by their paths.
+    """Return the content of the dataset's folder `measures/` and of further files, by path.
 
     Raises:
-        InputError: a file is missing or is no JSON object.
+        InputError: a file is missing or is not a JSON object.
     """
     found: dict[str, dict[str, Any]] = {}
     inside = sorted(name for name in store.list(FOLDER) if name.endswith(".json"))
@@ -41,16 +41,16 @@ def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any
 
 
 def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the parts of a page's results that the measures of one dataset give.
+    """Return the parts of a page's results from the measures of one dataset.
 
-    Recognizers of one name on the same benchmarks are trainings of several seeds.
+    Recognizers with the same name count as trainings with several seeds.
 
     Args:
-        dataset: its name on the page.
+        dataset: the dataset's name on the page.
         measures: content by file, as `read_measures` returns it.
 
     Raises:
-        InputError: a content is neither a measure nor an evaluation.
+        InputError: a file is neither from measure nor from evaluate.
     """
     quality: dict[str, Any] = {}
     benchmarks: dict[str, dict[str, list[float]]] = {}
@@ -81,7 +81,7 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _unlike(taken: Container[str], name: str, file: str) -> str:
-    """Return the name, told by the file's stem from an equal one, and by a number from more."""
+    """Return a name that is not taken: with the file's name added, and then a number, if needed."""
     stem, number = Path(file).stem, 1
     tried = name
     while tried in taken:
@@ -91,7 +91,7 @@ def _unlike(taken: Container[str], name: str, file: str) -> str:
 
 
 def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return a part of the measures (leakage, variety, coverage) by dataset and recognizer."""
+    """Return one part of the measures (leakage, variety, coverage) by dataset and recognizer."""
     return {
         (dataset, recognizer): found[part]
         for dataset, judged in quality.items()
@@ -101,7 +101,7 @@ def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dic
 
 
 def error_curves(quality: Mapping[str, Any]) -> Markup:
-    """Draw the DET curves of all measures that resolve one."""
+    """Draw the DET curves of all measures that have one."""
     curves = {
         f"{dataset}, {recognizer}": found["curve"]
         for dataset, judged in quality.items()
@@ -112,7 +112,7 @@ def error_curves(quality: Mapping[str, Any]) -> Markup:
 
 
 def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
-    """Draw the cosines to the nearest training face over those to the nearest held-out face."""
+    """Draw histograms of the cosines to the nearest training face and nearest held-out face."""
     charts = {}
     for asked in ("identities", "images"):
         one = leakage[asked]
@@ -125,7 +125,7 @@ def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
 
 
 def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup]:
-    """Draw each attribute's histogram with the reference over it."""
+    """Draw each attribute's histogram, with the reference as a line over it."""
     return {
         name: compared(
             one["histogram"], one["reference"], one["low"], one["high"], f"{name} of {dataset}"

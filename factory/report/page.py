@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens offline, made of what a run or a dataset holds."""
+"""The report of a run or a dataset: one HTML file that opens offline."""
 
 import json
 import os
@@ -38,19 +38,20 @@ ORDER = tuple(NAMES)
 
 
 def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what is known of a run's folder or of a dataset, as `page` takes it.
+    """Return the facts about a run or a dataset in the form that `page` takes.
 
     A run's folder holds `results.json`, which may name its datasets by URL or by a path inside the
-    folder; without such names, its `synthetic` and `real` are taken where they exist. A dataset's
-    page shows what was measured of it.
+    folder. Without such names, the folders `synthetic` and `real` are taken if they exist. The page
+    of a dataset shows its measurements.
 
     Args:
         url: the folder.
-        measures: for a dataset, JSON files of measure.py and evaluate.py, beside those in its own
-            folder `measures/`.
+        measures: for a dataset, further JSON files of the commands measure and evaluate; those in
+            its own folder `measures/` are read in any case.
 
     Raises:
-        InputError: the folder is neither a run's nor a finished dataset, or a file is no measure.
+        InputError: the folder is neither a run's nor a finished dataset, or a file has another
+            form.
     """
     store = Store(url)
     if store.exists(RESULTS):
@@ -77,7 +78,7 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def write_page(path: str | Path, text: str) -> Path:
-    """Write a page to a local file, at once, and return its path."""
+    """Write a page to a local file, which is never seen half-written, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
@@ -90,16 +91,16 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page as one self-contained HTML text.
 
     Args:
-        results: every part may be missing, and then its section is.
+        results: each part is optional; without it its section is left out.
             title: str.
             recipe: mapping, shown as JSON.
             datasets: {name: url}; contact sheets, screens and stage seconds are read from there.
-            benchmarks: {row: {"seeds": [...], benchmark: [accuracy in [0, 1] a seed], "average":
-                [...]}}.
-            images: {row: how many it was trained on}.
+            benchmarks: {row: {"seeds": [...], benchmark: [accuracy in [0, 1] of each seed],
+                "average": [...]}}.
+            images: {row: number of training images}.
             gap: `Gap.as_dict()`.
             quality: {dataset: {recognizer: `quality.measure(...)`}}, each with the parts
-                "leakage", "variety" and "coverage" where they were measured.
+                "leakage", "variety" and "coverage" if they were measured.
             fairness: {name: `Fairness.as_dict()`}.
             protocols: contents of other protocols, each with its recognizer's name.
             timings: {stage: seconds of wall time}.
@@ -107,7 +108,7 @@ def page(results: Mapping[str, Any]) -> str:
             tracking: how to look at the runs in MLflow.
 
     Raises:
-        InputError: a dataset that is named cannot be read.
+        InputError: a named dataset cannot be read.
     """
     stores = {name: Store(url) for name, url in results.get("datasets", {}).items()}
     manifests = {name: load_manifest(store) for name, store in stores.items()}
@@ -166,7 +167,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> jinja2.Template:
-    """Return one of the package's pages; a name it does not know is an error."""
+    """Return one of the package's page templates, in which an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("factory", "report"),
         autoescape=True,
@@ -179,17 +180,17 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> jinja2.Tem
 
 
 def named(key: str) -> str:
-    """Return the words the page uses for a row or dataset; others keep the name they were given."""
+    """Return the page's words for a known row or dataset, or else its own name."""
     return NAMES.get(key, key)
 
 
 def figure(value: float | None, digits: int = 3, absent: str = "-") -> str:
-    """Write a number with so many digits, or a word where there is none."""
+    """Write a number with `digits` decimals, or `absent` for None."""
     return absent if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Write a share of one in percent, without the sign."""
+    """Write a share of one in percent, without the percent sign; None becomes "unresolved"."""
     return "unresolved" if value is None else f"{100 * value:.{digits}f}"
 
 
@@ -236,7 +237,7 @@ def _benchmark_rows(benchmarks: Mapping[str, Any]) -> dict[str, dict[str, list[f
 
 
 def _behind(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Gap]:
-    """Return each row's gap to the row `real`; none where there is no such row."""
+    """Return each row's gap to the row `real`; empty if there is no such row."""
     if REAL not in rows:
         return {}
     return {

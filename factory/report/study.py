@@ -1,9 +1,9 @@
-"""A study: what finished sweeps found, small enough to be kept beside the documentation.
+"""A study: the findings of finished sweeps, in files small enough for the documentation.
 
     python -m factory.report.study runs/study/similarity_bands runs/study/cpd_rate --out docs/study
 
-Of each sweep it writes a JSON file and a chart, and prints a table with the words that the figures
-support: a difference over seeds is resolved, or it is not.
+For each sweep it writes a JSON file and a chart, and prints a table. A sentence below the table
+says whether differences over seeds are resolved.
 """
 
 import argparse
@@ -26,10 +26,10 @@ TITLE = 60  # characters that fit above a plot
 
 
 def gathered(store: Store) -> dict[str, Any]:
-    """Return what a sweep found: its space, and a row for each finished trial, best first.
+    """Return the findings of a sweep: its space, and a row for each finished trial, best first.
 
     Raises:
-        InputError: the folder holds no sweep, or one without a finished trial.
+        InputError: the folder holds no sweep, or no trial of it is finished.
     """
     if not is_sweep(store):
         raise InputError(f"{store.url}: no sweep there ({SWEEP} is missing)")
@@ -81,7 +81,7 @@ def _row(result: Mapping[str, Any], objectives: Sequence[str]) -> dict[str, Any]
 
 
 def table(study: Mapping[str, Any]) -> str:
-    """Return the rows as a table of Markdown, in the order of the axes, with a last line."""
+    """Return the rows as a Markdown table in the order of the axis, followed by `verdict`."""
     axes = {name: Axis(name, axis) for name, axis in study["axes"].items()}
     others = [name for name in study["objectives"] if name != "accuracy"]
     head = [*(name.replace("_", " ") for name in axes), "images", "accuracy, %", *others]
@@ -101,7 +101,7 @@ def table(study: Mapping[str, Any]) -> str:
 
 
 def verdict(study: Mapping[str, Any]) -> str:
-    """Say whether the points differ, and whether accuracy rises or falls along a single axis."""
+    """Return sentences on whether points differ, and whether accuracy rises along a single axis."""
     rows = study["rows"]
     span = rows[0]["accuracy"] - rows[-1]["accuracy"]
     word = "resolved" if study["resolved"] else "not resolved"
@@ -122,7 +122,7 @@ def verdict(study: Mapping[str, Any]) -> str:
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
-    """Write a chart of accuracy over each axis (SVG): a dot a training, mean and deviation."""
+    """Write a chart (SVG) of accuracy over each axis: dots for trainings, means and deviations."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -158,7 +158,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Gather, write, draw and print."""
+    """Write the files of all given sweeps, and print their tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The page of a sweep: its trials side by side, made of what the sweep's folder says."""
+"""The report page of a sweep: its trials side by side, from the files in its folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Result = Mapping[str, Any]
 
 
 def sweep_page(store: Store) -> str:
-    """Return the page of a sweep, running or done, as one self-contained HTML text."""
+    """Return the page of a running or finished sweep as one self-contained HTML text."""
     sweep, results = load(store)
     space = sweep["space"]
     finished = [result for result in results if result["state"] == "finished"]
@@ -59,11 +59,11 @@ def sweep_page(store: Store) -> str:
 
 
 class Axis:
-    """An axis as charts show it: a place on a line for each value.
+    """An axis in charts: each value has a place on a line.
 
     Args:
-        name: the axis's.
-        described: as `Space.described` says it.
+        name: the axis's name.
+        described: the axis's entry in `Space.described`.
     """
 
     def __init__(self, name: str, described: Mapping[str, Any]) -> None:
@@ -74,19 +74,19 @@ class Axis:
         )
 
     def place(self, value: Any) -> float:
-        """Return where a value lies: a number where it is, another value by its order."""
+        """Return the place of a value: a number itself, another value by its order."""
         return float(value) if self.numeric else float((self.values or []).index(value))
 
     @property
     def ticks(self) -> dict[float, str]:
-        """Return the names of places, {} where numbers speak for themselves."""
+        """Return the labels of places; {} if the numbers themselves are the labels."""
         if self.values is None or (self.numeric and len(self.values) > 8):
             return {}
         return {self.place(value): shown(value) for value in self.values}
 
 
 def shown(value: Any) -> str:
-    """Write a value of an axis."""
+    """Return the text of an axis's value."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
@@ -165,7 +165,7 @@ def _scaled(values: Sequence[float], log: bool) -> np.ndarray:
 
 
 def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
-    """Draw accuracy over one axis: each training a dot, the mean at each value, its spread."""
+    """Draw accuracy over one axis: a dot for each training, and mean and spread at each value."""
     name = f"accuracy over {axis.name}"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
@@ -182,7 +182,7 @@ def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
         if max(len(found[place]) for place in places) > 1:
             plot.errorbar(places, [m.mean for m in means], [m.sd or 0.0 for m in means],
                           color=FIRST, linestyle="none", elinewidth=1.0, capsize=2.5)  # fmt: skip
-        # Nothing lies between names, and between numbers drawn at random a line would show noise.
+        # A line makes no sense between names, and between random numbers it would show noise.
         if axis.values is not None and axis.ordered:
             plot.plot(places, [m.mean for m in means], color=FIRST, linewidth=1.4)
         if axis.log:
@@ -200,7 +200,7 @@ def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
 
 
 def tradeoff(name: str, ranked: Sequence[Result], front: Sequence[int]) -> Markup:
-    """Draw accuracy over a second objective; the trials of the front stand out, numbered."""
+    """Draw accuracy over a second objective; the trials of the front are marked and numbered."""
     title = f"accuracy over {WORDS[name]}"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(4.4, 2.9), layout="constrained")
@@ -222,7 +222,7 @@ def tradeoff(name: str, ranked: Sequence[Result], front: Sequence[int]) -> Marku
 
 
 def curves(results: Sequence[Result]) -> Markup:
-    """Draw what trials reported while they trained; stopped ones end early, in another colour."""
+    """Draw the reports of trials while they trained; stopped ones have another colour."""
     name = "accuracy of each report"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
@@ -241,7 +241,7 @@ def curves(results: Sequence[Result]) -> Markup:
 
 
 def _seconds(results: Sequence[Result]) -> dict[str, Spread]:
-    """Return what the trials' wall time went to, over the trials."""
+    """Return mean and spread over trials of the wall time of each activity."""
     done = [result for result in results if result["state"] != "refused"]
     names = dict.fromkeys(name for result in done for name in result["seconds"])
     found = {name: [result["seconds"].get(name, 0.0) for result in done] for name in names}

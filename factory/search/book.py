@@ -1,4 +1,4 @@
-"""The book of a sweep: what its folder says of it, and what came of each trial."""
+"""The book of a sweep: the claim and the results of trials in the sweep's folder."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ SEARCH = Claim(SWEEP, "the search")
 
 
 class Book:
-    """What the folder of a sweep says of its trials."""
+    """Reads and writes the claim, the trials and the results in the folder of a sweep."""
 
     def __init__(self, store: Store, space: Space) -> None:
-        """Read the claim; InputError when it is another space's."""
+        """Read the claim; InputError if it is that of another space."""
         self.store, self.space = store, space
         self.held: dict[str, Any] = SEARCH.read(store) or {}
         if self.held:
@@ -30,21 +30,23 @@ class Book:
 
     @property
     def run_id(self) -> str:
-        """Return the id of the sweep's MLflow run, "" when it has none yet."""
+        """Return the id of the sweep's MLflow run; "" if it has none yet."""
         return self.held.get("run_id", "")
 
     def precision(self, samples: int, say: Callable[[str], None]) -> dict[str, str]:
-        """Return what `auto` means in the trials' recipes: as claimed, else as the cluster is.
+        """Return the precision that `auto` stands for in the trials' recipes.
+
+        It is the claim's if there is one, else that of the cluster's nodes.
 
         Args:
-            samples: trials in all.
+            samples: number of trials in all.
             say: receives a line.
 
         Raises:
             InputError: the nodes that can do the work differ.
         """
         if "precision" in self.held or "runs" in self.held:
-            # A sweep begun before `auto` was known computed in what was the default.
+            # A sweep from before `auto` existed used the default of that time.
             return self.held.get("precision", {"generate": "bfloat16", "fr": "bfloat16"})
         space, found = self.space, {}
         drawn = (recipe for n in range(samples) for recipe in space.generated(space.draw(n)))
@@ -58,7 +60,7 @@ class Book:
         return found
 
     def claim(self, run_id: str, samples: int) -> None:
-        """State whose folder it is, and how many trials are asked for."""
+        """Write the claim: the space, the MLflow run and the number of trials."""
         now = {"space": self.space.described(), "run_id": run_id, "samples": samples, "failed": []}
         now["precision"] = dict(self.space.precision)
         self.held = {"runs": [], **self.held, **now}
@@ -66,9 +68,10 @@ class Book:
         self.store.write("space.py", self.space.source.encode())
 
     def check(self, pools: str) -> None:
-        """Raise InputError when a trial that has begun would be another one now.
+        """Raise InputError if a trial that has begun would now be a different one.
 
-        The space's fields do not tell: its function and its recipes' files may have changed.
+        The space's fields alone cannot show this, because the space's function and its recipes'
+        files may have changed.
         """
         for begun in self._each("trial.json"):
             number = begun["number"]
@@ -86,26 +89,26 @@ class Book:
                 yield json.loads(self.store.read(name))
 
     def results(self) -> dict[int, dict[str, Any]]:
-        """Return the results of all trials that are done, by number."""
+        """Return the results of all trials that have ended, by number."""
         found = self._each("result.json")
         return {result["number"]: result for result in sorted(found, key=lambda r: r["number"])}
 
     def begun(self, number: int) -> dict[str, Any] | None:
-        """Return what was written before a trial began; None if it never began."""
+        """Return the facts that were written before a trial began; None if it never began."""
         name = f"{trial_folder(number)}/trial.json"
         return json.loads(self.store.read(name)) if self.store.exists(name) else None
 
     def begin(self, trial: Trial) -> None:
-        """Write what a trial is before it begins."""
+        """Write a trial's description before it begins."""
         self.note(trial.number, trial.as_dict())
 
     def note(self, number: int, values: dict[str, Any]) -> None:
-        """Write or extend what is known of a trial before it ends."""
+        """Write or extend a trial's facts before it ends."""
         whole = {**(self.begun(number) or {}), **values}
         self.store.write(f"{trial_folder(number)}/trial.json", as_json(whole))
 
     def end(self, result: dict[str, Any]) -> None:
-        """Write what a trial came to."""
+        """Write a trial's result."""
         self.store.write(f"{trial_folder(result['number'])}/result.json", as_json(result))
 
     def summary(
@@ -117,15 +120,15 @@ class Book:
         concurrent: int,
         failed: dict[int, str],
     ) -> dict[str, Any]:
-        """Write and return what the sweep came to.
+        """Write and return the summary of the sweep.
 
         Args:
-            space: what was tried.
-            results: of all trials that are done, by number.
+            space: the space of the sweep.
+            results: results of all trials that have ended, by number.
             seconds: wall time of this run.
-            ran: the trials that were left to it.
-            concurrent: how many of them it ran at a time.
-            failed: why some of them did, by number.
+            ran: the trials that this run had to do.
+            concurrent: number of trials that it ran at a time.
+            failed: the reasons of failed trials, by number.
         """
         mine = [r for n, r in results.items() if n in ran and r["state"] != "refused"]
         if mine:
@@ -157,9 +160,9 @@ class Book:
 
 
 def decides(trial: Trial) -> Any:
-    """Return what results follow from: neither where things lie nor what work reserves.
+    """Return the fields of a trial that change its results, without addresses and reservations.
 
-    The name of a pool's folder has the digest of its content, library versions included.
+    The name of a pool's folder contains the digest of its content, library versions included.
     """
     whole = trial.as_dict()
     for name, pool in whole["pools"].items():
@@ -176,7 +179,7 @@ def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def placeless(values: Any) -> Any:
-    """Keep of each address its last part, which a copy of the folder has too, and its options."""
+    """Keep only the last part of each address, which a moved folder keeps, and its options."""
     if not isinstance(values, dict):
         return values
     return {

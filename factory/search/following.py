@@ -1,4 +1,4 @@
-"""The driver's view of a sweep: it shows, counts, tracks and keeps what comes of each trial."""
+"""The driver's side of a sweep: it shows, counts, tracks and stores the reports of trials."""
 
 import json
 import time
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 class Following(tune.Callback):
-    """Writes down in the driver what trials report."""
+    """Records the reports of trials in the driver."""
 
     def __init__(self, book: Book, tracked: Tracked, say: Say, samples: int) -> None:
         self.book, self.tracked, self.say, self.samples = book, tracked, say, samples
@@ -24,11 +24,11 @@ class Following(tune.Callback):
         self.failed: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let Tune pickle nothing: it would keep a copy, which nobody reads."""
+        """Return nothing for Tune to pickle, because nobody reads its copy."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Begin a trial's run in MLflow, or go on with it."""
+        """Begin a trial's run in MLflow, or continue it."""
         number = trial.config["number"]
         self.curves[number] = []
         self.book.note(number, {"run_id": self.tracked.begin(self._begun(number))})
@@ -36,7 +36,7 @@ class Following(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note one look at a recognizer."""
+        """Record one measurement of a recognizer."""
         if ENDED in result:
             return
         number = trial.config["number"]
@@ -50,7 +50,7 @@ class Following(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write what a trial came to: finished, stopped by the scheduler, or nothing."""
+        """Write a trial's result: finished, stopped by the scheduler, refused or failed."""
         number, last = trial.config["number"], trial.last_result
         if ENDED in last:
             self._lost(number, last[ENDED], last["why"])
@@ -71,13 +71,13 @@ class Following(tune.Callback):
         counters.trial(self.book.space.name, result["state"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that a trial is taken up again: whoever runs it reports everything once more."""
+        """Say that a trial is continued after a loss; its actor reports everything again."""
         number = trial.config["number"]
         self.say(f"trial {number + 1}/{self.samples} broke off and goes on from its folder")
         self.book.note(number, {"asked": time.time()})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a trial failed by what is nobody's mistake but the program's."""
+        """Note that a trial failed with an unexpected error, which is the program's fault."""
         self._lost(trial.config["number"], "failed", "an error whose traceback stands above")
 
     def _lost(self, number: int, state: str, why: str) -> None:
@@ -98,5 +98,5 @@ class Following(tune.Callback):
 
 
 def trial_name(point: dict[str, Any]) -> str:
-    """Return a point as words."""
+    """Return a point as text."""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in point.items())

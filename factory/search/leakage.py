@@ -1,4 +1,4 @@
-"""Leakage as an objective: how near the images of a composition come to faces of real people."""
+"""Leakage as an objective: how similar a composition's images are to faces of real people."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownFaces) -> float:
     """Return the mean over a composition's images of the highest cosine to a known face.
 
-    Embeddings of pools are those that `centre_band` uses, kept beside the pools or in the cache.
+    The pools' embeddings are those of `centre_band`, beside the pools or in the cache.
 
     Args:
-        folder: of the composition.
-        made: what it is.
-        recognizer: under which cosines are measured; stated by sha256, or read.
+        folder: the composition's folder.
+        made: the composition.
+        recognizer: the recognizer that measures cosines; without a sha256 its file is read.
         known: embeddings under the same recognizer, such as those of the generator's training faces
-            (`measure.py --embeddings`).
+            (the command measure with --embeddings).
 
     Raises:
-        InputError: the known faces are not there, or of another recognizer; or the recognizer is
-            not the one that is stated.
+        InputError: the known faces are missing or belong to another recognizer, or the recognizer's
+            sha256 is not the stated one.
     """
     from factory.recognition.faces import load_faces
 
@@ -50,10 +50,10 @@ def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownF
 
 
 def checked_recognizer(recognizer: Weights) -> "Recognizer":
-    """Load a composition's recognizer, having compared it with the stated sha256.
+    """Load a composition's recognizer, and compare it with the stated sha256.
 
     Raises:
-        InputError: it is not there, or another one.
+        InputError: the recognizer is missing, or its sha256 is not the stated one.
     """
     from factory.recognition.recognizers import load_recognizer
 

@@ -1,4 +1,4 @@
-"""The datasets that trials share: made once, held by one trial at a time while they are made."""
+"""The pools that trials share: each is made once, by one trial at a time."""
 
 import os
 import time
@@ -10,25 +10,25 @@ from factory.datasets.manifest import MANIFEST, load_manifest
 from factory.datasets.store import HEARTBEAT_SECONDS, LOCK, STALE_SECONDS, Lock, Store
 from factory.recipe import GenerateRecipe, InputError
 
-ORPHAN_SEC = STALE_SECONDS + 2 * HEARTBEAT_SECONDS  # by then a dead holder's lock is stale
+ORPHAN_SEC = STALE_SECONDS + 2 * HEARTBEAT_SECONDS  # after this, a dead holder's lock is stale
 
 
 class Pools:
-    """Makes pools that are missing, one at a time, on the actors their recipes ask for."""
+    """Makes missing pools, one at a time, with the actors of their recipes."""
 
     def __init__(self, folder: str) -> None:
-        """Work in the driver's folder, where relative paths of recipes begin."""
+        """Change to the driver's folder, where relative paths of recipes start."""
         from factory.cluster.connect import connect
 
         enter(folder)
         connect("auto")
 
     def make(self, recipe: GenerateRecipe, url: str) -> dict[str, Any]:
-        """Return what a pool has cost, having made it when it was missing.
+        """Make a pool if it is missing, and return its cost.
 
         Returns:
-            made: whether it was made, or finished, now; seconds: of wall time that took;
-            actor_seconds: of its actors' work, whenever that was; images: in the pool.
+            made: whether it was made or finished now; seconds: wall time of this call;
+            actor_seconds: its actors' work, now or earlier; images: number of its images.
         """
         from factory.generation.run import check_sources, fill
 
@@ -37,7 +37,7 @@ class Pools:
         if missing:
             handed_down = check_sources(recipe)
             with held(store, patient=True) as lock:
-                missing = not store.exists(MANIFEST)  # who held the lock may have made it
+                missing = not store.exists(MANIFEST)  # the last holder of the lock may have made it
                 if missing:
                     fill(recipe, lock, handed_down, lambda line: None)
         totals = load_manifest(store).totals
@@ -51,15 +51,15 @@ class Pools:
 
 @contextmanager
 def held(store: Store, patient: bool = False) -> Iterator[Lock]:
-    """Hold a store's lock; who holds it is given time to end, or, if it is dead, to be stale.
+    """Hold a store's lock; wait until another holder ends or its lock becomes stale.
 
     Args:
-        store: what is written to.
-        patient: wait for as long as the holder renews its lock, as for a pool that another sweep
-            is making.
+        store: the store to write to.
+        patient: wait as long as the holder renews its lock, for example for a pool that another
+            sweep makes.
 
     Raises:
-        InputError: it is held by another for too long.
+        InputError: another writer holds the lock for too long.
     """
     seen, deadline = b"", time.monotonic() + ORPHAN_SEC
     while True:
@@ -88,6 +88,6 @@ def _beat(store: Store) -> bytes:
 
 
 def enter(folder: str) -> None:
-    """Work in a folder of the driver's, where there is such a one here."""
-    if os.path.isdir(folder):  # relative paths of recipes mean the driver's folder
+    """Change to the driver's folder if this node has it."""
+    if os.path.isdir(folder):  # relative paths of recipes start at the driver's folder
         os.chdir(folder)

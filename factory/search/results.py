@@ -1,4 +1,4 @@
-"""What results of trials say together: the best one, the front, the overhead."""
+"""Statistics over the results of trials: the best one, the front, the overhead."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,22 @@ def is_sweep(store: Store) -> bool:
 
 
 def load(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what a sweep's folder says of it, and its trials' results in their order."""
+    """Return a sweep's summary, and the results of its trials in their order."""
     names = (name for name in store.list("trials") if name.endswith("/result.json"))
     results = sorted((json.loads(store.read(n)) for n in names), key=lambda r: r["number"])
     return json.loads(store.read(SWEEP)), results
 
 
 def losses(result: Result, objectives: Sequence[str]) -> tuple[float, ...]:
-    """Return the objectives of a trial, each turned so that less is better."""
+    """Return the objectives of a trial, each with the sign for which less is better."""
     signs = (-1 if OBJECTIVES[name] == "max" else 1 for name in objectives)
     return tuple(sign * result[name] for sign, name in zip(signs, objectives, strict=True))
 
 
 def front(results: Sequence[Result], objectives: Sequence[str]) -> list[int]:
-    """Return the numbers of the trials that no other one beats in every objective.
+    """Return the numbers of the trials on the Pareto front, which no other trial beats.
 
-    A trial beats another when it is nowhere worse and somewhere better.
+    A trial beats another if it is better in an objective and worse in none.
     """
     costs = [losses(result, objectives) for result in results]
 
@@ -47,17 +47,17 @@ def front(results: Sequence[Result], objectives: Sequence[str]) -> list[int]:
 
 
 def best(results: Sequence[Result], objectives: Sequence[str]) -> int | None:
-    """Return the number of the best trial by the first objective, among equals by the next ones."""
+    """Return the number of the best trial by the first objective; further ones decide ties."""
     if not results:
         return None
     return min(results, key=lambda r: (losses(r, objectives), r["number"]))["number"]
 
 
 def chance(accuracies: Sequence[Sequence[float]]) -> float | None:
-    """Return how likely means lie so far apart when the points are all alike.
+    """Return the probability of such differences between means if all points were alike.
 
     Args:
-        accuracies: of each trial, one a seed.
+        accuracies: for each trial its accuracies, one for each seed.
 
     Returns:
         The p-value of a one-way analysis of variance over seeds; None with fewer than two trials
@@ -74,16 +74,16 @@ def chance(accuracies: Sequence[Sequence[float]]) -> float | None:
 def trend(places: Sequence[float], means: Sequence[float]) -> tuple[float, float] | None:
     """Return whether accuracy rises or falls along an axis.
 
-    A trial counts once, by its mean: what the draw of its images adds is thereby in the judgement,
-    which an analysis of variance over seeds leaves out.
+    Each trial counts once, with its mean. The test therefore includes the variation by the draw of
+    its images, which an analysis of variance over seeds leaves out.
 
     Args:
-        places: of each trial on the axis.
-        means: its accuracy.
+        places: the place of each trial on the axis.
+        means: the accuracy of each trial.
 
     Returns:
-        Kendall's tau in [-1, 1] and its p-value (exact without ties); None with fewer than five
-        trials, of which no order is rare enough to tell, or when all places or means are equal.
+        Kendall's tau in [-1, 1] and its p-value (exact without ties). None with fewer than five
+        trials, for which no order is rare enough, or if all places or all means are equal.
     """
     from scipy.stats import kendalltau
 
@@ -94,10 +94,10 @@ def trend(places: Sequence[float], means: Sequence[float]) -> tuple[float, float
 
 
 def overhead(runs: Sequence[Mapping[str, float]]) -> float | None:
-    """Return wall time of the sweep over what its trials took, as if one after the other.
+    """Return the sweep's wall time, times the trials at a time, over its trials' own time.
 
-    Of several runs, resumed ones, the sums count. With n trials at a time a sweep without overhead
-    takes an n-th of their time. None while no trial is done.
+    It is 1 without overhead: then a sweep with n trials at a time takes an n-th of their time. The
+    sums count if a sweep was resumed. It is None if no trial has ended.
     """
     spent = sum(run["seconds"] * run["concurrent"] for run in runs)
     own = sum(run["trial_seconds"] for run in runs)
@@ -105,14 +105,14 @@ def overhead(runs: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def startup(results: Sequence[Result]) -> float | None:
-    """Return the median of the seconds a trial waited for its actor and its trainings' workers."""
+    """Return the median of the seconds that a trial waited for its actor and for workers."""
     return (
         round(median(r["wait"] + r["seconds"]["startup"] for r in results), 2) if results else None
     )
 
 
 def generation(results: Sequence[Result]) -> dict[str, float]:
-    """Return what pools cost, in seconds of actors' work: made by trials, and found by them."""
+    """Return the cost of pools in seconds of actors' work: of made pools, and of found ones."""
     found = {"made_seconds": 0.0, "saved_seconds": 0.0}
     for pool in (pool for result in results for pool in result["pools"].values()):
         found["made_seconds" if pool["made"] else "saved_seconds"] += pool["actor_seconds"]

@@ -1,7 +1,7 @@
-"""Spaces: which compositions a search may try, what stays fixed, and what it looks for.
+"""Spaces: the compositions that a search may try, its fixed fields and its objectives.
 
-A space is a Python file with one module-level `SPACE`. Trials are numbered, and everything a trial
-does follows from its point: the recipes of its pools, of its composition and of its recognizer.
+A space is a Python file with one module-level `SPACE`. Trials are numbered. A trial's point decides
+everything else: the recipes of its pools, of its composition and of its recognizer.
 """
 
 import importlib.util
@@ -39,19 +39,19 @@ OBJECTIVES = {
     "accuracy": "max",  # mean over seeds of the benchmarks' average, in [0, 1]
     "images": "min",  # distinct images of the composition
     "leakage": "min",  # mean over images of the highest cosine to a known face
-    "generation_seconds": "min",  # of actors' work for these images, made now or before
+    "generation_seconds": "min",  # actors' work for these images, now or earlier
 }
-FILLED = ("data", "seed", "name", "benchmarks")  # fields of the fr recipe that a trial has itself
+FILLED = ("data", "seed", "name", "benchmarks")  # fields of the fr recipe that a trial sets
 DESK = "jobs/recipes/desk"
 BENCHMARKS = "package:studio/bins"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An axis of a few values; numbers, or lists of numbers, are taken to be in order.
+    """An axis of a few values; numbers and lists count as ordered.
 
     Args:
-        values: JSON values, one or more.
+        values: one or more JSON values.
     """
 
     values: tuple[Any, ...]
@@ -71,7 +71,7 @@ class Choice:
 
     @property
     def ordered(self) -> bool:
-        """Tell whether a value lies between its neighbours."""
+        """Tell whether the values are ordered."""
         return all(isinstance(value, (int, float, list, tuple)) for value in self.values)
 
 
@@ -80,11 +80,11 @@ class Real:
     """An axis of numbers.
 
     Args:
-        low, high: both included.
-        log: drawn evenly on a logarithmic scale.
-        steps: values of a grid search.
-        digits: kept of a number; with `log` significant ones, else decimals of an axis of length 1,
-            and more of a shorter one.
+        low, high: the ends of the axis, both included.
+        log: draw uniformly on a logarithmic scale.
+        steps: number of values in a grid search.
+        digits: digits that a number keeps. With `log` they are significant digits; else they are
+            decimals for an axis of length 1, and a shorter axis keeps more decimals.
     """
 
     low: float
@@ -106,7 +106,7 @@ class Real:
         return self.kept(self.low + (self.high - self.low) * u)
 
     def kept(self, number: float) -> float:
-        """Return a number of the axis with as many digits as it keeps."""
+        """Return a number rounded to the axis's digits and limited to its ends."""
         if self.log:
             rounded = float(f"{number:.{self.digits}g}")
         else:
@@ -114,7 +114,7 @@ class Real:
         return min(max(rounded, self.low), self.high)
 
     def grid(self) -> tuple[float, ...]:
-        """Return `steps` numbers, evenly apart."""
+        """Return `steps` evenly spaced numbers."""
         return tuple(self.at(n / (self.steps - 1)) for n in range(self.steps))
 
 
@@ -123,11 +123,11 @@ Axis = Choice | Real
 
 @dataclass(frozen=True)
 class Pool:
-    """A dataset that is generated when a trial first asks for it.
+    """A dataset that is generated when a trial needs it for the first time.
 
     Args:
         recipe: path of a generate recipe.
-        sets: overrides of its fields, as `--set` takes them.
+        sets: overrides of its fields, in the form of `--set`.
     """
 
     recipe: str
@@ -138,13 +138,13 @@ class Pool:
         object.__setattr__(self, "sets", sets)
 
     def view(self, **fields: Any) -> "View":
-        """Return what a composition takes of it: the fields of a compose recipe's pool, no url."""
+        """Return a view of this pool; `fields` are those of a compose recipe's pool but `url`."""
         return View(self, fields)
 
 
 @dataclass(frozen=True)
 class View:
-    """A pool, and what is taken of it."""
+    """A pool, and the fields of a composition's view of it."""
 
     pool: Pool
     fields: dict[str, Any]
@@ -152,11 +152,11 @@ class View:
 
 @dataclass(frozen=True)
 class Asha:
-    """Successive halving: which share of the trials goes on at each rung.
+    """Successive halving: at each rung a share of the trials is stopped.
 
     Attributes:
-        grace: reports before a trial may be stopped.
-        factor: one of so many goes on.
+        grace: number of reports before a trial may be stopped.
+        factor: one trial of so many continues.
     """
 
     grace: int = 1
@@ -169,14 +169,14 @@ class Asha:
 
 @dataclass(frozen=True)
 class Trial:
-    """One composition to try, and what is done with it.
+    """One composition to try, with all recipes.
 
     Attributes:
-        number: its place in the search, from 0.
+        number: its number in the search, from 0.
         point: the value of each axis.
         pools: generate recipe and address of each pool that may have to be made, by name.
-        compose: the composition, its pools named by address.
-        fr: the recognizer's recipe; `data` and `seed` are filled in by the trial.
+        compose: the composition, which names its pools by address.
+        fr: the recognizer's recipe; the trial sets `data` and `seed`.
     """
 
     number: int
@@ -211,28 +211,30 @@ class Trial:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may try.
+    """The description of a search.
 
     Args:
-        name: of the sweep.
-        question: one sentence the results answer.
-        axes: what varies.
-        composition: from a point to the fields of a compose recipe; its `pools` hold what
-            `Pool.view` returns, or plain mappings with the url of a dataset that is there.
+        name: the name of the sweep.
+        question: one sentence that the results answer.
+        axes: the axes that vary.
+        composition: maps a point to the fields of a compose recipe. Its `pools` hold results of
+            `Pool.view`, or plain mappings with the url of an existing dataset.
         fr: path of the recognizer's recipe.
         sets: overrides: `fr.FIELD=...`, `generate.FIELD=...` of every pool, `compose.FIELD=...`.
         benchmarks: folder of .bin files.
-        objectives: names of `OBJECTIVES`; of several, the best are a Pareto front.
-        search: how points are found. random: each drawn by its number; grid: every combination, in
-            an order drawn by the seed; tpe: drawn by what earlier points came to (optuna).
-        seed: of the draws.
-        seeds: recognizers trained on each composition, one for each seed.
-        reports: times a training reports its accuracy, the last one at its end.
-        pairs: pairs of each benchmark that reports before the last one look at.
-        known: for the objective leakage: faces of real people, embedded by the recognizer that the
+        objectives: names of `OBJECTIVES`; with several, the best trials form a Pareto front.
+        search: how points are chosen. random: each is drawn by its number. grid: every combination,
+            in an order drawn by the seed. tpe: drawn from the results of earlier points (optuna).
+        seed: seed of the draws.
+        seeds: seeds of the recognizers; one is trained on each composition for each seed.
+        reports: how often a training reports its accuracy; the last report is at its end.
+        pairs: number of pairs of each benchmark in the reports before the last one.
+        known: for the objective leakage, faces of real people, embedded by the recognizer that the
             compositions name.
         asha: stops trials that look poor; None lets all finish.
-        precision: what `auto` in recipes of kind `generate` and `fr` means; the sweep settles it.
+        source: the text of the space's file.
+        precision: the precision that `auto` stands for in recipes of kind `generate` and `fr`; the
+            sweep sets it.
     """
 
     name: str
@@ -297,13 +299,13 @@ class Space:
         return [points[n] for n in order]
 
     def check_samples(self, samples: int) -> None:
-        """Raise InputError where there are not so many points."""
+        """Raise InputError if there are fewer points than `samples`."""
         most = len(self.grid) if self.search == "grid" else math.inf
         if not 1 <= samples <= most:
             raise InputError(f"--samples {samples}: accepted are 1 to {most} in space {self.name}")
 
     def draw(self, number: int) -> Point:
-        """Return the point of a trial of a random or grid search: a function of its number."""
+        """Return the point of a trial of a random or grid search, a function of its number."""
         if self.search == "grid":
             return self.grid[number]
         return {
@@ -312,23 +314,23 @@ class Space:
         }
 
     def trial(self, number: int, point: Point, pools: str) -> Trial:
-        """Return what a trial does.
+        """Return a trial with all its recipes.
 
         Args:
-            number: the trial's.
+            number: the trial's number.
             point: the value of each axis.
-            pools: folder or URL below which pools lie.
+            pools: folder or URL above all pools.
 
         Raises:
-            InputError: a recipe is missing or faulty, or weights it names without sha256 are
-                not there, or the space's function fails.
+            InputError: a recipe is missing or faulty, weights without a sha256 are missing, or the
+                space's function fails.
         """
         raw = self._fields(point)
         views, made = {}, {}
         for name, view in raw["pools"].items():
             if isinstance(view, View):
                 if view.fields.get("weight", 1.0) == 0:
-                    continue  # nothing is taken of it: it need not be there
+                    continue  # an unused pool does not have to exist
                 recipe = self._pool(view.pool)
                 recipe = with_precision(recipe, self.precision.get("generate", AUTO))
                 url = below(pools, pool_name(recipe))
@@ -348,18 +350,18 @@ class Space:
         return Trial(number, point, made, compose, fr)
 
     def recognizer(self) -> FRRecipe:
-        """Return the recognizer's recipe as its file and the overrides state it."""
+        """Return the recognizer's recipe from its file and the overrides."""
         recipe = load(self.fr, self._sets("fr"), kind="fr")
         assert isinstance(recipe, FRRecipe)
         return recipe
 
     def generated(self, point: Point) -> list[GenerateRecipe]:
-        """Return the recipes of a point's pools as their files and the overrides state them."""
+        """Return the recipes of a point's pools from their files and the overrides."""
         views = self._fields(point)["pools"].values()
         return [self._pool(view.pool) for view in views if isinstance(view, View)]
 
     def _fields(self, point: Point) -> dict[str, Any]:
-        """Return what the space's function says of a point."""
+        """Return the result of the space's function for a point."""
         what = f"space {self.name}: composition({point})"
         try:
             raw = self.composition(dict(point))
@@ -376,7 +378,7 @@ class Space:
     def _pool(self, pool: Pool) -> GenerateRecipe:
         recipe = load(pool.recipe, [*pool.sets, *self._sets("generate")], kind="generate")
         assert isinstance(recipe, GenerateRecipe)
-        return pinned(recipe)  # a pool is named by its weights
+        return pinned(recipe)  # the sha256 of weights is part of a pool's name
 
     def _sets(self, prefix: str) -> list[str]:
         return [s.partition(".")[2] for s in self.sets if s.startswith(f"{prefix}.")]
@@ -392,7 +394,7 @@ class Space:
 
 
 def load_space(path: str, overrides: Sequence[str] = ()) -> Space:
-    """Run a space's file and return its SPACE, with more overrides of its recipes.
+    """Run a space's file and return its SPACE with additional overrides.
 
     Raises:
         InputError: there is no such file, it fails, or it has no SPACE.
@@ -416,7 +418,7 @@ def load_space(path: str, overrides: Sequence[str] = ()) -> Space:
 
 
 def _check_set(override: str) -> None:
-    """Raise InputError for an override that would change nothing."""
+    """Raise InputError for an override that would have no effect."""
     kind, _, name = override.partition("=")[0].partition(".")
     if kind not in ("fr", "generate", "compose") or not name:
         raise InputError(
@@ -430,7 +432,7 @@ def _check_set(override: str) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """Return what an error of a user's file is, and on which of its lines."""
+    """Return the text of an error in a user's file, with its line."""
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -441,7 +443,7 @@ def _explained(error: Exception) -> str:
 
 
 def pool_name(recipe: GenerateRecipe) -> str:
-    """Return the folder of a pool: equal names, equal bytes."""
+    """Return the name of a pool's folder; equal names mean equal bytes."""
     counts = recipe.identities
     digest = content_digest(recipe, versions())
     return f"{recipe.name}-{digest}-{counts.count}x{counts.images_each}"

@@ -1,4 +1,4 @@
-"""What a sweep tries next: points drawn by position, by TPE after the first rounds, and ASHA."""
+"""The next points of a sweep, drawn by position or by TPE, and the scheduler ASHA."""
 
 import json
 import time
@@ -13,20 +13,20 @@ from factory.search.space import OBJECTIVES, Space
 from factory.search.trial import ACCURACY
 from factory.seeding import seed64
 
-LOST = 2  # nodes a trial may lose: it goes on from its folder
-TPE_DRAWS = 50  # of a point that was not refused; then the last one is tried all the same
-TPE_RANDOM = 5  # trials drawn by their number before TPE has enough to go by
+LOST = 2  # number of nodes that a trial may lose; it continues from its folder
+TPE_DRAWS = 50  # draws to find a point that was not refused; then the last one is tried anyway
+TPE_RANDOM = 5  # first trials that are drawn by their number, before TPE has enough results
 
 
 class Suggestions(Searcher):
-    """Hands out trials by number; their points follow from the number, or from results so far."""
+    """Suggests trials by number; points follow from the number, or from the results so far."""
 
     def __init__(self, space: Space, book: Book, todo: list[int], pools: str) -> None:
         super().__init__(metric=ACCURACY, mode="max")
         self.space, self.book, self.todo, self.pools = space, book, todo, pools
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the number of the next trial, having written what it is."""
+        """Write the next trial's description and return its number."""
         if not self.todo:
             return Searcher.FINISHED
         number = self.todo.pop(0)
@@ -43,22 +43,22 @@ class Suggestions(Searcher):
         """Do nothing: the results are read from the folder."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let Tune pickle nothing, as `Following`."""
+        """Return nothing for Tune to pickle, as in `Following`."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep nothing: what is suggested follows from the folder."""
+        """Save nothing, because suggestions follow from the sweep's folder."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing."""
 
 
 def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
-    """Return the point optuna's TPE draws for a trial, given the results there are.
+    """Return the point that optuna's TPE draws for a trial, given the results so far.
 
-    Values of an axis are told to it by their place, so that lists can be values. Stopped trials
-    count as pruned where there is one objective, and where there are several, which optuna prunes
-    not, by their last accuracy. A point that was refused is drawn again.
+    TPE gets the values of an axis by their place, so that values may be lists. With one objective,
+    stopped trials count as pruned. With several, for which optuna has no pruning, they count with
+    their last accuracy. A point that was refused is drawn again.
     """
     import optuna
     from optuna.distributions import (
@@ -129,9 +129,10 @@ def _place(values: tuple[Any, ...], value: Any) -> int:
 
 
 def scheduler(space: Space, book: Book) -> Any:
-    """Return what stops trials early; of a resumed sweep it knows what trials before it reported.
+    """Return the scheduler that stops trials early; it knows the reports of a resumed sweep.
 
-    A trial's reports of all its seeds count on, so that trials are compared after equal work.
+    The number of a trial's reports goes on over all its seeds, so that trials are compared after
+    equal work.
     """
     if space.asha is None:
         return FIFOScheduler()

@@ -1,13 +1,13 @@
-"""The sweep: Ray Tune runs a space's trials, and the folder keeps what came of each.
+"""The sweep: Ray Tune runs a space's trials, and the folder keeps their results.
 
-OUT/sweep.json             the claim: which space this folder is for; at the end, what it took
+OUT/sweep.json             the claim, which names the space; at the end also the summary
 OUT/trials/NNNN/trial.json    a trial's point and recipes, written before it starts
-OUT/trials/NNNN/result.json   what it came to, written when it ends: a trial without is not done
-OUT/trials/NNNN/composition/, fr/seedS/   what it made
+OUT/trials/NNNN/result.json   its result, written when it ends; a trial without one is run again
+OUT/trials/NNNN/composition/, fr/seedS/   its composition and its recognizers
 OUT/best/                  the recipes of the best trial
 
-Tune keeps nothing that a resumed sweep would need: trials are numbered, what is tried next follows
-from the results in the folder, and a trial that had begun finds its own checkpoints.
+A resumed sweep needs nothing from Tune: trials are numbered, the next points follow from the
+results in the folder, and a trial that had begun finds its own checkpoints.
 """
 
 import functools
@@ -43,10 +43,10 @@ from factory.search.tracked import Tracked
 from factory.search.trial import ACCURACY, Judged, Objective, trial_folder
 from factory.training import recognition
 
-RAY = "ray"  # Tune's own notes, below the output while it runs
-# A trial only waits for what it started, which reserves for itself; Tune wants something, a byte.
+RAY = "ray"  # Tune's own files, below the output while it runs
+# A trial only waits for work that reserves its own resources; Tune requires at least one byte.
 RESERVED: Any = {"cpu": 0, "memory": 1}
-# Making a pool again only makes what is missing: a lost node costs the shards it had in work.
+# A retry only makes a pool's missing shards, so a lost node costs the shards that it was making.
 POOLS: Any = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
 
 
@@ -59,24 +59,24 @@ def sweep(
     tracking_uri: str,
     say: Say,
 ) -> dict[str, Any]:
-    """Run a space's trials on the connected Ray cluster, or those that are left of them.
+    """Run a space's trials on the connected Ray cluster, except those that have ended before.
 
     Args:
-        space: what to try.
+        space: the space of trials.
         out: folder or URL of the sweep, reachable by all workers.
-        samples: trials in all; a finished sweep grows by asking for more.
-        pools: folder or URL below which pools lie, shared by sweeps.
-        concurrent: trials at a time; 0 for as many as the cluster holds.
-        tracking_uri: of MLflow.
+        samples: number of trials in all; a finished sweep grows with a higher number.
+        pools: folder or URL above all pools, which sweeps share.
+        concurrent: number of trials at a time; 0 for as many as the cluster holds.
+        tracking_uri: MLflow's tracking URI.
         say: receives one line of progress at a time.
 
     Returns:
         The content of `sweep.json`.
 
     Raises:
-        InputError: the space, one of its recipes or `out` is at fault.
-        FaultError: trials failed; the others are kept, and the same command tries those again. Or
-            none finished.
+        InputError: there is a mistake in the space, in one of its recipes or in `out`.
+        FaultError: trials failed, or none finished. Results are kept, and the same command tries
+            failed trials again.
     """
     for flag, url in (("--out", out), ("--pools", pools)):
         keyless(url, what=f"{flag}: ")  # recipes of its trials name what lies there
@@ -126,9 +126,9 @@ def sweep(
 
 
 def check_inputs(space: Space, trials: list[Trial]) -> None:
-    """Raise InputError where trials would only find out after hours that something is not there.
+    """Raise InputError now if something is missing that trials would only need after hours.
 
-    That is benchmarks, known faces, recognizers, datasets, and what missing pools are made from.
+    This checks benchmarks, known faces, recognizers, datasets, and the sources of missing pools.
     """
     if not trials:
         return
@@ -152,7 +152,7 @@ def check_inputs(space: Space, trials: list[Trial]) -> None:
 
 
 def check_ended(results: dict[int, dict[str, Any]], failed: dict[int, str], samples: int) -> None:
-    """Raise FaultError where trials failed, or none of them finished."""
+    """Raise FaultError if trials failed, or if none finished."""
     if failed:
         number, why = next(iter(failed.items()))
         raise FaultError(
@@ -168,10 +168,10 @@ def check_ended(results: dict[int, dict[str, Any]], failed: dict[int, str], samp
 
 
 def fitting(trials: list[Trial]) -> int:
-    """Return how many trials the connected cluster holds at a time, by what trainings reserve.
+    """Return how many trials the connected cluster holds at a time, from what trainings reserve.
 
     Raises:
-        InputError: it does not hold the work of one.
+        InputError: the cluster is too small for the work of one trial.
     """
     asked = trials[0].fr.engine
     require([trainers(asked)])
@@ -186,12 +186,12 @@ def fitting(trials: list[Trial]) -> int:
 def run(
     objective: Objective, suggestions: "Suggestions", following: "Following", concurrent: int
 ) -> None:
-    """Let Tune run trials until all that are suggested have ended."""
+    """Let Tune run trials until all suggested ones have ended."""
     store, book = suggestions.book.store, suggestions.book
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # who comes to nothing reports none
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # lines of progress are ours
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not its trials alone
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # failed trials report no accuracy
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the sweep prints its own progress
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep, not only its trials
     notes = str(store.root / RAY) if store.root else below(objective.out, RAY)
     tuner = tune.Tuner(
         tune.with_resources(functools.partial(_call, objective), RESERVED),
@@ -225,7 +225,7 @@ def _call(objective: Objective, config: dict[str, Any]) -> None:
 
 
 def finish(store: Store, summary: dict[str, Any], results: dict[int, dict[str, Any]]) -> None:
-    """Write the recipes of the best trial, which jobs run as they are."""
+    """Write the recipes of the best trial, which commands can run unchanged."""
     if summary["best"] is None:
         return
     number = summary["best"]

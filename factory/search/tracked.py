@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one run for the sweep, one below it for each trial, written by the driver."""
+"""A sweep in MLflow: the driver writes a run for the sweep, and one below it for each trial."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,27 +13,27 @@ from factory.search.results import BEST, SWEEP
 from factory.search.space import OBJECTIVES, Space
 
 EXPERIMENT = "sweep"
-UNKNOWN = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run it has not
+UNKNOWN = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a missing run
 
 
 class Tracked:
-    """The runs of a sweep.
+    """The MLflow runs of a sweep.
 
     Attributes:
-        run: the sweep's own.
+        run: the sweep's own run.
     """
 
     def __init__(
         self, uri: str, space: Space, store: Store, run_id: str, say: Callable[[str], None]
     ) -> None:
-        """Prepare the sweep's run; entering begins it, or goes on with `run_id`."""
+        """Prepare the sweep's run; entering the context begins it, or continues `run_id`."""
         self.uri, self.space, self.store, self.run_id = uri, space, store, run_id
         self.say = say
         self.stack = ExitStack()
         self.trials: dict[int, tuple[tracking.Run, ExitStack]] = {}
 
     def __enter__(self) -> "Tracked":
-        """Begin."""
+        """Begin the sweep's run."""
         described = self.space.described()
         self.run = self._run(self.stack, self.space.name, described, None, self.run_id)
         return self
@@ -44,13 +44,13 @@ class Tracked:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End all runs, as the sweep ended."""
+        """End all runs with the state of the sweep."""
         for _, stack in self.trials.values():
             stack.__exit__(kind, error, trace)
         self.stack.__exit__(kind, error, trace)
 
     def begin(self, begun: dict[str, Any]) -> str:
-        """Begin a trial's run, or go on with it, and return its id."""
+        """Begin a trial's run, or continue it, and return its id."""
         stack, number = ExitStack(), begun["number"]
         if number in self.trials:  # its node was lost
             return self.trials[number][0].id
@@ -64,28 +64,28 @@ class Tracked:
     def _run(
         self, stack: ExitStack, name: str, given: Mapping[str, Any], parent: str | None, again: str
     ) -> tracking.Run:
-        """Begin a run, or go on with one where the tracking store has it."""
+        """Begin a run, or continue it if the tracking store has it."""
         try:
             run = tracking.run(self.uri, EXPERIMENT, name, given, parent, again)
             return stack.enter_context(run)
         except InputError as error:
-            # A folder that moved to another head, or was deleted from the store, begins a new run.
+            # The run may be missing because the folder moved to another machine, or was deleted.
             if not again or getattr(error.__cause__, "error_code", "") != UNKNOWN:
                 raise
         self.say(f"run {again} of {name} is not in the tracking store: a new one takes its place")
         return stack.enter_context(tracking.run(self.uri, EXPERIMENT, name, given, parent))
 
     def report(self, number: int, row: dict[str, Any]) -> None:
-        """Note one look at a recognizer."""
+        """Record one measurement of a recognizer."""
         values = {name: row[name] for name in ("accuracy", "loss")}
         self.trials[number][0].metrics(values, int(row["iteration"]))
 
     def end(self, result: dict[str, Any]) -> None:
-        """Note what a trial came to and end its run."""
+        """Record a trial's result and end its run."""
         number = result["number"]
         run, stack = self.trials[number]
         once = [name for name in (*OBJECTIVES, "identities") if name in result]
-        once.remove("accuracy")  # which has its curve
+        once.remove("accuracy")  # its curve is recorded already
         seconds = {f"seconds/{name}": value for name, value in result["seconds"].items()}
         run.metrics({name: result[name] for name in once} | seconds)
         if result["accuracies"]:
@@ -103,7 +103,7 @@ class Tracked:
         del self.trials[number]
 
     def abandon(self, number: int, state: str, why: str) -> None:
-        """End the run of a trial that came to nothing, if it has begun one."""
+        """End the run of a trial without a result, if there is a run."""
         if number not in self.trials:
             return
         run, stack = self.trials.pop(number)
@@ -113,7 +113,7 @@ class Tracked:
         stack.__exit__(RuntimeError, failure, None)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Note what the sweep came to, its recipes with it."""
+        """Record the sweep's summary, with the recipes of its best trial."""
         figures = {"trials": summary["done"], "overhead": summary["overhead"]}
         self.run.metrics({name: value for name, value in figures.items() if value is not None})
         if summary["best"] is not None:

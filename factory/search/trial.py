@@ -1,8 +1,8 @@
-"""One trial: pools, composition, a recognizer for each seed, what it reaches.
+"""One trial: its pools, its composition, a recognizer for each seed, and their accuracies.
 
-A trial reserves nothing itself. What costs reserves its own: a pool its actors, a training its
-worker. So a trial never holds what its own work is waiting for. All it makes lies in the sweep's
-folder, where the same trial, started again, finds it.
+A trial reserves no CPUs or GPUs itself; a pool reserves its actors and a training its worker. A
+trial therefore never holds resources that its own work waits for. Its files are in the sweep's
+folder, where the same trial finds them when it is started again.
 """
 
 import functools
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from factory.evaluation.verification import Pairs
 ACCURACY = "accuracy"
 LAST = "last"
-ENDED = "ended"  # the report of a trial that comes to nothing
-STARTED = "started"  # the row a training begins with: its worker is there
+ENDED = "ended"  # the report of a trial without a result
+STARTED = "started"  # the first row of a training, when its worker has started
 Row = dict[str, Any]
 
 
 @dataclass
 class Judged:
-    """Verifies a recognizer now and then while it is trained.
+    """Verifies a recognizer several times while it is trained.
 
     Attributes:
-        reports: how often, the last time after the last step, on all pairs.
-        pairs: of each benchmark, before that.
-        kept: these pairs, once they are read.
+        reports: number of verifications; the last one is after the last step, on all pairs.
+        pairs: number of pairs of each benchmark in the earlier ones.
+        kept: these pairs, after they are read.
     """
 
     reports: int
@@ -62,7 +62,7 @@ class Judged:
     kept: "list[Pairs] | None" = None
 
     def due(self, step: int, total: int) -> bool:
-        """Tell whether to look after this step."""
+        """Tell whether to verify after this step."""
         return step == total or step % max(math.ceil(total / self.reports), 1) == 0
 
     def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Judged:
 
 
 def subset(benchmark: "Pairs", pairs: int) -> "Pairs":
-    """Return some pairs of a benchmark, always the same ones, half of them genuine."""
+    """Return a fixed sample of a benchmark's pairs; half of them are genuine."""
     from factory.evaluation.verification import Pairs
 
     order = generator(seed64(0, f"subset/{benchmark.name}")).permutation(len(benchmark.same))
@@ -110,16 +110,16 @@ def subset(benchmark: "Pairs", pairs: int) -> "Pairs":
 
 @dataclass(frozen=True)
 class Objective:
-    """What Ray Tune calls: a trial's number becomes its reports.
+    """The function that Ray Tune calls with a trial's number; it makes the trial's reports.
 
     Attributes:
         out: folder or URL of the sweep.
-        folder: of the driver.
+        folder: the driver's folder.
         pools: the actor of `Pools`.
-        seeds: of the recognizers.
-        watch: how they are verified.
+        seeds: seeds of the recognizers.
+        watch: verifies the recognizers.
         env: Ray's runtime environment of a training's worker.
-        known: where leakage is an objective, the faces it is measured against.
+        known: the known faces for the objective leakage; None without it.
     """
 
     out: str
@@ -131,7 +131,7 @@ class Objective:
     known: KnownFaces | None = None
 
     def __call__(self, config: dict[str, Any]) -> None:
-        """Run a trial and report each look at each recognizer; the last report has all results."""
+        """Run a trial and report each verification; the last report has all results."""
         from ray import tune
 
         enter(self.folder)
@@ -146,13 +146,13 @@ class Objective:
                 tune.report({ENDED: ended, "why": " ".join(str(error).split())})
 
     def reports(self, trial: Trial, where: str) -> Generator[dict[str, Any], None, None]:
-        """Do what the trial says, yielding a report for each look at a recognizer."""
+        """Run the trial, and yield a report for each verification of a recognizer."""
         import ray
         from ray.exceptions import RayTaskError
 
         clock, start = Clock(), time.time()
         try:
-            # By address: a pool that is named twice is made, and counted, once.
+            # Pools go by address, so that a pool with two names is made and counted once.
             made = {
                 url: ray.get(self.pools.make.remote(recipe, url))
                 for url, recipe in {url: recipe for recipe, url in trial.pools.values()}.items()
@@ -209,7 +209,7 @@ class Objective:
 def composing(
     recipe: ComposeRecipe, out: Store, pools: dict[str, Any], folder: str
 ) -> dict[str, Any]:
-    """Compose in a Ray task, and return what `composed` says of it."""
+    """Compose in a Ray task, and return the result of `composed`."""
     from factory.recognition.recognizers import load_recognizer
 
     enter(folder)
@@ -219,24 +219,25 @@ def composing(
 
 
 def leaking(recipe: ComposeRecipe, out: Store, known: KnownFaces, folder: str) -> float:
-    """Measure in a Ray task how near a composition comes to known faces."""
+    """Measure the leakage of a composition in a Ray task."""
     enter(folder)
     assert recipe.recognizer is not None
     return leakage(out, load_composition(out), recipe.recognizer, known)
 
 
 def _elsewhere(function: Callable[..., Any], env: dict[str, Any], *given: Any) -> tuple[float, Any]:
-    """Run a function on a CPU of its own, which it holds without waiting for another.
+    """Run a function in a Ray task with a CPU of its own.
 
-    Its worker has the environment of trainings, so that it serves the training that comes next.
+    The task does not wait for other work while it holds the CPU. Its worker has the environment of
+    trainings, so that the next training can use it.
 
     Returns:
-        Seconds until it began, and what it returned.
+        Seconds until the task began, and its result.
     """
     import ray
     from ray.exceptions import RayTaskError
 
-    # As of a training: inside the trial's own reservation there is no CPU.
+    # SPREAD, as for a training, because the trial's own reservation has no CPU.
     work = ray.remote(_begun).options(num_cpus=1, scheduling_strategy="SPREAD", runtime_env=env)
     asked = time.time()
     try:
@@ -249,19 +250,19 @@ def _elsewhere(function: Callable[..., Any], env: dict[str, Any], *given: Any) -
 def _begun(function: Callable[..., Any], *given: Any) -> tuple[float, Any]:
     import torch
 
-    torch.set_num_threads(1)  # as many as it reserves
+    torch.set_num_threads(1)  # the task reserves one CPU
     return time.time(), function(*given)
 
 
 class Clock:
-    """Adds up wall time by what it went to."""
+    """Adds up wall time by activity."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
         self.seconds: dict[str, float] = {}
 
     def lap(self, what: str, waited: float = 0.0) -> None:
-        """Count the time since the last call, as start-up what a worker was waited for."""
+        """Count the time since the last call as `what`, except `waited`, which is start-up."""
         now = time.monotonic()
         for name, spent in (("startup", waited), (what, now - self.last - waited)):
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
@@ -269,15 +270,15 @@ class Clock:
 
 
 def composed(folder: Store, made: Composition, pools: dict[str, Any]) -> dict[str, Any]:
-    """Return what a composition holds, and what its images have cost to generate.
+    """Return the counts of a composition, and the cost of generating its images.
 
     Args:
-        folder: of the composition.
-        made: what it is.
-        pools: as `Pools.make` returns it, by address.
+        folder: the composition's folder.
+        made: the composition.
+        pools: results of `Pools.make`, by address.
 
     Returns:
-        Counts and digests; an image that two views of a pool take counts once in `images` and
+        Counts, digests and seconds. An image in two views of a pool counts once in `images` and
         `generation_seconds`.
     """
     rows, keys = read_rows(folder, made), {}
@@ -315,23 +316,23 @@ def _benchmarks(finals: list[Row]) -> dict[str, list[float]]:
 
 
 def trial_folder(number: int) -> str:
-    """Return the name of a trial's folder inside the sweep's."""
+    """Return the name of a trial's folder inside the sweep's folder."""
     return f"trials/{number:04d}"
 
 
 def trained(
     recipe: FRRecipe, out: str, watch: Judged, folder: str, env: dict[str, Any]
 ) -> Iterator[Row]:
-    """Train a recognizer, or continue one, yielding the rows of its curve that were looked at.
+    """Train a recognizer, or continue it, and yield the verified rows of its curve.
 
-    A training of plain torch has a Ray task of its own, which starts in a second where Ray Train
-    takes many; one of several workers goes through Ray Train.
+    A training with plain torch runs in a Ray task, which starts in a second, whereas Ray Train
+    takes many. A training with several workers uses Ray Train.
 
     Args:
-        recipe: what to train.
+        recipe: an fr recipe.
         out: folder or URL of the recognizer.
-        watch: looks at it.
-        folder: where relative paths of the recipe begin.
+        watch: verifies it.
+        folder: the folder at which relative paths of the recipe start.
         env: Ray's runtime environment of the worker.
 
     Raises:
@@ -356,7 +357,7 @@ def _alone(
     from ray.exceptions import RayError, RayTaskError
 
     wanted, seen = recipe.engine, 0.0
-    # Tune keeps what a trial starts inside the trial's own reservation, which is empty.
+    # Tune puts a trial's tasks inside its own reservation, which is empty; SPREAD takes them out.
     work = ray.remote(_work).options(
         num_cpus=wanted.num_cpus,
         num_gpus=wanted.num_gpus,
@@ -369,7 +370,7 @@ def _alone(
         try:
             for reference in rows:
                 row: Any = ray.get(reference)
-                if STARTED in row or row["step"] > seen:  # a restarted worker repeats its rows
+                if STARTED in row or row["step"] > seen:  # a restarted worker sends old rows again
                     seen = row.get("step", seen)
                     yield row
             return
@@ -421,7 +422,7 @@ def _together(recipe: FRRecipe, out: str, watch: Judged) -> Iterator[Row]:
 
 
 def _told(train: Callable[[Callable[[Row], None]], Any]) -> Iterator[Row]:
-    """Yield the rows that were looked at while a thread trains; its error is raised here."""
+    """Yield the verified rows while a thread trains; the thread's error is raised here."""
     told: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:

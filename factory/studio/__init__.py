@@ -1,1 +1,1 @@
-"""The built-in world: a parametric head, rendered on CPU, with the truth known for every image."""
+"""The built-in world renders a parametric head on CPU and knows the truth of every image."""

@@ -1,4 +1,4 @@
-"""Five verification benchmarks from `test` people, hard where their names say.
+"""Make five verification benchmarks from `test` people; each is hard in the way its name says.
 
 Pairs of one fold never show a person of another fold or of another benchmark. Impostors are
 matched: the other person is of the same gender and near in age, skin and hair, so that only the
@@ -25,12 +25,12 @@ VIEW_KINDS: dict[str, tuple[str, str]] = {
     "cross_expression": ("neutral", "strong_expression"),
 }
 MOST_PAIRS = 20_000
-CANDIDATES = 8  # people looked at per impostor pair, to find one alike
+CANDIDATES = 8  # people compared per impostor pair, to find a similar one
 RANGE = CANDIDATES * MOST_PAIRS  # test people reserved for each benchmark
 
 
 def _likeness_features(who: Person) -> np.ndarray:
-    """What an impostor is matched by: gender, age, skin, hair; scaled to comparable weight."""
+    """Return what impostors are matched by: gender, age, skin, hair, scaled to similar weight."""
     bald = float(who.hair_style in ("bald", "buzz", "horseshoe", "receding"))
     return np.array([
         6.0 * float(who.gender > 0.5), who.age / 18.0, *(4.0 * who.skin), *(1.5 * who.hair_colour),
@@ -39,7 +39,7 @@ def _likeness_features(who: Person) -> np.ndarray:
 
 
 def _matched_partners(people: list[Person], count: int) -> list[int]:
-    """For each of the first `count` people the row of the most similar other one."""
+    """Return the row of the most similar other person for each of the first `count` people."""
     features = np.stack([_likeness_features(who) for who in people])
     distance = ((features[:count, None] - features[None]) ** 2).sum(-1)
     distance[np.arange(count), np.arange(count)] = np.inf
@@ -60,11 +60,11 @@ def make_benchmark(
         quality: JPEG quality, 1 to 100; chroma is not subsampled.
 
     Returns:
-        images: 2 * pairs JPEG files, the two of a pair adjacent;
-        same: per pair, whether both show one person. Half of every fold is genuine.
+        images: 2 * pairs JPEG files; the two images of a pair are adjacent.
+        same: for each pair, whether both images show one person. Half of every fold is genuine.
 
     Raises:
-        ValueError: an unknown name, or a number of pairs the folds cannot share evenly.
+        ValueError: the name is unknown, or the folds cannot share the pairs evenly.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark is {name!r}; choose one of {', '.join(BENCHMARKS)}")
@@ -92,14 +92,14 @@ def make_benchmark(
 
 
 def groups(name: str, pairs: int, seed: int, folds: int = 10) -> list[str]:
-    """Return gender and age of the first person of each pair of a benchmark, in words.
+    """Return the gender and age of the first person of each pair of a benchmark, in words.
 
     Args:
         name, pairs, seed, folds: as for `make_benchmark`.
 
     Returns:
-        of each pair one of four groups: women or men, under 40 or 40 and over. The other person of
-        an impostor pair is of the same gender and near in age.
+        one of four groups for each pair: women or men, under 40 or 40 and over. The other person
+        of an impostor pair is of the same gender and near in age.
     """
     return [
         f"{'men' if who.gender > 0.5 else 'women'} {'under 40' if who.age < 40 else '40 and over'}"
@@ -108,8 +108,8 @@ def groups(name: str, pairs: int, seed: int, folds: int = 10) -> list[str]:
 
 
 def _pairs(name: str, pairs: int, seed: int, folds: int) -> Iterator[tuple[Person, Person]]:
-    """Yield the two people of each pair; of a genuine one both are the same object."""
-    half = pairs // folds // 2  # genuine pairs of one fold, and its people
+    """Yield the two people of each pair; a genuine pair yields the same object twice."""
+    half = pairs // folds // 2  # number of genuine pairs of one fold, and of their people
     first_person = BENCHMARKS.index(name) * RANGE
     for fold in range(folds):
         start = first_person + fold * CANDIDATES * half

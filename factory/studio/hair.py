@@ -1,7 +1,7 @@
-"""What is worn on the head: the volume of hair and beard, long hair, glasses.
+"""Make what is worn on the head: the volume of hair and beard, long hair, glasses.
 
-Hair close to the head is a displacement of the scalp, long hair a curtain of its own, glasses two
-rings with a bridge and temples. Lengths are centimetres.
+Hair close to the head is a displacement of the scalp. Long hair is a separate curtain. Glasses are
+two rings with a bridge and temples. Lengths are centimetres.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ LONG = {"bob": -8.5, "long": -17.0, "wavy": -16.0, "curtains": -6.0}  # lowest h
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Extra geometry: vertices [n, 3], triangles [m, 3], region per triangle, paint position."""
+    """Extra geometry: vertices [n, 3], triangles [m, 3], a region per triangle, paint positions."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -35,7 +35,7 @@ class Mesh:
 
 
 def hair_displacement(who: Person, normals: np.ndarray) -> np.ndarray:
-    """Offset of every head vertex under scalp hair, float32 [V, 3]."""
+    """Return the offset of every head vertex under scalp hair in cm, float32 [V, 3]."""
     angle, height = load_head().around.T
     front, crown, side = THICKNESS[who.hair_style]
     cover = scalp_cover(who, angle, height, 1.6 + 0.7 * max(front, side))
@@ -54,7 +54,7 @@ def hair_displacement(who: Person, normals: np.ndarray) -> np.ndarray:
 
 
 def beard_displacement(who: Person, normals: np.ndarray) -> np.ndarray:
-    """Offset of every head vertex under a beard, float32 [V, 3]."""
+    """Return the offset of every head vertex under a beard in cm, float32 [V, 3]."""
     head = load_head()
     angle, height = head.around.T
     thick = {"full": 1.5, "goatee": 0.7, "chin": 0.7, "short": 0.4, "moustache": 0.35}
@@ -76,10 +76,13 @@ def _grid_faces(rows: int, columns: int, start: int) -> np.ndarray:
 
 
 def long_hair(who: Person, vertices: np.ndarray) -> Mesh | None:
-    """The curtain of long hair round the sides and back of a neutral head, or None.
+    """Make the curtain of long hair round the sides and back of a neutral head.
 
     Args:
-        vertices: neutral head [V, 3] with the hair displacement already in it.
+        vertices: the neutral head [V, 3], which already has the hair displacement.
+
+    Returns:
+        None for a person whose hair is not long.
     """
     if who.hair_style not in LONG:
         return None
@@ -121,7 +124,7 @@ def long_hair(who: Person, vertices: np.ndarray) -> Mesh | None:
 
 
 def glasses(who: Person, vertices: np.ndarray) -> Mesh:
-    """The person's pair of glasses on a neutral head [V, 3]."""
+    """Make the person's glasses on a neutral head [V, 3]."""
     head, look = load_head(), who.glasses
     right, left = (vertices[rows].mean(0) for rows in head.landmark_rows[:2])
     bridge = (np.abs(head.mean[:, 0]) < 1.0) & (np.abs(head.mean[:, 1] + 0.2) < 1.4)

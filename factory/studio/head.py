@@ -1,6 +1,7 @@
-"""The baked parametric head: shape parameters in, vertices out.
+"""Turn shape parameters into vertices with the baked parametric head.
 
-Lengths are centimetres; x to the person's left, y up, z out of the face, origin between the eyes.
+Lengths are centimetres. x points to the person's left, y up and z out of the face; the origin is
+between the eyes.
 """
 
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ import numpy as np
 
 HEAD_FILE = Path(__file__).with_name("head.npz")
 SKIN, EYE, MOUTH, TEETH, LASH, HAIR, FRAME = range(7)
-AXIS_Z = -8.0  # the vertical axis that angles round the head are measured about
+AXIS_Z = -8.0  # z of the vertical axis; angles round the head are measured about it
 ANCHOR_AGES = (12.0, 25.0, 90.0)  # years of the three baked ages
 
 
 @dataclass(frozen=True, eq=False)
 class ParametricHead:
-    """The arrays of `head.npz` in float32, with what is derived from the mean head once."""
+    """The arrays of `head.npz` in float32, and what is derived once from the mean head."""
 
     mean: np.ndarray
     components: np.ndarray
@@ -83,13 +84,13 @@ def load_head() -> ParametricHead:
 def phenotype_coefficients(
     gender: float, age: float, weight: float, ancestry: np.ndarray
 ) -> np.ndarray:
-    """Coefficients float32 [K] of the phenotype components.
+    """Return the coefficients of the phenotype components, float32 [K].
 
     Args:
         gender: 0 (female) to 1 (male).
         age: years, clipped to 12..90.
         weight: 0 to 1.
-        ancestry: [3], shares of african, asian, caucasian, summing to one.
+        ancestry: [3], shares of african, asian and caucasian, which sum to one.
     """
     years = float(np.clip(age, ANCHOR_AGES[0], ANCHOR_AGES[-1]))
     by_age = np.array([np.interp(years, ANCHOR_AGES, row) for row in np.eye(3)])
@@ -101,7 +102,7 @@ def phenotype_coefficients(
 
 
 def shape_vertices(coefficients: np.ndarray, local: np.ndarray) -> np.ndarray:
-    """Neutral vertices float32 [V, 3].
+    """Return the vertices of the neutral head in cm, float32 [V, 3].
 
     Args:
         coefficients: [K], from `phenotype_coefficients`.
@@ -117,7 +118,7 @@ def shape_vertices(coefficients: np.ndarray, local: np.ndarray) -> np.ndarray:
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals float32 [V, 3], the area-weighted mean of the faces round each vertex."""
+    """Return unit normals [V, 3]: the area-weighted mean of the faces round each vertex."""
     corners = vertices[faces]
     u, v = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = np.empty_like(vertices)

@@ -1,8 +1,8 @@
-"""Skin, brows, hairlines and beards, painted per person on an unrolled head.
+"""Paint a person's skin, brows, hairline and beard on an unrolled head.
 
 The painting is a picture of the head unrolled round its vertical axis: columns are the angle
-(`ANGLE` degrees either side of the nose), rows the height in centimetres (`TOP` to `BOTTOM`),
-both measured on the mean head, so that paint follows the shape of each person's own head.
+(`ANGLE` degrees either side of the nose), rows are the height in centimetres (`TOP` to `BOTTOM`).
+Both are measured on the mean head, so that paint follows the shape of each person's own head.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ CM_PER_DEGREE = 0.168  # on the front of the mean head
 class Painting:
     """What is painted on one person: two float32 pictures [ROWS, COLUMNS, 4].
 
-    `skin`: linear RGB and the brow's coverage. `hair`: coverage of scalp hair, of beard, depth of
-    wrinkles, and hair strands (about 1.0 plus or minus 0.3).
+    `skin` holds linear RGB and the coverage of the brows. `hair` holds the coverage of scalp hair,
+    the coverage of beard, the depth of wrinkles, and hair strands (about 1.0 plus or minus 0.3).
     """
 
     skin: np.ndarray
@@ -33,12 +33,12 @@ class Painting:
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:
-    """SRGB values in [0, 1] to linear light."""
+    """Turn sRGB values in [0, 1] into linear light."""
     return np.power(np.asarray(srgb, np.float32), 2.2)
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
-    """The smooth step: 0 below 0, 1 above 1."""
+    """Return the smooth step, which is 0 below 0 and 1 above 1."""
     t = np.clip(x, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
@@ -52,20 +52,20 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 def texture_position(around: np.ndarray) -> np.ndarray:
-    """Angle and height [..., 2] to (column, row) in a painting, float32."""
+    """Turn angle and height [..., 2] into (column, row) in a painting, float32."""
     column = (around[..., 0] + ANGLE) / (2 * ANGLE) * (COLUMNS - 1)
     row = (TOP - around[..., 1]) / (TOP - BOTTOM) * (ROWS - 1)
     return np.stack([column, row], -1).astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, columns: int, rows: int) -> np.ndarray:
-    """Smooth noise over the painting, about -1 to 1, with the given number of cells."""
+    """Draw smooth noise over the painting, about -1 to 1, with the given number of cells."""
     cells = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return cv2.resize(cells, (COLUMNS, ROWS), interpolation=cv2.INTER_CUBIC)
 
 
 def hairline(who: Person, angle: np.ndarray) -> np.ndarray:
-    """Height in cm above which scalp hair grows, at each angle in degrees (vectorised)."""
+    """Return the height in cm above which scalp hair grows, at each angle in degrees."""
     hair, style = who.hair, who.hair_style
     front = 6.9 + hair["hairline"]
     recession = hair["recession"] * np.clip((who.age - 20) / 40, 0.1, 1.0)
@@ -97,14 +97,14 @@ def hairline(who: Person, angle: np.ndarray) -> np.ndarray:
 
 
 def scalp_cover(who: Person, angle: np.ndarray, height: np.ndarray, softness: float) -> np.ndarray:
-    """Share of a place covered by scalp hair, 0 to 1, for angles in degrees, heights in cm."""
+    """Return the share covered by scalp hair, 0 to 1, at angles in degrees and heights in cm."""
     if who.hair_style == "bald":
         return np.zeros(np.shape(angle), np.float32)
     return smooth((height - hairline(who, angle)) / softness + 0.5)
 
 
 def beard_cover(who: Person, angle: np.ndarray, height: np.ndarray, softness: float) -> np.ndarray:
-    """Share of a place covered by beard, 0 to 1, for angles in degrees, heights in cm."""
+    """Return the share covered by beard, 0 to 1, at angles in degrees and heights in cm."""
     style, edge = who.beard_style, who.beard["edge"]
     if style == "none":
         return np.zeros(np.shape(angle), np.float32)
@@ -136,7 +136,7 @@ def beard_cover(who: Person, angle: np.ndarray, height: np.ndarray, softness: fl
 
 
 def brow_cover(who: Person, angle: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Coverage of the brows, 0 to 1."""
+    """Return the share covered by the brows, 0 to 1, at angles in degrees and heights in cm."""
     brow = who.brow
     total = np.zeros_like(angle)
     for side in (-1.0, 1.0):
@@ -161,7 +161,7 @@ def brow_cover(who: Person, angle: np.ndarray, height: np.ndarray) -> np.ndarray
 
 @lru_cache(1)
 def _face_window() -> tuple[slice, slice]:
-    """Rows and columns of the painting that hold brows, eyes, nose and mouth."""
+    """Return the rows and columns of the painting that hold brows, eyes, nose and mouth."""
     angle, height = _grid()
     columns = np.flatnonzero(np.abs(angle[0]) < 46)
     rows = np.flatnonzero((height[:, 0] < 7.5) & (height[:, 0] > -9.5))
@@ -169,7 +169,7 @@ def _face_window() -> tuple[slice, slice]:
 
 
 def _wrinkles(who: Person, rng: np.random.Generator) -> np.ndarray:
-    """Depth of the furrows in the face window that age brings out, about 0 to 1."""
+    """Return the depth of the furrows that age brings out in the face window, about 0 to 1."""
     angle, height = (part[_face_window()] for part in _grid())
     x = angle * CM_PER_DEGREE
     depth = np.zeros_like(angle)
@@ -259,7 +259,7 @@ def paint(split: str, index: int, plain: bool = False) -> Painting:
 
 
 def _darken(skin: np.ndarray, share: np.ndarray, by_channel: tuple[float, float, float]) -> None:
-    """Take a share of the light away in place, by a different part of it per channel."""
+    """Take a share of the light away in place; each channel loses a different part of it."""
     for channel, part in enumerate(by_channel):
         if part:
             skin[..., channel] *= 1 - part * share

@@ -1,10 +1,10 @@
-"""Who lives in the studio: identities as a pure function of their position.
+"""Draw the people of the studio; an identity is a pure function of its position.
 
 The most visible dimensions of an identity (`PACKED`) come from a Kronecker sequence, so that the
 people of a set fill the space evenly instead of crowding in its middle: coordinate j of person i
-is frac(shift_j + (i + 1) sqrt(p_j)) with p_j the j-th prime and a shift drawn per split, hence the
-sets are disjoint and each is unbounded. All other properties are Philox draws keyed by the
-position. Left and right are drawn apart, so that faces are asymmetric.
+is frac(shift_j + (i + 1) sqrt(p_j)). p_j is the j-th prime, and the shift is drawn per split.
+Hence the sets are disjoint and each is unbounded. All other properties are Philox draws keyed by
+the position. The left and the right side are drawn separately, so that faces are asymmetric.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ PACKED = (
     "brow_weight", "brow_shape", "beard", "iris",
 )  # fmt: skip
 
-# Packed dimension -> (local change, value at the dimension's far end). `l-` stands for both sides.
+# Packed dimension -> (local change, value at the dimension's far end). `l-` means both sides.
 SHAPES: dict[str, tuple[tuple[str, float], ...]] = {
     "head_width": (("head-scale-horiz-incr", 0.75), ("forehead-temple-incr", 0.3)),
     "jaw": (("chin-bones-incr", 1.0), ("chin-width-incr", 1.0)),
@@ -100,7 +100,7 @@ SKIN_TONES = np.array([
 class Person:
     """One identity: everything that stays with a person from picture to picture.
 
-    Colours are sRGB in [0, 1], lengths centimetres, ages years, `local` in [-1, 1].
+    Colours are sRGB in [0, 1], lengths are centimetres, ages are years, `local` is in [-1, 1].
     """
 
     split: str
@@ -136,7 +136,7 @@ class Person:
 
     @property
     def key(self) -> tuple[str, int, bool]:
-        """The position of the person, enough to make it again."""
+        """The position of the person: split, index and plain make the person again."""
         return self.split, self.index, self.plain
 
 
@@ -147,14 +147,14 @@ def _shift(split: str) -> np.ndarray:
 
 
 def packed_position(split: str, index: int) -> dict[str, float]:
-    """The evenly spread coordinates of a person, each in [0, 1)."""
+    """Return the evenly spread coordinates of a person, each in [0, 1)."""
     root = np.sqrt(np.array(PRIMES[: len(PACKED)], np.float64))
     value = np.mod(_shift(split) + (index + 1) * np.mod(root, 1.0), 1.0)
     return dict(zip(PACKED, value.tolist(), strict=True))
 
 
 def _spread(u: float) -> float:
-    """[0, 1) to (-1, 1), pushed away from the middle: few people are average."""
+    """Map [0, 1) to (-1, 1) and push values away from the middle, since few people are average."""
     x = 2.0 * u - 1.0
     return float(np.sign(x) * abs(x) ** 0.75)
 
@@ -198,7 +198,7 @@ def _pick(table: np.ndarray, u: float, rng: np.random.Generator, jitter: float) 
 
 
 def _ancestry(a: float, b: float) -> np.ndarray:
-    """Two uniform numbers to three shares, most people near one corner."""
+    """Turn two uniform numbers into three shares; most people are near one corner."""
     corner = int(a * 3) % 3
     mix = 0.45 * b**2
     share = np.full(3, mix / 2)
@@ -208,12 +208,12 @@ def _ancestry(a: float, b: float) -> np.ndarray:
 
 @lru_cache(4096)
 def person(split: str, index: int, plain: bool = False) -> Person:
-    """The person at a position of the studio's population, always the same one.
+    """Return the person at a position of the studio's population, always the same one.
 
     Args:
         split: one of `SPLITS`; people of different splits are never the same.
         index: 0 or more, without upper bound.
-        plain: the poorer variant: no skin detail, three plain haircuts, no beard, no glasses.
+        plain: draw the poorer variant: no skin detail, three plain haircuts, no beard, no glasses.
 
     Raises:
         ValueError: `split` is not one of `SPLITS`, or `index` is negative.
@@ -342,7 +342,7 @@ def person(split: str, index: int, plain: bool = False) -> Person:
 
 
 def _plain(rich: Person) -> Person:
-    """The same face with plain skin and hair, as `studio_plain` shows it."""
+    """Return the same face with plain skin and hair, as `studio_plain` shows it."""
     values = dict(vars(rich))
     values.update(
         blotches=0.0,

@@ -1,4 +1,4 @@
-"""A z-buffer rasterizer in plain numpy: which triangle covers a pixel, and where inside it.
+"""Find which triangle covers a pixel, and where inside it: a z-buffer rasterizer in plain numpy.
 
 Every triangle is expanded into the pixels of its bounding box at once, so that the thousands of
 tiny triangles of a head cost a few array operations instead of a loop.
@@ -14,14 +14,14 @@ def rasterize(
 
     Args:
         points: float32 [V, 2], pixel coordinates (x right, y down; pixel centres at k + 0.5).
-        depth: float32 [V], distance to the camera, smaller is nearer.
+        depth: float32 [V], distance to the camera.
         faces: int [F, 3], counter-clockwise as seen from outside the surface.
-        two_sided: bool [F], triangles drawn from behind as well.
+        two_sided: bool [F], marks the triangles that are drawn from behind as well.
         size: edge of the image in pixels.
 
     Returns:
-        pixel: int64 [P], the covered pixels as row * size + column, ascending;
-        face: int64 [P], the row of `faces` seen there;
+        pixel: int64 [P], the covered pixels as row * size + column, ascending.
+        face: int64 [P], the row of `faces` that is seen there.
         weights: float32 [P, 3], barycentric weights of that triangle's corners.
     """
     first, second, third = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
@@ -68,7 +68,7 @@ def rasterize(
     distance = z[owner, 0] + weight_b * q[hit, 6] + weight_c * q[hit, 7]
     order = np.argsort(-distance, kind="stable")
     nearest = np.full(size * size, -1, np.int64)
-    nearest[pixel_of_hit[order]] = order  # the last writer, the nearest hit, stays
+    nearest[pixel_of_hit[order]] = order  # the last write stays; it is the nearest hit
     pixel = np.flatnonzero(nearest >= 0)
     best = nearest[pixel]
     weight_b, weight_c = weight_b[best], weight_c[best]

@@ -1,9 +1,9 @@
-"""Person and view to pixels.
+"""Render a person in a view as pixels.
 
-The head is shaped, turned, projected, placed on the ArcFace template by its own 3D eyes, nose and
-mouth corners, rasterized at up to twice the wanted size and shaded per pixel: painted skin,
-hemispheric ambient light, two lamps with soft terminators, gloss, cavities and cast shadows found
-in the depth picture.
+The head is shaped, turned and projected. Its own 3D eyes, nose and mouth corners place it on the
+ArcFace template. It is rasterized at up to twice the wanted size and shaded per pixel: painted
+skin, hemispheric ambient light, two lamps with soft terminators, gloss, and cavities and cast
+shadows found in the depth picture.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from factory.studio.raster import rasterize
 from factory.studio.views import StudioView, shown_age, wears_glasses
 
 # The five ArcFace points (left eye, right eye, nose, left and right mouth corner as seen in the
-# picture) for a 112-pixel crop, as insightface publishes them.
+# picture) for a 112-pixel crop, as insightface publishes them (docs/papers.md 0.1).
 TEMPLATE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
      [41.5493, 92.3655], [70.7299, 92.2041]], np.float32,
@@ -75,7 +75,7 @@ def _aged_local(who: Person, age: float) -> np.ndarray:
 
 
 def _expressive(who: Person, view: StudioView) -> np.ndarray:
-    """Vertices [V, 3] of the head with the view's age, expression, hair and beard."""
+    """Return the head's vertices [V, 3] with the view's age, expression, hair and beard."""
     head, body = load_head(), _body(*who.key)
     vertices = body.neutral + view.hair_volume * body.hair + view.beard_growth * body.beard
     age = shown_age(who, view)
@@ -105,11 +105,11 @@ def _rotation(view: StudioView) -> np.ndarray:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares rotation, scale and shift that takes source points to target points.
+    """Return the least-squares rotation, scale and shift from source to target points.
 
     Args:
         source: float64 [n, 2], x and y in pixels.
-        target: likewise.
+        target: float64 [n, 2], x and y in pixels.
 
     Returns:
         float64 [2, 3], without reflection (Umeyama 1991).
@@ -159,7 +159,7 @@ def _place(
 
 
 def landmarks(person: Person, view: StudioView, size: int) -> np.ndarray:
-    """Where the five ArcFace points are in `render(person, view, size)`.
+    """Return where the five ArcFace points are in `render(person, view, size)`.
 
     Returns:
         float32 [5, 2], pixels (x right, y down): the eye on the left of the picture, the eye on
@@ -176,9 +176,10 @@ def _check_size(size: int) -> None:
 
 
 def render(person: Person, view: StudioView, size: int) -> np.ndarray:
-    """Picture a person, aligned on the ArcFace template: uint8 [size, size, 3], RGB.
+    """Render a person, aligned on the ArcFace template. The same arguments give the same bytes.
 
-    The same arguments give the same bytes.
+    Returns:
+        uint8 [size, size, 3], RGB.
 
     Raises:
         ValueError: `size` is not within 16 to 512.
@@ -226,7 +227,7 @@ def render(person: Person, view: StudioView, size: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """What each covered pixel is made of: linear albedo [P, 3], gloss and hairiness [P]."""
+    """What each covered pixel shows: linear albedo [P, 3], gloss [P] and hairiness [P]."""
 
     albedo: np.ndarray
     gloss: np.ndarray
@@ -234,7 +235,7 @@ class Surface:
 
 
 def _sample(picture: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Bilinear samples [P, 4] of a painting at (column, row) positions [P, 2]."""
+    """Sample a painting bilinearly at (column, row) positions [P, 2]; return [P, 4]."""
     count, width = len(position), 512  # cv2.remap takes no row longer than 32767
     padded = np.zeros((-(-count // width) * width, 2), np.float32)
     padded[:count] = position
@@ -315,7 +316,7 @@ def _light(
     who: Person, view: StudioView, placed: Placed, surface: Surface, seen: np.ndarray,
     pixel: np.ndarray, region: np.ndarray, big: int,
 ) -> np.ndarray:  # fmt: skip
-    """Linear RGB [P, 3] leaving each covered pixel."""
+    """Return the linear RGB light [P, 3] that leaves each covered pixel."""
     normal = seen[:, :3]
     normal = normal / (np.sqrt((normal**2).sum(1, keepdims=True)) + 1e-6)
     flip = (normal[:, 2] < 0) & (region >= LASH)
@@ -350,7 +351,10 @@ def _light(
 def _cast_shadow(
     height: np.ndarray, key: np.ndarray, tilt: float, view: StudioView, big: int
 ) -> np.ndarray:
-    """Share of the key light blocked at each pixel [big, big], by marching the depth picture."""
+    """Return the share of the key light that is blocked at each pixel [big, big].
+
+    The depth picture is marched towards the light.
+    """
     flat = float(np.hypot(key[0], key[1]))
     if flat < 0.12 or key[2] < -0.5:
         return np.zeros_like(height)
@@ -371,7 +375,7 @@ def _cast_shadow(
 
 
 def _cavity(height: np.ndarray, big: int) -> np.ndarray:
-    """How open each pixel is to the sky, 0.35 to 1, from its depth below its surroundings."""
+    """Return how open each pixel is to the sky, 0.35 to 1, from its depth in its surroundings."""
     covered = (height > -9e3).astype(np.float32)
     sigma = 0.035 * big
     around = cv2.GaussianBlur(np.where(covered > 0, height, 0).astype(np.float32), (0, 0), sigma)
@@ -381,7 +385,7 @@ def _cavity(height: np.ndarray, big: int) -> np.ndarray:
 
 
 def _background(view: StudioView, big: int) -> np.ndarray:
-    """Linear RGB [big, big, 3] behind the head: even, shaded, or out of focus."""
+    """Make the linear RGB [big, big, 3] behind the head: even, shaded, or out of focus."""
     rng = generator(view.seed)
     base = to_linear(np.clip(rng.uniform(0.1, 0.9) + rng.normal(0, 0.08, 3), 0.02, 0.98))
     if view.background == 0:
@@ -404,7 +408,7 @@ def _tint_lenses(linear: np.ndarray, who: Person, placed: Placed, big: int) -> N
 
 
 def _occlude(linear: np.ndarray, view: StudioView) -> None:
-    """Cover a share of the picture from one edge with something out of focus."""
+    """Cover a share of the picture, from one edge, with something out of focus."""
     rng = generator(view.seed + 1 & (2**64 - 1))
     big = len(linear)
     y, x = np.mgrid[0:big, 0:big] / big - 0.5
@@ -416,7 +420,7 @@ def _occlude(linear: np.ndarray, view: StudioView) -> None:
 
 
 def _develop(linear: np.ndarray, view: StudioView, size: int) -> np.ndarray:
-    """Linear light to the final 8-bit picture: exposure, tone curve, blur, size, sensor noise."""
+    """Develop linear light to 8 bits: exposure, tone curve, final size, blur, sensor noise."""
     exposed = np.maximum(linear, 0) * np.float32(view.exposure)
     # A soft shoulder keeps highlights from clipping.
     exposed = exposed * (1 + exposed / 4.0) / (1 + exposed * 0.9)

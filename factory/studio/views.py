@@ -1,6 +1,6 @@
-"""How a person is pictured: pose, light, expression, age, background, camera, hair, glasses.
+"""Draw how a person is pictured: pose, light, expression, age, background, camera, hair, glasses.
 
-A view is drawn from one 64-bit seed, without reference to any person.
+A view is drawn from one 64-bit seed and does not depend on any person.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +15,17 @@ KINDS = (
     "ordinary", "frontal", "profile", "young", "old", "hard_light", "soft_light",
     "strong_expression", "neutral",
 )  # fmt: skip
-YOUNGEST, OLDEST = 16.0, 85.0  # years; a view never shows anybody outside
+YOUNGEST, OLDEST = 16.0, 85.0  # years; a view never shows anybody younger or older
 
 
 @dataclass(frozen=True, eq=False)
 class StudioView:
     """Everything that changes from picture to picture of one person.
 
-    Angles are degrees: positive yaw turns the nose to the right of the picture, positive pitch
-    up, positive roll tilts the head counter-clockwise. Light azimuth is 0 from the camera and
-    positive from the right; elevation is positive from above. Camera shift and blur are shares of
-    the image edge.
+    Angles are degrees. Positive yaw turns the nose to the right of the picture, positive pitch
+    turns it up, and positive roll tilts the head counter-clockwise. Light azimuth is 0 for light
+    from the camera and positive for light from the right; elevation is positive for light from
+    above. Camera shift and blur are shares of the image edge.
     """
 
     yaw: float
@@ -58,7 +58,7 @@ class StudioView:
 
 
 def _expression(rng: np.random.Generator, strong: bool) -> np.ndarray:
-    """One of a few everyday expressions with some play in every muscle, float32 [52]."""
+    """Draw one of a few everyday expressions, varied a little in every muscle, float32 [52]."""
     names = load_head().expression_names
     value = np.zeros(len(names), np.float32)
     row = {name: i for i, name in enumerate(names)}
@@ -112,11 +112,11 @@ def _expression(rng: np.random.Generator, strong: bool) -> np.ndarray:
 
 
 def draw_view(seed: int, plain: bool = False) -> StudioView:
-    """Draw a view as pictures in the wild have them, a pure function of the seed.
+    """Draw a view like those of pictures in the wild, as a pure function of the seed.
 
     Args:
         seed: 64 bits.
-        plain: the narrow range of the poorer variant: near frontal, soft light, a mild
+        plain: draw from the narrow range of the poorer variant: near frontal, soft light, a mild
             expression, no ageing, an even background.
     """
     rng = generator(seed64(seed, "studio-view"))
@@ -182,9 +182,9 @@ def draw_view(seed: int, plain: bool = False) -> StudioView:
 def draw_view_kind(seed: int, kind: str) -> StudioView:
     """Draw a view of one kind, for the benchmarks.
 
-    Kinds differ from `ordinary` in what they name: `frontal` (yaw within 12 degrees), `profile`
-    (yaw 55 to 80 either way), `young` and `old` (12 to 20 years before or after the person's base
-    age), `hard_light` (one strong lamp from the side or below), `soft_light`,
+    A kind differs from `ordinary` in what its name says: `frontal` (yaw within 12 degrees),
+    `profile` (yaw 55 to 80 degrees either way), `young` and `old` (12 to 20 years before or after
+    the person's base age), `hard_light` (one strong lamp from the side or below), `soft_light`,
     `strong_expression`, `neutral`.
 
     Raises:
@@ -224,17 +224,17 @@ def draw_view_kind(seed: int, kind: str) -> StudioView:
 
 
 def shown_age(person: Person, view: StudioView) -> float:
-    """Age in years at which the view shows the person, within `YOUNGEST`..`OLDEST`."""
+    """Return the age in years at which the view shows the person, `YOUNGEST` to `OLDEST`."""
     return float(np.clip(person.age + view.age_offset, YOUNGEST, OLDEST))
 
 
 def wears_glasses(person: Person, view: StudioView) -> bool:
-    """Whether the person wears glasses in this view."""
+    """Return whether the person wears glasses in this view."""
     return view.glasses_draw < person.glasses_habit
 
 
 def attributes(person: Person, view: StudioView) -> dict[str, float]:
-    """What is true of the picture, for sidecars: JSON floats only (degrees, years, shares)."""
+    """Return what is true of the picture, for sidecars: JSON floats (degrees, years, shares)."""
     names = load_head().expression_names
     at = {name: float(value) for name, value in zip(names, view.expression, strict=True)}
     return {
