@@ -35,7 +35,7 @@ def recipe(attempts: int = 1, **screens: Any) -> GenerateRecipe:
             "identities": {"count": 4, "images_each": 3, "source": "toy"},
             "shard": {"identities": 2},
             "workers": {"max": 1},
-            "cost": {"seconds_per_image": [0, 1], "source": "test"},
+            "cost": {"seconds_per_image": [0.1, 1], "source": "test"},
             "sampler": {"name": "ddim", "steps": 1, "batch_size": 4, "dtype": "float32"},
             "screens": screens | {"max_attempts": attempts},
             "weights": {"teacher": {"location": __file__}},  # what screens ask of it is in Teacher

@@ -121,6 +121,8 @@ def file(text: str) -> str:
 
     Whether it can be written is asked before the work begins.
     """
+    if not text:  # as where it was not asked for: argparse checks defaults as well
+        return text
     path = Path(local(text))
     try:
         if path.is_dir():

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from factory.datasets.store import Store
 from factory.generation import identities
 from factory.recipe import InputError
+from factory.recognition import neighbours
 from factory.systems.contexts import uniform
 
 
-def brute_force(candidates: np.ndarray, max_cosine: float) -> list[int]:
-    kept: list[int] = []
-    for row in range(len(candidates)):
-        if all(float(candidates[row] @ candidates[other]) <= max_cosine for other in kept):
-            kept.append(row)
-    return kept
+def brute_force(candidates: np.ndarray, max_cosine: float, kept: int = 0) -> list[int]:
+    """Return the rows of a walk that compares one after another; the first are kept already."""
+    wide = candidates.astype(np.float64)
+    taken = list(range(kept))
+    for row in range(kept, len(candidates)):
+        if all(wide[row] @ wide[other] <= max_cosine for other in taken):
+            taken.append(row)
+    return taken[kept:]
 
 
 @settings(max_examples=30, deadline=None)
@@ -27,54 +30,46 @@ def test_packing_is_greedy_in_order(root: int, max_cosine: float, split: int) ->
     candidates = uniform(root, range(60), 4)
     expected = brute_force(candidates, max_cosine)
     empty = np.zeros((0, 4), np.float32)
-    assert identities.pack(candidates, empty, max_cosine).tolist() == expected
-    first = identities.pack(candidates[:split], empty, max_cosine)
-    second = identities.pack(candidates[split:], candidates[first], max_cosine)
+    assert identities.apart(candidates, empty, max_cosine).tolist() == expected
+    first = identities.apart(candidates[:split], empty, max_cosine)
+    second = identities.apart(candidates[split:], candidates[first], max_cosine)
     assert first.tolist() + (second + split).tolist() == expected
 
 
-def one_by_one(candidates: np.ndarray, kept: np.ndarray, max_cosine: float) -> list[int]:
-    """Compare each candidate with all kept before it, by one product of a matrix and a vector."""
-    bank, rows = kept, []
-    for row, candidate in enumerate(candidates):
-        if not len(bank) or (bank @ candidate).max() <= max_cosine:
-            bank = np.concatenate([bank, candidate[None]])
-            rows.append(row)
-    return rows
-
-
 @pytest.mark.parametrize("dimension", [3, 128])
-def test_blocks_decide_as_one_product_a_candidate_does(
+def test_a_cosine_of_the_limit_is_kept_whatever_is_computed_at_once(
     dimension: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a cosine is the limit to the last bit, which the order of additions decides."""
-    monkeypatch.setattr(identities, "ROWS", 16)
-    monkeypatch.setattr(identities, "COLUMNS", 24)
+    """Also where a cosine is the limit to the last bit, which no float32 tells."""
+    monkeypatch.setattr(neighbours, "ROWS", 16)
     drawn = uniform(3, range(120), dimension)
     candidates = np.concatenate([drawn, drawn[::7], drawn[:9]])
     pairs = np.triu_indices(len(drawn), 1)
-    cosines = np.array([drawn[a] @ drawn[b] for a, b in zip(*pairs, strict=True)])
+    wide = drawn.astype(np.float64)
+    cosines = np.array([wide[a] @ wide[b] for a, b in zip(*pairs, strict=True)])
     limits = np.quantile(cosines, np.linspace(0.5, 1.0, 60), method="nearest")
     for kept in (0, 30):
         for limit in limits:
-            given = candidates[:kept], float(limit)
-            expected = one_by_one(candidates[kept:], *given)
-            assert identities.pack(candidates[kept:], *given).tolist() == expected
+            expected = [row - kept for row in brute_force(candidates, float(limit), kept)]
+            found = identities.apart(candidates[kept:], candidates[:kept], float(limit))
+            assert found.tolist() == expected
 
 
 def test_nothing_is_closer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identities, "_nearest", None)  # no product is made
+    monkeypatch.setattr(identities, "packed", None)  # no cosine is computed
     candidates = uniform(1, range(20), 8)
     candidates[7, 3] = np.nan
-    kept = identities.pack(candidates, candidates[:2], 1.0)
+    kept = identities.apart(candidates, candidates[:2], 1.0)
     assert kept.tolist() == [row for row in range(20) if row != 7]
 
 
-def test_a_candidate_that_is_no_number_is_near_to_all() -> None:
+def test_a_candidate_that_is_no_number_is_dropped_and_near_to_none() -> None:
     candidates = uniform(1, range(40), 8)
     candidates[5] = np.nan
+    finite = [row for row in range(40) if row != 5]
+    expected = [finite[row] for row in brute_force(candidates[finite], 0.5)]
     empty = np.zeros((0, 8), np.float32)
-    assert identities.pack(candidates, empty, 0.5).tolist() == one_by_one(candidates, empty, 0.5)
+    assert identities.apart(candidates, empty, 0.5).tolist() == expected
 
 
 def test_a_longer_bank_begins_with_the_shorter_one() -> None:

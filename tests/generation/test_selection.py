@@ -164,7 +164,7 @@ def test_candidates_lie_beside_the_bank_whatever_its_query(monkeypatch):
         def exists(self, name: str) -> bool:
             return False
 
-        def list(self, folder: str) -> tuple[str, ...]:
+        def list(self, folder: str = "") -> tuple[str, ...]:
             return ()
 
     monkeypatch.setattr(selection, "Store", Opened)
