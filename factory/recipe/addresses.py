@@ -40,7 +40,10 @@ def _all_keyless(addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
-FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of weights others made
+FOREIGN = (  # prefixes of weights others made
+    *("onnx", "arcface_torch", "adaface", "magface", "mobilefacenet"),
+    *("diffusers",),
+)
 OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),
     *("argument", "range", "size"),
