@@ -96,9 +96,7 @@ def load_magface(reference: str, dtype: str, device: torch.device | str) -> Reco
         network.conv1.load_state_dict(stem.state_dict())
         return network, size
 
-    return _loaded(
-        "magface", build, (reference, dtype, device), channels="bgr", name=tuple(DEPTHS)
-    )
+    return _loaded("magface", build, (reference, dtype, device), channels="bgr", name=tuple(DEPTHS))
 
 
 def load_mobilefacenet(reference: str, dtype: str, device: torch.device | str) -> Recognizer:

@@ -108,7 +108,8 @@ def another(found: Iterable[str], prefix: str) -> str:
     """Say whose names these are and how to load them, where another prefix does; else nothing."""
     names = set(found)
     for mark, (whose, how) in MARKS.items():
-        if mark in names and not how.startswith(f"{prefix}:"):
+        plain = prefix == "magface" and mark.startswith("layer1.")  # once they are unwrapped
+        if mark in names and not (plain or how.startswith(f"{prefix}:")):
             return f"its names are {whose}; accepted is {how}"
     return ""
 

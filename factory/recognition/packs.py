@@ -87,5 +87,3 @@ def _is_recognizer(path: Path) -> bool:
     sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim]
     made = [len(output.type.tensor_type.shape.dim) for output in graph.output]
     return sides[1:] == [3, 112, 112] and made == [2]
-
-

@@ -110,9 +110,7 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:TOLD])}{more}"
 
 
-def file_and_options(
-    reference: str, **accepted: tuple[str, ...]
-) -> tuple[Path, dict[str, str]]:
+def file_and_options(reference: str, **accepted: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
     """Return the local file that a reference of others names, and its options.
 
     Args:
