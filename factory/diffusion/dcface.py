@@ -31,6 +31,11 @@ class ConditionsConfig(Part):
         "teacher stands in, frozen.",
     )
     identity_size: Positive = Field(default=112, description="Of the images that network takes.")
+    identity_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0,
+        exclude_if=lambda rate: rate == 0.0,  # files are those of before it was known
+        description="Of that network, before its last linear layer, while it is trained.",
+    )
 
 
 class DCFaceConfig(Part):
@@ -61,7 +66,11 @@ class DCFaceNet(nn.Module):
         self.encoder, self.inputs = None, 4
         if sizes.identity_encoder:
             self.inputs = 3
-            backbone = Backbone(name=sizes.identity_encoder, embedding_size=sizes.embedding_size)
+            backbone = Backbone(
+                name=sizes.identity_encoder,
+                embedding_size=sizes.embedding_size,
+                dropout=sizes.identity_dropout,
+            )
             self.encoder = make_backbone(backbone, sizes.identity_size)
             self.encoder_size = sizes.identity_size
         width, places = sizes.token_channels, sizes.map_size**2

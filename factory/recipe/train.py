@@ -16,6 +16,8 @@ from factory.recipe.parts import (
     Precision,
 )
 
+POWER = 2.0
+
 
 class Data(Part):
     """Which datasets a training reads, and how much of them."""
@@ -44,12 +46,17 @@ class Optimizer(Part):
     clip_norm: Annotated[float, Field(ge=0.0)] = Field(
         default=0.0, description="0 is off. A recognizer's network and centres count apart."
     )
+    decay_norms: bool = Field(
+        default=True,
+        exclude_if=lambda decays: decays is True,  # digests are those of before it was known
+        description="Whether weight decay pulls at batch normalisations' weights and biases too.",
+    )
 
 
 class Schedule(Part):
     """How long to train, and how the learning rate moves."""
 
-    name: Literal["constant", "cosine", "steps", "warm_restarts"] = "constant"
+    name: Literal["constant", "cosine", "polynomial", "steps", "warm_restarts"] = "constant"
     steps: Positive | None = Field(default=None, description="Optimizer steps in all.")
     epochs: Positive | None = Field(default=None, description="Passes over the data.")
     batch_size: Positive = Field(description="Images of one optimizer step, over all workers.")
@@ -61,7 +68,14 @@ class Schedule(Part):
     restart_mult: Positive = Field(
         default=1, description="For `warm_restarts`: each is so many times as long as the last."
     )
-    final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
+    final_lr: Fraction = Field(
+        default=0.0, description="For `cosine`, `polynomial`: share of lr at the end."
+    )
+    power: Annotated[float, Field(gt=0.0)] = Field(
+        default=POWER,
+        exclude_if=lambda power: power == POWER,  # digests are those of before it was known
+        description="For `polynomial`: of the share of the training that is left.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Schedule":

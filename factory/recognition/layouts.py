@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from factory.recipe import InputError
 from factory.recognition.backbones import (
     DEPTHS,
+    IRSE50,
     REDUCTION,
     WIDTHS,
     IResNet,
-    IRSE50,
     MobileFaceNet,
 )
 from factory.recognition.recognizer import filled
@@ -290,8 +290,8 @@ def mbf_to_mobilefacenet(found: State, reference: str) -> State:
             target = {"features.layers.2": "linear", "features.layers.3": "features"}.get(place, "")
         if not target:
             raise InputError(
-                f"recognizer {reference!r}: {name} has no place in mbf; accepted is arcface_torch's "
-                "mbf of 1, 4, 6 and 2 units"
+                f"recognizer {reference!r}: {name} has no place in mbf; accepted is that of "
+                "arcface_torch with 1, 4, 6 and 2 units"
             )
         made[f"{target}.{rest}"] = value[:, :, None, None] if target == "linear" else value
     return made

@@ -8,13 +8,16 @@ style image is anybody's. A model without `conditions` is stage 1's, with them s
 
 Where the paper leaves room: the reference of style, of the identity loss and of the centres is the
 teacher (the paper takes its centres under a larger network); the images that `trim_outliers`
-replaces are the tenth furthest from their centres in the whole dataset; the average kept for
-sampling covers the conditioner too. Beyond the paper, each off by default: velocity, latents,
+replaces are the tenth furthest from their centres in the whole dataset, or as the authors' code
+does of each person (`trim_within`); the identity encoder is trained without the dropout that the
+code keeps in it (`model.conditions.identity_dropout`); the average kept for sampling covers the
+conditioner too. Beyond the paper, each off by default: velocity, latents,
 min-SNR weights, learned empty tokens with guidance, and samples without identity or without style,
 which keep the mixer from reading off the style who it is, and let guidance lead from the style to
 the identity in it.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -250,6 +253,9 @@ class DCFaceOptions(TrainingOptions):
     trim_outliers: bool = Field(
         default=True, description="Put a better image of the person for those far from the centre."
     )
+    trim_within: Literal["dataset", "person"] = Field(
+        default="dataset", description="The tenth that is far is that of all images, or of each's."
+    )
     identity_loss: Literal["interpolated", "identity", "style"] = Field(
         default="interpolated", description="Whose face x0-hat is held to."
     )
@@ -382,16 +388,24 @@ class DCFaceTraining(DenoiserTraining):
 
     def _trim(self, cosines: np.ndarray) -> None:
         """Put an inlier of the same person in the place of each outlier."""
-        data, threshold = self.data, np.quantile(cosines, OUTLIERS)
-        for row in np.flatnonzero(cosines < threshold):
+        data, thresholds = self.data, self._thresholds(cosines)
+        for row in np.flatnonzero(cosines < thresholds[data.labels]):
             label = data.labels[row]
             peers = data.peers[data.first[label] : data.first[label + 1]]
-            inliers = peers[cosines[peers] >= threshold]
+            inliers = peers[cosines[peers] >= thresholds[label]]
             if len(inliers):
                 draws = generator(seed64(self.recipe.seed, "inlier", int(row)))
                 self.target[row] = inliers[draws.integers(len(inliers))]
             else:
                 self.target[row] = self.nearest[label, 0]
+
+    def _thresholds(self, cosines: np.ndarray) -> np.ndarray:
+        """Return each person's cosine below which an image is an outlier, float [classes]."""
+        first = self.data.first
+        if self.options.trim_within == "dataset":
+            return np.full(len(first) - 1, np.quantile(cosines, OUTLIERS))
+        peers = [self.data.peers[a:b] for a, b in itertools.pairwise(first)]
+        return np.array([np.quantile(cosines[rows], OUTLIERS) for rows in peers])
 
     def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
         return super()._batch(rows if self.sizes is None else self.target[rows], step, part)
