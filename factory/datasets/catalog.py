@@ -83,7 +83,7 @@ CATALOG = (
         tuple(
             f"{data}_{net}"
             for data in ("ms1mv2_arcface", "ms1mv3_arcface", "glint360k_cosface")
-            for net in ("r18_fp16", "r34_fp16", "r50_fp16", "r100_fp16")
+            for net in ("r18_fp16", "r34_fp16", "r50_fp16", "r100_fp16", "r200_fp16", "mbf_fp16")
         ),
         RESEARCH,
         "https://github.com/deepinsight/insightface/tree/master/model_zoo",
@@ -98,7 +98,14 @@ CATALOG = (
         ),
         UNKNOWN,
         "https://github.com/mk-minchul/AdaFace",
-        f"BGR; no licence of the weights is stated; {_TRAINED_ON}",
+        f"BGR; MIT for the code, no licence of the weights is stated; {_TRAINED_ON}",
+    ),
+    Entry(
+        "MagFace",
+        ("magface_epoch_00025",),
+        UNKNOWN,
+        "https://github.com/IrvingMeng/MagFace",
+        f"BGR; Apache-2.0 for the code, no licence of the weights is stated; {_TRAINED_ON}",
     ),
 )
 

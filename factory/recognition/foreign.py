@@ -49,11 +49,23 @@ class Unsigned(nn.Conv2d):
     """A first convolution over pixels of 0 to 1, which is given them in [-1, 1].
 
     It moves them before it pads with zeros, so that a padded pixel is black as it was in training.
+    What moves them is part of its state: a plain network does not take its weights unawares.
+
+    Args:
+        kernels: float [C, 3, 3, 3], of the convolution.
+        stride: of the convolution.
     """
+
+    middle: Tensor
+
+    def __init__(self, kernels: Tensor, stride: int) -> None:
+        super().__init__(3, len(kernels), 3, stride, padding=1, bias=False)
+        self.weight = nn.Parameter(kernels)
+        self.register_buffer("middle", torch.tensor(0.5))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the map."""
-        return super().forward((input + 1.0) / 2.0)
+        return super().forward(input * self.middle + self.middle)
 
 
 def load_arcface_torch(reference: str, dtype: str, device: torch.device | str) -> Recognizer:
@@ -91,9 +103,7 @@ def load_magface(reference: str, dtype: str, device: torch.device | str) -> Reco
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 norm.eps = MAGFACE_EPSILON
-        stem = network.conv1
-        network.conv1 = Unsigned(3, stem.out_channels, 3, stem.stride, padding=1, bias=False)
-        network.conv1.load_state_dict(stem.state_dict())
+        network.conv1 = Unsigned(network.conv1.weight.detach(), network.conv1.stride[0])
         return network, size
 
     return _loaded("magface", build, (reference, dtype, device), channels="bgr", name=tuple(DEPTHS))

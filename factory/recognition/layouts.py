@@ -138,7 +138,8 @@ def arcface_torch(found: State, reference: str, name: str = "") -> tuple[nn.Modu
         return filled(IRSE50(size, dimension), found, reference), size
     if "fc.weight" not in found:
         raise InputError(
-            f"recognizer {reference!r}: not an arcface_torch state dict (no fc.weight)"
+            f"recognizer {reference!r}: not an arcface_torch state dict (no fc.weight; it holds "
+            f"{', '.join(list(found)[:3])} ...); accepted: {', '.join(DEPTHS)}, mbf"
         )
     depths = tuple(
         len({key.split(".")[1] for key in found if key.startswith(f"layer{n}.")})

@@ -384,3 +384,12 @@ def test_graphs_of_no_stated_square_are_refused(tmp_path, kind, sides, words) ->
         onnx.save(model, tmp_path / "g.onnx")
     with pytest.raises(InputError, match=words):
         load_recognizer(reference)
+
+
+def test_magfaces_weights_are_not_taken_for_a_plain_networks(plain, tmp_path) -> None:
+    """DCFace's identity encoder is a plain one: it would see pixels of another range."""
+    torch.save(plain.state_dict(), tmp_path / "magface.pth")
+    loaded = load_recognizer(f"magface:{tmp_path}/magface.pth").module
+    fresh = IResNet((2, 2, 2, 2), size=SIZE, embedding_size=16)
+    with pytest.raises(RuntimeError, match=r"conv1\.middle"):
+        fresh.load_state_dict(loaded.state_dict())
