@@ -15,6 +15,7 @@ from factory.recipe.addresses import (
     file_of,
     keyless,
     local_path,
+    prefix_of,
     public,
     with_options,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "local_path",
     "parse",
     "precision_field",
+    "prefix_of",
     "public",
     "shipped",
     "stated_precision",
