@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from factory.diffusion.adm import ADM, ADMConfig
 from factory.diffusion.examples import features, resized
-from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter
+from factory.diffusion.tokens import IdentityTokens, Statistic, StyleTokens, TokenAdapter
 from factory.recipe import Backbone, InputError, Part, Positive
 from factory.recognition.backbones import IResNet, make_backbone
 
@@ -23,6 +23,11 @@ class ConditionsConfig(Part):
     style_size: Positive = Field(default=56, description="Their height and width.")
     style_grid: Literal[1, 3, 5, 7] = Field(default=5, description="k of the k x k patches.")
     style_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    statistic: Statistic = Field(
+        default="std",
+        description="Beside the mean of a patch: its deviation, as the paper has it, or the mean "
+        "less the mean of squares, which the published weights learned.",
+    )
     token_channels: Positive = 512
     learn_empty: bool = Field(default=False, description="Learn empty tokens, for guidance.")
     identity_encoder: Literal["r18", "r34", "r50", "r100"] | None = Field(
@@ -31,6 +36,11 @@ class ConditionsConfig(Part):
         "teacher stands in, frozen.",
     )
     identity_size: Positive = Field(default=112, description="Of the images that network takes.")
+    identity_layer: Literal["layer4", "layer4.0"] = Field(
+        default="layer4",
+        description="Of that network, whose map gives the spatial features: the last stage, or its "
+        "first unit alone, as the published weights have it.",
+    )
 
 
 class DCFaceConfig(Part):
@@ -63,13 +73,18 @@ class DCFaceNet(nn.Module):
             self.inputs = 3
             backbone = Backbone(name=sizes.identity_encoder, embedding_size=sizes.embedding_size)
             self.encoder = make_backbone(backbone, sizes.identity_size)
-            self.encoder_size = sizes.identity_size
+            self.encoder_size, self.layer = sizes.identity_size, sizes.identity_layer
         width, places = sizes.token_channels, sizes.map_size**2
         self.identity = IdentityTokens(
             sizes.embedding_size, sizes.map_channels, places, width, unet.feature_channels
         )
         self.style = StyleTokens(
-            sizes.style_channels, sizes.style_size, sizes.style_grid, width, sizes.style_dropout
+            sizes.style_channels,
+            sizes.style_size,
+            sizes.style_grid,
+            width,
+            sizes.style_dropout,
+            sizes.statistic,
         )
         count = places + 1 + sizes.style_grid**2
         self.adapter = TokenAdapter(count, width, unet.key_channels, sizes.learn_empty)
@@ -104,7 +119,7 @@ class DCFaceNet(nn.Module):
             embedding, spatial, *style = given
         else:
             pixels, *style = given
-            embedding, spatial = features(self.encoder, self.encoder_size, pixels)
+            embedding, spatial = features(self.encoder, self.encoder_size, pixels, self.layer)
         tokens, feature = self.identity(embedding, spatial)
         return torch.cat([tokens, self.style(*style)], dim=1), feature
 

@@ -77,10 +77,12 @@ class Sampler(Part):
 
     @model_validator(mode="after")
     def _possible(self) -> "Sampler":
-        if self.spacing and self.name not in ("ddim", "ddpm"):
-            raise ValueError(f"spacing is {self.spacing}, name {self.name} accepts null")
-        if self.spacing == "trailing" and self.name == "ddpm":
-            raise ValueError("spacing is trailing, name ddpm accepts leading and even")
+        accepted = {"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")}.get(self.name, ())
+        if self.spacing and self.spacing not in accepted:
+            raise ValueError(
+                f"spacing is {self.spacing}, name {self.name} accepts "
+                f"{' and '.join(accepted) or 'null'}"
+            )
         for field, default in (("noiseless", 1), ("variance", "beta")):
             value = getattr(self, field)
             if value != default and self.name != "ddpm":
