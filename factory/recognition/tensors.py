@@ -81,7 +81,7 @@ def read_tensors(
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{what}: {path} cannot be read: {reason}; {ACCEPTED}") from error
     if not made:
-        raise InputError(f"{what}: {path} holds no tensors ({_summary(found)}); {ACCEPTED}")
+        raise InputError(f"{what}: {path} holds no weights ({_summary(found)}); {ACCEPTED}")
     return made
 
 

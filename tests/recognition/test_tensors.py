@@ -255,8 +255,8 @@ OTHERS = {
     "a zip archive of something else": archive,
     "a packed zip archive": packed,
     "a TorchScript program": script,
-    "holds no tensors .its names: epoch": lambda path: torch.save({"epoch": 3}, path),
-    "holds no tensors .list": lambda path: torch.save([torch.ones(2)], path),
+    "holds no weights .its names: epoch": lambda path: torch.save({"epoch": 3}, path),
+    "holds no weights .list": lambda path: torch.save([torch.ones(2)], path),
 }
 
 
