@@ -119,14 +119,14 @@ def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
     field = f"recipe field weights.{name}.location"
     if prefix_of(weights.location) == "ldm":
         return _ldm(weights, field)[1]
-    state = read_tensors(local_file(weights.location, field, ACCEPTED), field)
+    state = read_tensors(local_file(weights.location, field, ACCEPTED), field, accepted=ACCEPTED)
     return {f"model.{_renamed(key)}": value for key, value in state.items()}
 
 
 def _ldm(weights: Weights, field: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return sizes and tensors of LDM's VQ-f4; InputError where the file is something else."""
     path = local_file(weights.location, field, LDM)
-    file = Layout(read_tensors(path, field), f"{field}: {path}", LDM)
+    file = Layout(read_tensors(path, field, accepted=LDM), f"{field}: {path}", LDM)
     vq = file.within(WHOLE if file.has(WHOLE) else "")
     if not vq.has("encoder.") and "decoder" in path.name:
         place, query = parted(with_options(weights.location.partition(":")[2])[0])
@@ -135,7 +135,7 @@ def _ldm(weights: Weights, field: str) -> tuple[dict[str, Any], dict[str, Tensor
             posixpath.join(folder, name.replace("decoder", "encoder")) + query, field
         )
         if beside is not None:
-            vq.found = {**read_tensors(beside, field), **vq.found}
+            vq.found = {**read_tensors(beside, field, accepted=LDM), **vq.found}
     codes, narrow = vq.take("quantize.embedding.weight").shape
     levels = len({name.split(".")[2] for name in vq.found if name.startswith("decoder.up.")})
     widths = [vq.take(f"decoder.up.{n}.block.0.conv2.weight").shape[0] for n in range(levels)]

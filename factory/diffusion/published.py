@@ -101,7 +101,8 @@ def read_published(weights: Weights, name: str) -> Published:
     if unknown:
         raise InputError(f"{field}: option {unknown[0]}; accepted is licence=NAME")
     path = local_file(weights.location, field, accepted)
-    return reader(Layout(read_tensors(path, field), f"{field}: {path}", accepted), path)
+    found = read_tensors(path, field, accepted=accepted)
+    return reader(Layout(found, f"{field}: {path}", accepted), path)
 
 
 def _dcface(file: Layout, path: Path) -> Published:

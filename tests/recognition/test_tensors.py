@@ -249,7 +249,7 @@ OTHERS = {
     "empty": lambda path: path.write_bytes(b""),
     "a packed archive": lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(20)),
     "a pickle, but not one of torch.save": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
-    "no checkpoint": lambda path: path.write_bytes(bytes(range(256))),
+    "holds nothing": lambda path: path.write_bytes(bytes(range(256))),
     "is cut off": cut,
     "its end is missing": cut_legacy,
     "a zip archive of something else": archive,
