@@ -130,16 +130,18 @@ class DCFaceNet(nn.Module):
         given: tuple[Tensor, ...] | None,
         keep: Tensor | None = None,
         empty: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Predict as `forward` does, from what `mixed` returned: sampling mixes only once.
 
-        `empty` may be bool [B, 2], for identity and style apart.
+        `empty` may be bool [B, 2], for identity and style apart; `whole` returns the channels of a
+        learned variance too.
         """
         if not self.has_conditions:
-            return self.unet(x, t)
+            return self.unet(x, t, whole=whole)
         tokens, feature = given or (None, None)
         if empty is None or self.adapter.empty is None:
-            return self.unet(x, t, self.adapter(tokens, len(x)), feature)
+            return self.unet(x, t, self.adapter(tokens, len(x)), feature, whole)
         if empty.ndim == 1:
             empty = empty[:, None].expand(-1, 2)
         places = self.identity.positions.shape[0]
@@ -148,7 +150,7 @@ class DCFaceNet(nn.Module):
         keys = self.adapter(tokens, len(x), torch.cat(lost, dim=1))
         if feature is not None:
             feature = feature.masked_fill(empty[:, :1], 0.0)
-        return self.unet(x, t, keys, feature)
+        return self.unet(x, t, keys, feature, whole)
 
 
 def early_features(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:

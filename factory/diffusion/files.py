@@ -147,6 +147,37 @@ def load_denoiser(
     return channels_last(network.eval().requires_grad_(False)), config
 
 
+def check_foreign(
+    weights: Weights, name: str, build: Callable[[dict[str, Any]], nn.Module] | None = None
+) -> None:
+    """Refuse a file of others that is not what its prefix says; ours are not looked at.
+
+    Nothing is computed: the network is made without memory for its tensors.
+
+    Args:
+        weights: where it lies.
+        name: its name among the recipe's `weights`, for messages.
+        build: makes a denoiser's network from its config.
+
+    Raises:
+        InputError: the file is something else, or its tensors have other shapes than the network's.
+    """
+    if is_vqmodel(weights):
+        vq_config(weights, name)
+    if build is None or not is_published(weights):
+        return
+    found = read_published(weights, name)
+    with torch.device("meta"):
+        wanted = build(found.config).state_dict()
+    for key, value in wanted.items():
+        shape = tuple(found.state[key].shape) if key in found.state else "missing"
+        if shape != tuple(value.shape):
+            raise InputError(
+                f"recipe field weights.{name}.location: {weights.location} does not fit the "
+                f"network: what is {key} here is {shape}, accepted is {tuple(value.shape)}"
+            )
+
+
 def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> Bottleneck | VQ:
     """Build the autoencoder a file describes, frozen and in evaluation mode.
 

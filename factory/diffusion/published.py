@@ -14,23 +14,21 @@ only raw weights beside the style mapping is refused. Tensors are read without r
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.datasets.located import local_file
-from factory.datasets.provenance import sha256_file
 from factory.diffusion.layouts import Layout
 from factory.diffusion.schedule import Process
 from factory.recipe import InputError, Weights, prefix_of, with_options
-from factory.recognition.backbones import DEPTHS, REDUCTION
-from factory.recognition.foreign import adaface_to_iresnet
+from factory.recognition.backbones import DEPTHS
+from factory.recognition.inside import TEACHER, iresnet_inside
 from factory.recognition.tensors import read_tensors
 
 AVERAGED, RAW, STYLE = "ema_model.averaged_model.", "model.", "external_mapping."
-ENCODER, TEACHER = "label_mapping.backbone.backbone.", "recognition_model.backbone."
+ENCODER = "label_mapping.backbone.backbone."
 DCFACE = (
     "accepted is dcface:FILE, a checkpoint of DCFace's stage 2 with its averaged U-Net "
     f"({AVERAGED}*), or of stage 1"
@@ -61,6 +59,7 @@ SCHEDULE = (  # IDiff-Face's buffers, which follow from the first
     *("sqrt_one_minus_alpha_bars", "one_minus_alphas_over_sqrt_one_minus_alpha_bars"),
 )
 GRIDS = {1 + k * k: k for k in (1, 3, 5, 7)}
+INSIDE = ""  # in the place of a teacher's sha256: it is in the same file
 LATENT_SIZE = 32  # of IDiff-Face's latents; no shape tells it
 
 
@@ -102,10 +101,10 @@ def read_published(weights: Weights, name: str) -> Published:
         raise InputError(f"{field}: option {unknown[0]}; accepted is licence=NAME")
     path = local_file(weights.location, field, accepted)
     found = read_tensors(path, field, accepted=accepted)
-    return reader(Layout(found, f"{field}: {path}", accepted), path)
+    return reader(Layout(found, f"{field}: {path}", accepted))
 
 
-def _dcface(file: Layout, path: Path) -> Published:
+def _dcface(file: Layout) -> Published:
     """Read stage 2, or stage 1 where there is no style mapping."""
     conditioned = file.has(STYLE)
     if file.has(AVERAGED):
@@ -121,34 +120,39 @@ def _dcface(file: Layout, path: Path) -> Published:
         "system": "dcface",
         "model": {"unet": sizes},
         "process": Process().model_dump(),
-        "trained_with": {"teacher": sha256_file(path)} if conditioned else {},
+        "trained_with": {"teacher": INSIDE} if conditioned else {},
     }
     state = {f"unet.{name}": value for name, value in state.items()}
     if conditioned:
+        if not file.has(TEACHER):
+            raise InputError(f"{file.where} has no teacher inside ({TEACHER}*); {DCFACE}")
         conditions, mapped = _conditions(file)
         config["model"]["conditions"] = conditions
-        size = conditions["identity_size"]
-        sizes |= {"size": size, "unresized": list(unresized(size, len(sizes["widths"])))}
+        config["model"] = sized(config["model"], conditions["identity_size"])
         state |= mapped
     return Published(config, state)
 
 
-def unresized(size: int, levels: int) -> tuple[int, ...]:
-    """Return the levels of an ADM U-Net that hand on their map as it is: those of odd sides.
+def sized(model: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return DCFace's sizes with that of its images, where they have none.
 
-    At 112 pixels level 4 has 7 x 7; at 256 all are halved.
+    An ADM U-Net's levels of odd sides hand on their map as it is: at 112 pixels level 4 with its
+    7 x 7, at 256 pixels none.
 
     Args:
-        size: height and width of its images.
-        levels: how many there are.
+        model: sizes of the network, with those of the U-Net under `unet`.
+        size: height and width of images.
     """
-    kept = []
-    for level in range(levels - 1):
-        if size % 2:
+    unet = model["unet"]
+    if "size" in unet:
+        return model
+    kept, side = [], size
+    for level in range(len(unet["widths"]) - 1):
+        if side % 2:
             kept.append(level)
         else:
-            size //= 2
-    return tuple(kept)
+            side //= 2
+    return {**model, "unet": {**unet, "size": size, "unresized": kept}}
 
 
 def _adm(unet: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -225,7 +229,7 @@ def _conditions(file: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"style patches; accepted are {', '.join(map(str, GRIDS))} rows, of grids of "
             f"{', '.join(map(str, GRIDS.values()))}"
         )
-    encoder, depths, size = recognizer_inside(file, ENCODER)
+    encoder, depths, size = iresnet_inside(file.found, ENCODER, file.where, DCFACE)
     names = [name for name, known in DEPTHS.items() if known == depths]
     statistics = how.take("channel_weight_0.0")
     convolution = how.take("conv_0.weight")
@@ -263,35 +267,7 @@ def _conditions(file: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return sizes, state
 
 
-def recognizer_inside(file: Layout, prefix: str) -> tuple[dict[str, Tensor], tuple[int, ...], int]:
-    """Return the recognizer of a checkpoint of DCFace, for RGB images.
-
-    Its own first convolution takes BGR; here it is turned round.
-
-    Args:
-        file: the checkpoint.
-        prefix: before its names, `ENCODER` or `TEACHER`.
-
-    Returns:
-        Tensors under the names of `IResNet`, units of its four layers, height and width of its
-        images.
-
-    Raises:
-        InputError: there is none, or not one of AdaFace's networks.
-    """
-    if not file.has(prefix):
-        raise InputError(f"{file.where} has no {prefix}*; {file.accepted}")
-    inside = file.within(prefix)
-    weights, depths = adaface_to_iresnet(inside.found, inside.where)
-    for needed in ("conv1.weight", "fc.weight", "bn2.weight"):
-        if needed not in weights:
-            raise InputError(f"{inside.where} lacks what is {needed} here; {file.accepted}")
-    weights["conv1.weight"] = weights["conv1.weight"].flip(1)
-    cells = weights["fc.weight"].shape[1] // weights["bn2.weight"].numel()
-    return weights, depths, REDUCTION * math.isqrt(cells)
-
-
-def _idiff_face(file: Layout, path: Path) -> Published:
+def _idiff_face(file: Layout) -> Published:
     """Read a U-Net with context attention, or with none."""
     buffers = {name for name in SCHEDULE if name in file.found}
     inner = "eps_model." if file.has("eps_model.") else ""

@@ -25,6 +25,7 @@ from factory.recipe.digest import bank_digest, canonical, content_digest, digest
 from factory.recipe.errors import FaultError, InputError
 from factory.recipe.fr import Backbone, FRRecipe, Head
 from factory.recipe.generate import (
+    SCREENS,
     Cost,
     GenerateRecipe,
     Identities,
@@ -75,6 +76,7 @@ __all__ = [
     "FOREIGN",
     "KINDS",
     "OPTIONS",
+    "SCREENS",
     "Address",
     "Addresses",
     "AttributeRule",
