@@ -43,6 +43,12 @@ with _light():
         UniPCMultistepScheduler,
     )
 
+SPACINGS: dict[str, Any] = {  # ours -> diffusers'
+    "trailing": "trailing",
+    "leading": "leading",
+    "even": "linspace",
+}
+
 
 class Process(Part):
     """The noise process of a training; it is kept with the weights and rules their sampling."""
@@ -142,15 +148,21 @@ def make_scheduler(process: Process, sampler: Sampler, clip: bool = False) -> An
     multistep solvers have no such bound and go on without it.
 
     `ddpm` takes sqrt(beta) as its standard deviation (papers.md 2.4). DDIM's steps are the trailing
-    ones, so that the first is the noisiest. DPM-Solver++ and UniPC space theirs evenly in log SNR:
-    even time steps leave the last, noise-free part of the way to one step, and detail a tenth as
-    strong as the image comes out at a third of its strength (16 steps, Gaussian data).
+    ones, so that the first is the noisiest, unless `sampler.spacing` says otherwise: `leading`, as
+    DCFace's code has it, is 980, 960 ... 0 of 50 steps. `even` is K evenly spaced numbers from 0 to
+    T - 1, rounded (Nichol and Dhariwal 2021, section 4). DPM-Solver++ and UniPC space theirs evenly
+    in log SNR: even time steps leave the last, noise-free part of the way to one step, and detail a
+    tenth as strong as the image comes out at a third of its strength (16 steps, Gaussian data).
     """
     shared = _betas(process)
     if sampler.name == "ddpm":
-        made: Any = DDPMScheduler(**shared, variance_type="fixed_large", clip_sample=clip)
+        spaced = SPACINGS[sampler.spacing or "leading"]
+        made: Any = DDPMScheduler(
+            **shared, variance_type="fixed_large", clip_sample=clip, timestep_spacing=spaced
+        )
     elif sampler.name == "ddim":
-        made = DDIMScheduler(**shared, clip_sample=clip, timestep_spacing="trailing")
+        spaced = SPACINGS[sampler.spacing or "trailing"]
+        made = DDIMScheduler(**shared, clip_sample=clip, timestep_spacing=spaced)
     elif sampler.name == "dpmsolver++":
         made = DPMSolverMultistepScheduler(
             **shared, algorithm_type="dpmsolver++", use_lu_lambdas=True

@@ -6,6 +6,7 @@ CVPR 2023, section 3.2 and equations 3-6). One linear layer maps them all to key
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from factory.seeding import generator
 
+Statistic = Literal["std", "mean_minus_square"]  # what stands beside the mean in a style token
 LEVELS = 2**16  # of the draws that decide what dropout keeps
 MAX_PERIOD = 10_000
 
@@ -25,23 +27,29 @@ def sinusoids(count: int, channels: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :channels]
 
 
-def patch_statistics(x: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of a map as a whole and of each patch of a grid.
+def patch_statistics(x: Tensor, grid: int, statistic: Statistic = "std") -> tuple[Tensor, Tensor]:
+    """Return two statistics of a map as a whole and of each patch of a grid.
 
-    Standard deviations are the population's, as in the paper's equation 4; the published code has
-    the negative variance in their place (papers.md 1.1).
+    The first is the mean m = E[x]. The second is the population's standard deviation
+    sqrt(E[x^2] - m^2), as the paper's equation 4 has it, or m - E[x^2], which is what the published
+    code computes and its weights have learned: the mean less the mean of squares, no variance of
+    either sign, since m is not squared in it (papers.md 1.1).
 
     Args:
         x: float [B, C, H, W], H and W multiples of `grid`.
         grid: patches in each direction, k.
+        statistic: the second one, `std` or `mean_minus_square`.
 
     Returns:
-        Two of [B, 1 + k * k, C]: the whole map first, then the patches row by row.
+        Two of float [B, 1 + k * k, C]: the whole map first, then the patches row by row. Standard
+        deviations are 1e-4 or more.
     """
     size = (x.shape[2] // grid, x.shape[3] // grid)
     first, second = (F.avg_pool2d(part, size).flatten(2) for part in (x, x.square()))
     first = torch.cat([first.mean(dim=2, keepdim=True), first], dim=2)
     second = torch.cat([second.mean(dim=2, keepdim=True), second], dim=2)
+    if statistic == "mean_minus_square":
+        return first.transpose(1, 2), (first - second).transpose(1, 2)
     variance = second - first.square()
     deviation = variance.clamp_min(1e-8).sqrt()  # a flat patch has no finite gradient at zero
     return first.transpose(1, 2), deviation.transpose(1, 2)
@@ -90,11 +98,18 @@ class StyleTokens(nn.Module):
     """Where and how a picture is bright, dark or textured, without who is in it.
 
     s = LayerNorm(W1 mean + W2 deviation + position) for the whole map and each patch (equations
-    4-6), after dropout, PReLU, a 1x1 convolution and batch normalization.
+    4-6), after dropout, PReLU, a 1x1 convolution and batch normalization. Weights that learned
+    another statistic than the deviation need it in its place (`patch_statistics`).
     """
 
     def __init__(
-        self, map_channels: int, map_size: int, grid: int, tokens: int, dropout: float = 0.3
+        self,
+        map_channels: int,
+        map_size: int,
+        grid: int,
+        tokens: int,
+        dropout: float = 0.3,
+        statistic: Statistic = "std",
     ) -> None:
         """Make the layers.
 
@@ -104,11 +119,13 @@ class StyleTokens(nn.Module):
             grid: k; where it does not divide H, features are resized down to a multiple of it.
             tokens: channels of a token.
             dropout: rate at which elements of the features are left out in training.
+            statistic: what stands beside the mean, as `patch_statistics` has it.
         """
         super().__init__()
         side = map_size // grid * grid
         self.shape = (map_channels, side, side)
         self.grid, self.dropout = grid, dropout
+        self.statistic: Statistic = statistic
         self.activation = nn.PReLU()
         self.conv = nn.Conv2d(map_channels, tokens, 1)
         self.bn = nn.BatchNorm2d(tokens)
@@ -136,7 +153,7 @@ class StyleTokens(nn.Module):
                 raise ValueError(f"keep: None, dropout {self.dropout} needs a mask in training")
             x = x * keep / (1.0 - self.dropout)
         x = self.bn(self.conv(self.activation(x)))
-        mean, deviation = patch_statistics(x.float(), self.grid)
+        mean, deviation = patch_statistics(x.float(), self.grid, self.statistic)
         mixed = self.mean_weight * mean + self.deviation_weight * deviation
         return self.norm(mixed + self.positions)
 

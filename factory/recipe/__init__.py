@@ -15,6 +15,7 @@ from factory.recipe.addresses import (
     file_of,
     keyless,
     local_path,
+    prefix_of,
     public,
     with_options,
 )
@@ -24,6 +25,7 @@ from factory.recipe.digest import bank_digest, canonical, content_digest, digest
 from factory.recipe.errors import FaultError, InputError
 from factory.recipe.fr import Backbone, FRRecipe, Head
 from factory.recipe.generate import (
+    SCREENS,
     Cost,
     GenerateRecipe,
     Identities,
@@ -74,6 +76,7 @@ __all__ = [
     "FOREIGN",
     "KINDS",
     "OPTIONS",
+    "SCREENS",
     "Address",
     "Addresses",
     "AttributeRule",
@@ -130,6 +133,7 @@ __all__ = [
     "local_path",
     "parse",
     "precision_field",
+    "prefix_of",
     "public",
     "shipped",
     "stated_precision",

@@ -42,7 +42,7 @@ Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
 FOREIGN = (  # prefixes of weights others made
     *("onnx", "arcface_torch", "adaface", "magface", "mobilefacenet"),
-    *("diffusers",),
+    *("diffusers", "ldm", "dcface", "idiff_face"),
 )
 OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),
@@ -61,6 +61,12 @@ def local_path(location: str) -> Path:
     if file.startswith("package:"):
         return Path(str(resources.files("factory"))) / file.removeprefix("package:")
     return Path(file.removeprefix("file://"))
+
+
+def prefix_of(location: str) -> str:
+    """Return the prefix of a location of weights others made; empty where it has none."""
+    prefix, colon, _ = location.partition(":")
+    return prefix if colon and prefix in FOREIGN else ""
 
 
 def file_of(location: str) -> str:

@@ -13,6 +13,7 @@ from factory.datasets.provenance import RECOGNIZER
 from factory.recipe import Backbone, InputError, checked
 from factory.recognition.backbones import make_backbone
 from factory.recognition.foreign import LOADERS
+from factory.recognition.inside import load_dcface
 from factory.recognition.recognizer import ACCEPTED, Recognizer, filled, torch_recognizer
 
 FORMAT = "face-data-factory/recognizer"
@@ -54,7 +55,8 @@ def load_recognizer(
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
             `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
-            with options as `factory.recognition.foreign` states them. Folder and files may be URLs,
+            with options as `factory.recognition.foreign` states them, or `dcface:FILE`, the teacher
+            inside of a checkpoint of DCFace. Folder and files may be URLs,
             fetched to the cache (`factory.datasets.located`).
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
             An ONNX file embeds in its own precision.
@@ -65,11 +67,12 @@ def load_recognizer(
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix != "package" and not rest.startswith("//"):
-        if prefix not in LOADERS:
+        loaders = {**LOADERS, "dcface": load_dcface}
+        if prefix not in loaders:
             raise InputError(
                 f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
             )
-        return LOADERS[prefix](reference, dtype, device)
+        return loaders[prefix](reference, dtype, device)
     path = local_file(reference, f"recognizer {reference!r}", f"accepted: {ACCEPTED}", FILE)
     if path.suffix != ".safetensors":
         raise InputError(f"recognizer {reference!r}: {path.name}; accepted: {ACCEPTED}")

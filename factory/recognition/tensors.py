@@ -46,7 +46,10 @@ SEEN = 65_536  # bytes of a file's beginning that are looked at
 
 
 def read_tensors(
-    path: str | Path, what: str, containers: Sequence[str] = CONTAINERS
+    path: str | Path,
+    what: str,
+    containers: Sequence[str] = CONTAINERS,
+    accepted: str = ACCEPTED,
 ) -> dict[str, Tensor]:
     """Read the named tensors of a checkpoint, of whatever kind, without running code of it.
 
@@ -60,6 +63,7 @@ def read_tensors(
         what: names the file's location in errors, such as "recipe field weights.denoiser.location".
         containers: names under which a dictionary of tensors is looked for, the first that is there
             counts.
+        accepted: ends errors, such as "accepted is dcface:FILE".
 
     Returns:
         Tensors on the CPU by name, in their shapes. Floating-point ones are float32,
@@ -72,16 +76,16 @@ def read_tensors(
     """
     path = Path(path)
     try:
-        found = _contents(path, what)
+        found = _contents(path, what, accepted)
         named = _tensors(found, containers)
         made = {name: _float32(value) for name, value in named.items()}
     except InputError:
         raise
     except Exception as error:  # a damaged pickle raises almost any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{what}: {path} cannot be read: {reason}; {ACCEPTED}") from error
+        raise InputError(f"{what}: {path} cannot be read: {reason}; {accepted}") from error
     if not made:
-        raise InputError(f"{what}: {path} holds no tensors ({_summary(found)}); {ACCEPTED}")
+        raise InputError(f"{what}: {path} holds no weights ({_summary(found)}); {accepted}")
     return made
 
 
@@ -267,12 +271,12 @@ class _Tensors(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to a storage of an unknown kind")
 
 
-def _contents(path: Path, what: str) -> Any:
+def _contents(path: Path, what: str, accepted: str) -> Any:
     """Return the outermost object of a file."""
     with path.open("rb") as file:
         start = file.read(SEEN)
         if start.startswith(ZIP):
-            return _zipped(path, what)
+            return _zipped(path, what, accepted)
         if start.startswith(LEGACY_START):
             file.seek(0)
             return _legacy(file, path)
@@ -280,33 +284,34 @@ def _contents(path: Path, what: str) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    raise InputError(f"{what}: {path} is {_other(start)}; {ACCEPTED}")
+    raise InputError(f"{what}: {path} {_other(start)}; {accepted}")
 
 
-def _zipped(path: Path, what: str) -> Any:
+def _zipped(path: Path, what: str, accepted: str) -> Any:
     """Read torch's present format: a zip of a pickle, and of storages that are not packed."""
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         raise InputError(
-            f"{what}: {path} is cut off: it begins as a file of torch.save and its end is missing; "
-            "accepted is the whole file"
+            f"{what}: {path} is cut off, a file of torch.save without its end; {accepted}"
         ) from None
     with archive:
         members = {member.filename: member for member in archive.infolist()}
         pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
-            raise InputError(f"{what}: {path} is a zip archive of something else; {ACCEPTED}")
+            raise InputError(f"{what}: {path} is a zip archive of something else; {accepted}")
         root = pickles[0].removesuffix("data.pkl")
         if any(name.startswith(f"{root}code/") for name in members):
             raise InputError(
-                f"{what}: {path} is a TorchScript program; {ACCEPTED}, with tensors by name"
+                f"{what}: {path} is a TorchScript program, no tensors by name; {accepted}"
             )
         order = members.get(f"{root}byteorder")
         if order is not None and archive.read(order).strip() != b"little":
-            raise InputError(f"{what}: {path} has its bytes in the order of big-endian machines")
+            raise InputError(
+                f"{what}: {path} has its bytes in the order of big-endian machines; {accepted}"
+            )
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise InputError(f"{what}: {path} is a packed zip archive; {ACCEPTED}")
+            raise InputError(f"{what}: {path} is a packed zip archive; {accepted}")
         pickled = archive.read(members[pickles[0]])
     bytes_of = np.memmap(path, np.uint8, "c")
 
@@ -400,16 +405,16 @@ def _other(start: bytes) -> str:
     """Say what a file is that holds no tensors."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
-        return "empty"
+        return "is empty"
     if start.startswith(POINTER):
-        return "a Git-LFS pointer, not the file it stands for (git lfs pull fetches it)"
+        return "is a Git-LFS pointer, not the file it stands for (git lfs pull fetches it)"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, as a download leaves it that wanted a login or a confirmation"
+        return "is a web page, as a download leaves it that wanted a login or a confirmation"
     if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
-        return "a packed archive"
+        return "is a packed archive"
     if start.startswith(b"\x80"):
-        return "a pickle, but not one of torch.save"
-    return "no checkpoint"
+        return "is a pickle, but not one of torch.save"
+    return "holds nothing that torch.save or safetensors writes"
 
 
 def _summary(found: Any) -> str:

@@ -249,14 +249,14 @@ OTHERS = {
     "empty": lambda path: path.write_bytes(b""),
     "a packed archive": lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(20)),
     "a pickle, but not one of torch.save": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
-    "no checkpoint": lambda path: path.write_bytes(bytes(range(256))),
+    "holds nothing": lambda path: path.write_bytes(bytes(range(256))),
     "is cut off": cut,
     "its end is missing": cut_legacy,
     "a zip archive of something else": archive,
     "a packed zip archive": packed,
     "a TorchScript program": script,
-    "holds no tensors .its names: epoch": lambda path: torch.save({"epoch": 3}, path),
-    "holds no tensors .list": lambda path: torch.save([torch.ones(2)], path),
+    "holds no weights .its names: epoch": lambda path: torch.save({"epoch": 3}, path),
+    "holds no weights .list": lambda path: torch.save([torch.ones(2)], path),
 }
 
 

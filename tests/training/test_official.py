@@ -1,8 +1,7 @@
 """What the official configurations train differently: each against a closed form."""
 
-import itertools
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from undecayed import held_still, normed, run_undecayed, undecayed
 from factory.diffusion.dcface import ConditionsConfig, DCFaceConfig, DCFaceNet
 from factory.recipe import FRRecipe, Head, InputError, Schedule, digest, load
 from factory.recognition.margins import Margin, arcface, straight_through
-from factory.systems.dcface import DCFaceOptions, DCFaceTraining
+from factory.systems.dcface import DCFaceOptions
+from factory.systems.inliers import nearest, trimmed
 from factory.training.engines import make_engine, trained
 from factory.training.schedules import learning_rate
 
@@ -141,32 +141,33 @@ def test_divided_trainings_leave_the_same_norms_undecayed(tmp_path: Path) -> Non
             torch.testing.assert_close(theirs["exp_avg"], kept["exp_avg"], atol=1e-4, rtol=1e-3)
 
 
-def trimming(cosines: np.ndarray, labels: np.ndarray, **options: str) -> DCFaceTraining:
-    first = np.searchsorted(labels, np.arange(labels.max() + 2))
-    made = DCFaceTraining.__new__(DCFaceTraining)
-    made.options = DCFaceOptions.model_validate(options)
-    made.recipe = SimpleNamespace(seed=1)  # type: ignore[assignment]
-    made.data = SimpleNamespace(labels=labels, first=first, peers=np.arange(len(labels)))  # type: ignore[assignment]
-    made.nearest = np.array(
-        [a + np.argsort(-cosines[a:b])[:4] for a, b in itertools.pairwise(first)]
-    )
-    made.target = np.arange(len(labels))
-    made._trim(cosines)
-    return made
+class People:
+    """The images of a training, by person."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels, self.peers = labels, np.arange(len(labels))
+        self.first = np.searchsorted(labels, np.arange(labels.max() + 2))
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def test_a_tenth_of_each_person_is_trimmed_where_that_is_asked() -> None:
     draws = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [20, 20, 40])
     cosines = draws.uniform(0.0, 0.1, 80) + 0.3 * labels  # the first person is far from everyone
-    each = trimming(cosines, labels, trim_within="person")
-    moved = np.flatnonzero(each.target != np.arange(80))
+    people: Any = People(labels)
+    best = nearest(people, cosines, 4)
+    each = trimmed(people, cosines, best, "person", seed=1)
+    moved = np.flatnonzero(each != np.arange(80))
     lowest = [np.flatnonzero(labels == n)[np.argsort(cosines[labels == n])] for n in range(3)]
     assert set(moved) == {*lowest[0][:2], *lowest[1][:2], *lowest[2][:4]}
-    assert (labels[each.target] == labels).all() and not set(each.target[moved]) & set(moved)
-    whole = trimming(cosines, labels)
-    moved = np.flatnonzero(whole.target != np.arange(80))
+    assert (labels[each] == labels).all() and not set(each[moved]) & set(moved)
+    assert [set(row) for row in best] == [set(rows[-4:]) for rows in lowest]
+    whole = trimmed(people, cosines, best, "dataset", seed=1)
+    moved = np.flatnonzero(whole != np.arange(80))
     assert set(moved) == set(lowest[0][:8])  # all of them the first person's
+    assert DCFaceOptions().trim_within == "dataset"
 
 
 def conditions(**fields: object) -> DCFaceConfig:
