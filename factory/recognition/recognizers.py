@@ -54,12 +54,13 @@ def load_recognizer(
 
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
-            `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
-            with options as `factory.recognition.foreign` states them, or `dcface:FILE`, the teacher
-            inside of a checkpoint of DCFace. Folder and files may be URLs,
-            fetched to the cache (`factory.datasets.located`).
+            `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr`, `magface:FILE`,
+            `mobilefacenet:FILE?channels=rgb` or `insightface:NAME`, with options as
+            `factory.recognition.foreign` states them, or `dcface:FILE`, the teacher inside of a
+            checkpoint of DCFace. Folder and files may be URLs, fetched to the cache
+            (`factory.datasets.located`).
         dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
-            An ONNX file embeds in its own precision.
+            An ONNX file embeds in float32, whatever its weights are kept in.
         device: where a torch network runs; an ONNX file embeds on the CPU.
 
     Raises:

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from factory.recipe import Backbone, InputError
+from factory.datasets.provenance import models, sha256_file
+from factory.recipe import Backbone, InputError, Weights
 from factory.recognition.backbones import IResNet, MobileFaceNet, make_backbone
 from factory.recognition.recognizers import load_recognizer
 
@@ -393,3 +394,12 @@ def test_magfaces_weights_are_not_taken_for_a_plain_networks(plain, tmp_path) ->
     fresh = IResNet((2, 2, 2, 2), size=SIZE, embedding_size=16)
     with pytest.raises(RuntimeError, match=r"conv1\.middle"):
         fresh.load_state_dict(loaded.state_dict())
+
+
+def test_a_recipe_names_magfaces_weights_with_their_licence(plain, tmp_path) -> None:
+    torch.save(plain.state_dict(), tmp_path / "magface_epoch_00025.pth")
+    location = f"magface:{tmp_path}/magface_epoch_00025.pth"
+    (model,) = models({"teacher": Weights(location=location)})
+    assert model.sha256 == sha256_file(tmp_path / "magface_epoch_00025.pth")
+    assert (model.licence, load_recognizer(location).licence) == ("unknown", "unknown")
+    assert load_recognizer(f"{location}?licence=own").licence == "own"
