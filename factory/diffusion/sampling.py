@@ -73,6 +73,9 @@ def sample_latents(
         draw: gives noise on the CPU; default by position, `draw_noise` of the seeds.
     """
     scheduler = make_scheduler(process, sampler, clip)
+    products = scheduler.alphas_cumprod
+    if sampler.exact:  # others keep the products in float32 that they began with, and their bytes
+        products = (1.0 - scheduler.betas.double()).cumprod(0)
     draw = draw or (lambda step: draw_noise(seeds, shape, step))
     x = draw(0).to(device) * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps, start=1):
@@ -81,7 +84,7 @@ def sample_latents(
         if sampler.name == "ddpm":
             left = sampler.steps - number
             noise = None if left < sampler.noiseless else draw(number).to(device)
-            x = _ancestral_step(scheduler, predicted, int(t), x, sampler.variance, noise)
+            x = _ancestral_step(scheduler, products, predicted, int(t), x, sampler.variance, noise)
         elif sampler.name == "ddim" and sampler.eta > 0.0:
             noise = draw(number).to(device)
             x = scheduler.step(predicted, t, x, eta=sampler.eta, variance_noise=noise).prev_sample
@@ -91,19 +94,26 @@ def sample_latents(
 
 
 def _ancestral_step(
-    scheduler: Any, predicted: Tensor, t: int, x: Tensor, variance: str, noise: Tensor | None
+    scheduler: Any,
+    products: Tensor,
+    predicted: Tensor,
+    t: int,
+    x: Tensor,
+    variance: str,
+    noise: Tensor | None,
 ) -> Tensor:
     """Take one DDPM step (Ho et al. 2020, equation 7), with noise unless there is none.
 
     The noise's variance is beta, or learned: exp(w log beta + (1 - w) log beta~) with
     w = (v + 1) / 2 of the network's further channels v and beta~ the posterior's variance (Nichol
-    and Dhariwal 2021, equation 15). Betas are those of the steps that are taken.
+    and Dhariwal 2021, equation 15). Betas are those of the steps that are taken, from the products
+    of 1 - beta: where they are float32, a beta of 1e-4 has three digits.
 
     diffusers' own step draws from a torch generator, which keeps 32 bits of a seed.
     """
     previous = int(scheduler.previous_timestep(t))
-    kept = scheduler.alphas_cumprod[t]
-    kept_before = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.one
+    kept = products[t]
+    kept_before = products[previous] if previous >= 0 else torch.ones_like(kept)
     alpha = kept / kept_before
     beta = 1.0 - alpha
     predicted, *ranged = predicted.split(x.shape[1], dim=1)

@@ -75,6 +75,12 @@ class Sampler(Part):
         description="auto: bfloat16 where the workers' processors have instructions for it.",
     )
 
+    @property
+    def exact(self) -> bool:
+        """Tell whether a field is set that recipes did not always have, as in published scripts."""
+        fields = type(self).model_fields
+        return any(getattr(self, name) != fields[name].default for name in LATER)
+
     @model_validator(mode="after")
     def _possible(self) -> "Sampler":
         accepted = {"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")}.get(self.name, ())
