@@ -1,58 +1,12 @@
-"""Published recognizers' layouts, and the formula that fills them, written down from their facts.
+"""Published recognizers' layouts, written down from their facts: every name and its shape.
 
-A layout is every name of a state dict with its shape; a filled one is the same on every machine.
+`filled.filled` makes weights of them.
 """
 
 import hashlib
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-
 Layout = dict[str, tuple[int, ...]]
-
-
-def normals(name: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return normal numbers that follow from a name."""
-    key = int.from_bytes(hashlib.sha256(f"{name}:{seed}".encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape)
-
-
-def value(name: str, shape: tuple[int, ...], layout: Layout, seed: int) -> torch.Tensor:
-    """Return the value of a key: the first rule that fits wins."""
-    stem, _, last = name.rpartition(".")
-    if last == "num_batches_tracked":
-        return torch.tensor(0)
-    n = normals(name, seed, shape)
-    if last == "running_mean":
-        made = 0.1 * n
-    elif last == "running_var":
-        made = 0.5 + np.abs(n)
-    elif len(shape) > 1:
-        made = n / np.sqrt(np.prod(shape[1:]))
-    elif name.endswith(("bn3.weight", "res_layer.5.weight")):
-        made = 0.3 * (1 + 0.1 * n)
-    elif last == "weight" and f"{stem}.bias" in layout:
-        made = 1 + 0.1 * n
-    elif last == "weight":
-        made = 0.25 + 0.05 * n
-    else:
-        made = 0.1 * n
-    return torch.from_numpy(made.astype(np.float32))
-
-
-def filled(layout: Layout, seed: int) -> dict[str, torch.Tensor]:
-    """Return a state dict of a layout."""
-    return {name: value(name, shape, layout, seed) for name, shape in layout.items()}
-
-
-def image(name: str, seed: int, side: int = 112) -> np.ndarray:
-    """Return an image that follows from a name, uint8 [side, side, 3], RGB."""
-    key = int.from_bytes(hashlib.sha256(f"input/{name}:{seed}".encode()).digest()[:16], "little")
-    draws = np.random.Generator(np.random.Philox(key=key))
-    blocks = draws.integers(0, 256, (side // 16, side // 16, 3))
-    grain = draws.integers(0, 256, (side, side, 3))
-    return ((3 * blocks.repeat(16, 0).repeat(16, 1) + grain) // 4).astype(np.uint8)
 
 
 def digest(layout: Layout) -> str:

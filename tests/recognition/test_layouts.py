@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import zoo
+from filled import filled
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
@@ -24,8 +24,8 @@ SMALL = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 12, 16), depth
 
 def settled(module: nn.Module) -> nn.Module:
     """Fill a network from its names, and freeze it."""
-    layout = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    module.load_state_dict(zoo.filled(layout, seed=1))
+    layout = {name: list(value.shape) for name, value in module.state_dict().items()}
+    module.load_state_dict(filled(layout, seed=1))
     return module.eval().requires_grad_(False)
 
 

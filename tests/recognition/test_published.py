@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from filled import filled, normals, picture
 
 from factory.recognition.recognizers import load_recognizer
 
@@ -63,11 +64,11 @@ def apart(found: np.ndarray, truth: Any) -> float:
 
 
 def test_the_formula_is_the_published_one() -> None:
-    drawn = zoo.normals("model.out.2.weight", 1, (4,))
+    drawn = normals("model.out.2.weight", (4,), seed=1)
     assert drawn == pytest.approx([0.766361557, -1.289601542, -3.153998039, 0.303639529])
-    picture = zoo.image("id_image", 1)
-    assert picture.flatten()[:8].tolist() == [113, 173, 64, 75, 221, 49, 85, 213]
-    assert picture.sum(dtype=np.int64) == 4660354
+    shown = picture("id_image", 112, seed=1)
+    assert shown.flatten()[:8].tolist() == [113, 173, 64, 75, 221, 49, 85, 213]
+    assert shown.sum(dtype=np.int64) == 4660354
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -79,12 +80,12 @@ def test_a_layout_is_the_published_one(name: str) -> None:
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in FIGURES]
 )
 def test_a_published_recognizer_embeds_as_its_authors_does(name: str, tmp_path: Path) -> None:
-    reference, held = contained(name, zoo.filled(LAYOUTS[name], seed=1))
+    reference, held = contained(name, filled(LAYOUTS[name], seed=1))
     torch.save(held, tmp_path / "checkpoint_gpu_0.pt")
     del held
     loaded = load_recognizer(reference.format(tmp_path / "checkpoint_gpu_0.pt"))
     assert (loaded.size, loaded.dimension) == (112, 512)
-    images = np.stack([zoo.image("face_a", 1), zoo.image("face_b", 1)])
+    images = np.stack([picture("face_a", 112, seed=1), picture("face_b", 112, seed=1)])
     embeddings = loaded.embed(images)
     figures = FIGURES[name]
     lengths = np.linalg.norm(embeddings, axis=1)
