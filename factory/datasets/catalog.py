@@ -83,7 +83,7 @@ CATALOG = (
         tuple(
             f"{data}_{net}"
             for data in ("ms1mv2_arcface", "ms1mv3_arcface", "glint360k_cosface")
-            for net in ("r18_fp16", "r34_fp16", "r50_fp16", "r100_fp16")
+            for net in ("r18_fp16", "r34_fp16", "r50_fp16", "r100_fp16", "r200_fp16", "mbf_fp16")
         ),
         RESEARCH,
         "https://github.com/deepinsight/insightface/tree/master/model_zoo",
@@ -98,7 +98,35 @@ CATALOG = (
         ),
         UNKNOWN,
         "https://github.com/mk-minchul/AdaFace",
-        f"BGR; no licence of the weights is stated; {_TRAINED_ON}",
+        f"BGR; MIT for the code, no licence of the weights is stated; {_TRAINED_ON}",
+    ),
+    Entry(
+        "MagFace",
+        ("magface_epoch_00025",),
+        UNKNOWN,
+        "https://github.com/IrvingMeng/MagFace",
+        f"BGR; Apache-2.0 for the code, no licence of the weights is stated; {_TRAINED_ON}",
+    ),
+    Entry(
+        "DCFace checkpoints",
+        ("dcface_3x3", "dcface_5x5", "ffhq_10m", "ffhq_10m_ft"),
+        UNKNOWN,
+        "https://github.com/mk-minchul/dcface",
+        f"no licence is stated; {_TRAINED_ON} (CASIA-WebFace, FFHQ)",
+    ),
+    Entry(
+        "IDiff-Face checkpoints",
+        ("ema_averaged_model",),
+        "CC-BY-NC-SA-4.0",
+        "https://github.com/fdbtrs/IDiff-Face",
+        "25 % and 50 % CPD have files of one name; trained on FFHQ",
+    ),
+    Entry(
+        "VQ-f4 of latent-diffusion",
+        ("first_stage_decoder_state_dict", "first_stage_encoder_state_dict"),
+        UNKNOWN,
+        "https://github.com/CompVis/latent-diffusion",
+        "handed on by IDiff-Face, which refers to CompVis's terms; trained on FFHQ",
     ),
 )
 

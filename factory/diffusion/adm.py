@@ -210,15 +210,21 @@ class ADM(nn.Module):
         self.out = _zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
 
     def forward(
-        self, x: Tensor, t: Tensor, keys: Tensor | None = None, feature: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        keys: Tensor | None = None,
+        feature: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Predict noise or velocity, [B, in_channels, H, W].
 
         Args:
             x: noisy images or latents [B, in_channels, H, W].
             t: time steps [B] in [0, T).
-            keys: adapted condition tokens [B, M, 2A], for each head key then value; or None.
-            feature: [B, 4 * base], added to the time embedding; or None.
+            keys: adapted condition tokens [B, M, 2A], per head key then value; None for none.
+            feature: [B, 4 * base], added to the time embedding; None for nothing.
+            whole: return all out_channels, those of a learned variance with them.
         """
         time = self.time(t)
         if feature is not None:
@@ -236,7 +242,8 @@ class ADM(nn.Module):
                 x = layer(torch.cat([x, skips.pop()], dim=1), time, keys)
             else:
                 x = layer(x, time)
-        return self.out(F.silu(self.norm(x)))[:, : self.config.in_channels]
+        made = self.out(F.silu(self.norm(x)))
+        return made if whole else made[:, : self.config.in_channels]
 
 
 def _zeroed(layer: Layer) -> Layer:

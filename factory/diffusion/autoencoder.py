@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factory.recipe import Part, Positive
+from factory.recipe import InputError, Part, Positive
 
 
 class AutoencoderConfig(Part):
@@ -143,6 +143,7 @@ class VQ(nn.Module):
         from diffusers import VQModel
 
         self.config = config
+        self.encodes = True  # unless its weights came without the encoder's
         levels = len(config.widths)
         self.model = VQModel(
             in_channels=3,
@@ -159,7 +160,17 @@ class VQ(nn.Module):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents before quantization, without a scale factor."""
+        """Return latents before quantization, without a scale factor.
+
+        Raises:
+            InputError: its weights came without the encoder's.
+        """
+        if not self.encodes:
+            raise InputError(
+                "recipe field weights.autoencoder.location: holds no encoder, and none lies beside "
+                "it; accepted is the decoder's file with first_stage_encoder_state_dict.pt beside "
+                "it, or one that holds both"
+            )
         return self.model.encode(images).latents.float()
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from factory.diffusion.adm import ADM, ADMConfig
 from factory.diffusion.examples import features, resized
-from factory.diffusion.tokens import IdentityTokens, StyleTokens, TokenAdapter
+from factory.diffusion.tokens import IdentityTokens, Statistic, StyleTokens, TokenAdapter
 from factory.recipe import Backbone, InputError, Part, Positive
 from factory.recognition.backbones import IResNet, make_backbone
 
@@ -25,6 +25,11 @@ class ConditionsConfig(Part):
     style_size: Positive = Field(default=56, description="Their height and width.")
     style_grid: Literal[1, 3, 5, 7] = Field(default=5, description="k of the k x k patches.")
     style_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    statistic: Statistic = Field(
+        default="std",
+        description="Beside the mean of a patch: its deviation, as the paper has it, or the mean "
+        "less the mean of squares, which the published weights learned.",
+    )
     token_channels: Positive = 512
     learn_empty: bool = Field(default=False, description="Learn empty tokens, for guidance.")
     identity_encoder: Literal["r18", "r34", "r50", "r100"] | None = Field(
@@ -32,7 +37,17 @@ class ConditionsConfig(Part):
         description="Train this network on identity images, as the paper does; default: the frozen "
         "teacher.",
     )
-    identity_size: Positive = Field(default=112, description="Image size of that network.")
+    identity_size: Positive = Field(default=112, description="Of the images that network takes.")
+    identity_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0,
+        exclude_if=lambda rate: rate == 0.0,  # files are those of before it was known
+        description="Of that network, before its last linear layer, while it is trained.",
+    )
+    identity_layer: Literal["layer4", "layer4.0"] = Field(
+        default="layer4",
+        description="Of that network, whose map gives the spatial features: the last stage, or its "
+        "first unit alone, as the published weights have it.",
+    )
 
 
 class DCFaceConfig(Part):
@@ -62,15 +77,24 @@ class DCFaceNet(nn.Module):
         self.encoder, self.inputs = None, 4
         if sizes.identity_encoder:
             self.inputs = 3
-            backbone = Backbone(name=sizes.identity_encoder, embedding_size=sizes.embedding_size)
+            backbone = Backbone(
+                name=sizes.identity_encoder,
+                embedding_size=sizes.embedding_size,
+                dropout=sizes.identity_dropout,
+            )
             self.encoder = make_backbone(backbone, sizes.identity_size)
-            self.encoder_size = sizes.identity_size
+            self.encoder_size, self.layer = sizes.identity_size, sizes.identity_layer
         width, places = sizes.token_channels, sizes.map_size**2
         self.identity = IdentityTokens(
             sizes.embedding_size, sizes.map_channels, places, width, unet.feature_channels
         )
         self.style = StyleTokens(
-            sizes.style_channels, sizes.style_size, sizes.style_grid, width, sizes.style_dropout
+            sizes.style_channels,
+            sizes.style_size,
+            sizes.style_grid,
+            width,
+            sizes.style_dropout,
+            sizes.statistic,
         )
         count = places + 1 + sizes.style_grid**2
         self.adapter = TokenAdapter(count, width, unet.key_channels, sizes.learn_empty)
@@ -109,7 +133,7 @@ class DCFaceNet(nn.Module):
             embedding, spatial, *style = given
         else:
             pixels, *style = given
-            embedding, spatial = features(self.encoder, self.encoder_size, pixels)
+            embedding, spatial = features(self.encoder, self.encoder_size, pixels, self.layer)
         tokens, feature = self.identity(embedding, spatial)
         return torch.cat([tokens, self.style(*style)], dim=1), feature
 
@@ -120,16 +144,18 @@ class DCFaceNet(nn.Module):
         given: tuple[Tensor, ...] | None,
         keep: Tensor | None = None,
         empty: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Predict as `forward` does, with the result of `mixed` as `given`; sampling mixes once.
 
-        `empty` may also be bool [B, 2], for identity and style separately.
+        `empty` may be bool [B, 2], for identity and style apart; `whole` returns the channels of a
+        learned variance too.
         """
         if not self.has_conditions:
-            return self.unet(x, t)
+            return self.unet(x, t, whole=whole)
         tokens, feature = given or (None, None)
         if empty is None or self.adapter.empty is None:
-            return self.unet(x, t, self.adapter(tokens, len(x)), feature)
+            return self.unet(x, t, self.adapter(tokens, len(x)), feature, whole)
         if empty.ndim == 1:
             empty = empty[:, None].expand(-1, 2)
         places = self.identity.positions.shape[0]
@@ -138,7 +164,7 @@ class DCFaceNet(nn.Module):
         keys = self.adapter(tokens, len(x), torch.cat(lost, dim=1))
         if feature is not None:
             feature = feature.masked_fill(empty[:, :1], 0.0)
-        return self.unet(x, t, keys, feature)
+        return self.unet(x, t, keys, feature, whole)
 
 
 def early_features(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:

@@ -175,8 +175,20 @@ def _resizing(size: int, wanted: int) -> Tensor:
     return F.interpolate(columns, (wanted, size), mode="bilinear", antialias=True)[0, 0]
 
 
-def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return raw embeddings [B, D] and spatial features [B, C, h, w] of images in one pass."""
+def features(
+    teacher: nn.Module, size: int, pixels: Tensor, layer: str = MAP_LAYER
+) -> tuple[Tensor, Tensor]:
+    """Return raw embeddings [B, D] and spatial features [B, C, h, w] of images in one pass.
+
+    Args:
+        teacher: an IResNet; InputError where it is another network.
+        size: height and width of its images.
+        pixels: images [B, 3, S, S] in [-1, 1], resized where S is another size.
+        layer: the layer whose output the spatial features are.
+
+    Returns:
+        Both float32.
+    """
     if not isinstance(teacher, IResNet):
         raise InputError(
             f"recipe field weights.teacher: {type(teacher).__name__} has no spatial features; "
@@ -187,7 +199,7 @@ def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Ten
     def hold(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
         held.append(made)
 
-    hook = teacher.get_submodule(MAP_LAYER).register_forward_hook(hold)
+    hook = teacher.get_submodule(layer).register_forward_hook(hold)
     try:
         raw = teacher(resized(pixels, size))
     finally:

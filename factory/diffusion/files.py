@@ -1,6 +1,7 @@
 """Weights on disk: safetensors whose metadata states their kind and their network's sizes.
 
-A VQModel that diffusers saved is accepted as an autoencoder, too (`factory.diffusion.foreign`).
+Files of others stand in for them: LDM's VQ-f4 for an autoencoder's (`factory.diffusion.foreign`),
+checkpoints of DCFace and IDiff-Face for a denoiser's (`factory.diffusion.published`).
 """
 
 import json
@@ -22,11 +23,13 @@ from factory.diffusion.autoencoder import (
     VQConfig,
     make_autoencoder,
 )
-from factory.diffusion.foreign import is_vqmodel, vq_config, vq_state
-from factory.recipe import InputError, Weights, checked
+from factory.diffusion.foreign import ENCODER, is_vqmodel, vq_config, vq_state
+from factory.diffusion.published import is_published, read_published
+from factory.recipe import InputError, Weights, checked, prefix_of
 
 FORMAT = "face-data-factory/"
-RANDOM_INIT = "random-init"  # a location that means fresh weights, for smoke tests
+SAID = 500  # characters of what torch says of weights that do not fit
+RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
 
 M = TypeVar("M", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
@@ -66,6 +69,8 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
     checked_sha256(name, weights)
     if kind == "autoencoder" and is_vqmodel(weights):
         return {"config": vq_config(weights, name).model_dump_json()}
+    if kind == "denoiser" and is_published(weights):
+        return {"config": json.dumps(read_published(weights, name).config)}
     try:
         with safe_open(_path(weights, name), "pt") as file:
             metadata = file.metadata() or {}
@@ -100,7 +105,12 @@ def load_state(
     Raises:
         InputError: the file does not fit.
     """
-    state = vq_state(weights, name) if is_vqmodel(weights) else load_file(_path(weights, name))
+    if is_vqmodel(weights):
+        state = vq_state(weights, name)
+    elif is_published(weights):
+        state = read_published(weights, name).state
+    else:
+        state = load_file(_path(weights, name))
     left: tuple[str, ...] = ()
     if fresh:
         own = module.state_dict()
@@ -112,7 +122,7 @@ def load_state(
     except RuntimeError as error:
         raise InputError(
             f"recipe field weights.{name}.location: {weights.location} does not fit the network: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split())[:SAID]}"
         ) from error
     return left
 
@@ -137,6 +147,37 @@ def load_denoiser(
     return channels_last(network.eval().requires_grad_(False)), config
 
 
+def check_foreign(
+    weights: Weights, name: str, build: Callable[[dict[str, Any]], nn.Module] | None = None
+) -> None:
+    """Refuse a file of others that is not what its prefix says; ours are not looked at.
+
+    Nothing is computed: the network is made without memory for its tensors.
+
+    Args:
+        weights: where it lies.
+        name: its name among the recipe's `weights`, for messages.
+        build: makes a denoiser's network from its config.
+
+    Raises:
+        InputError: the file is something else, or its tensors have other shapes than the network's.
+    """
+    if is_vqmodel(weights):
+        vq_config(weights, name)
+    if build is None or not is_published(weights):
+        return
+    found = read_published(weights, name)
+    with torch.device("meta"):
+        wanted = build(found.config).state_dict()
+    for key, value in wanted.items():
+        shape = tuple(found.state[key].shape) if key in found.state else "missing"
+        if shape != tuple(value.shape):
+            raise InputError(
+                f"recipe field weights.{name}.location: {weights.location} does not fit the "
+                f"network: what is {key} here is {shape}, accepted is {tuple(value.shape)}"
+            )
+
+
 def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> Bottleneck | VQ:
     """Build the autoencoder that a file describes, frozen and in evaluation mode.
 
@@ -158,7 +199,10 @@ def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> 
                 f"recipe field image.size: {size}; {weights.location} accepts multiples of {least}"
             )
     network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
-    load_state(weights, network, name)
+    fresh = ENCODER if prefix_of(weights.location) == "ldm" else ()
+    left = load_state(weights, network, name, fresh)
+    if isinstance(network, VQ):
+        network.encodes = not left
     return channels_last(network.eval().requires_grad_(False))
 
 

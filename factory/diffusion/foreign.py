@@ -1,4 +1,10 @@
-"""Other projects' autoencoders: a VQModel as diffusers saves it, such as LDM's VQ-f4.
+"""Autoencoders of others: LDM's VQ-f4, as its authors publish it or as diffusers saves it.
+
+`ldm:FILE` names the decoder's file of the two that IDiff-Face is used with, which holds the
+codebook too, or the single file of latent-diffusion, in which `first_stage_model.` stands before
+the names. Where the file has no encoder, the one beside it is read (`decoder` in the name becomes
+`encoder`); without one there is none, and images can be decoded only. A recipe's sha256 is of the
+file named.
 
 `diffusers:FOLDER/diffusion_pytorch_model.safetensors`, or `.bin`, names the weights; FOLDER may be
 a URL. `config.json` beside them states the architecture. A recipe's sha256 covers the weights
@@ -11,15 +17,16 @@ diffusers writes its default of 0.18215 into every config that states none.
 import json
 import posixpath
 import re
+from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from factory.datasets.located import local_file
+from factory.datasets.located import find_file, local_file
 from factory.datasets.store import parted
 from factory.diffusion.autoencoder import VQConfig
-from factory.recipe import InputError, Weights, checked, with_options
+from factory.diffusion.layouts import Layout
+from factory.recipe import InputError, Weights, checked, prefix_of, with_options
+from factory.recognition.tensors import read_tensors
 
 PREFIX, CONFIG = "diffusers:", "config.json"
 ACCEPTED = (
@@ -41,23 +48,40 @@ ATTENTION = {  # names of 2022, when diffusers published VQ-f4 -> names of today
 }
 
 
+LDM = (
+    "accepted is ldm:FILE, first_stage_decoder_state_dict.pt with its encoder's file beside it, or "
+    "latent-diffusion's model.ckpt of VQ-f4"
+)
+WHOLE = "first_stage_model."  # before the names in latent-diffusion's own file
+RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+MIDDLE = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+ENCODER = ("model.encoder.", "model.quant_conv.")  # what decoding does without
+
+
 def is_vqmodel(weights: Weights) -> bool:
-    """Tell whether a location names a VQModel of diffusers."""
-    return weights.location.startswith(PREFIX)
+    """Tell whether a location names a VQModel of others."""
+    return prefix_of(weights.location) in ("diffusers", "ldm")
 
 
 def vq_config(weights: Weights, name: str) -> VQConfig:
-    """Return the sizes that the config beside a VQModel states; `size` keeps its default.
+    """Return the sizes of a VQModel of others; `size` is left as it is by default.
+
+    Of `ldm:` they are read from the tensors, of `diffusers:` from the config beside them.
 
     Args:
         weights: the VQModel's file.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
-        InputError: there is no config beside the weights, or it is not that of such a VQModel.
+        InputError: the file, or the config beside it, is missing or of something else.
     """
     field = f"recipe field weights.{name}.location"
-    file, options = with_options(weights.location.removeprefix(PREFIX))
+    file, options = with_options(weights.location.partition(":")[2])
+    if prefix_of(weights.location) == "ldm":
+        unknown = [option for option in options if option != "licence"]
+        if unknown:
+            raise InputError(f"{field}: option {unknown[0]}; ldm: accepts licence=NAME")
+        return checked(VQConfig, _ldm(weights, field)[0], f"{field}: ")
     if options:
         raise InputError(f"{field}: option {', '.join(options)}; {PREFIX} accepts none")
     place, query = parted(file)
@@ -81,7 +105,9 @@ def vq_config(weights: Weights, name: str) -> VQConfig:
 
 
 def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
-    """Return a VQModel's tensors under the names of `VQ`, read without running code.
+    """Return a VQModel's float32 tensors under the names of `VQ`, read without running code.
+
+    Those of `ldm:` may lack the encoder (`ENCODER`).
 
     Args:
         weights: the VQModel's file.
@@ -91,18 +117,74 @@ def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
         InputError: the file is missing, or is not a state dict.
     """
     field = f"recipe field weights.{name}.location"
-    path = local_file(weights.location, field, ACCEPTED)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds of errors for other files
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{field}: {path} holds no weights ({reason}); {ACCEPTED}") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{field}: {path} holds {type(state).__name__}; {ACCEPTED}")
+    if prefix_of(weights.location) == "ldm":
+        return _ldm(weights, field)[1]
+    state = read_tensors(local_file(weights.location, field, ACCEPTED), field, accepted=ACCEPTED)
     return {f"model.{_renamed(key)}": value for key, value in state.items()}
+
+
+def _ldm(weights: Weights, field: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return sizes and tensors of LDM's VQ-f4; InputError where the file is something else."""
+    path = local_file(weights.location, field, LDM)
+    file = Layout(read_tensors(path, field, accepted=LDM), f"{field}: {path}", LDM)
+    vq = file.within(WHOLE if file.has(WHOLE) else "")
+    if not vq.has("encoder.") and "decoder" in path.name:
+        place, query = parted(with_options(weights.location.partition(":")[2])[0])
+        folder, name = posixpath.split(place)
+        beside = find_file(
+            posixpath.join(folder, name.replace("decoder", "encoder")) + query, field
+        )
+        if beside is not None:
+            vq.found = {**read_tensors(beside, field, accepted=LDM), **vq.found}
+    codes, narrow = vq.take("quantize.embedding.weight").shape
+    levels = len({name.split(".")[2] for name in vq.found if name.startswith("decoder.up.")})
+    widths = [vq.take(f"decoder.up.{n}.block.0.conv2.weight").shape[0] for n in range(levels)]
+    blocks = sum(vq.has(f"decoder.up.0.block.{n}.") for n in range(len(vq.found))) - 1
+    state = {"quantize.embedding.weight": vq.take("quantize.embedding.weight")}
+    state |= vq.layer("post_quant_conv", "post_quant_conv") | _half(vq, "decoder")
+    for level in range(levels):
+        ours, theirs = f"decoder.up_blocks.{levels - 1 - level}", f"decoder.up.{level}"
+        state |= _ldm_level(vq, ours, theirs, blocks + 1)
+        if level:
+            state |= vq.layer(f"{ours}.upsamplers.0.conv", f"{theirs}.upsample.conv")
+    if vq.has("encoder."):
+        state |= vq.layer("quant_conv", "quant_conv") | _half(vq, "encoder")
+        for level in range(levels):
+            ours, theirs = f"encoder.down_blocks.{level}", f"encoder.down.{level}"
+            state |= _ldm_level(vq, ours, theirs, blocks)
+            if level < levels - 1:
+                state |= vq.layer(f"{ours}.downsamplers.0.conv", f"{theirs}.downsample.conv")
+    sizes = {
+        "kind": "vq",
+        "latent_channels": narrow,
+        "codes": codes,
+        "widths": widths,
+        "blocks": blocks,
+    }
+    return sizes, {f"model.{name}": value for name, value in state.items()}
+
+
+def _half(vq: Layout, half: str) -> dict[str, Tensor]:
+    """Return what encoder and decoder have alike: both ends and the middle."""
+    ours, theirs = f"{half}.mid_block", f"{half}.mid"
+    state = vq.layer(f"{half}.conv_in", f"{half}.conv_in")
+    state |= vq.layer(f"{half}.conv_norm_out", f"{half}.norm_out")
+    state |= vq.layer(f"{half}.conv_out", f"{half}.conv_out")
+    state |= vq.layers(f"{ours}.resnets.0", f"{theirs}.block_1", RESIDUAL)
+    state |= vq.layers(f"{ours}.resnets.1", f"{theirs}.block_2", RESIDUAL)
+    state |= vq.layer(f"{ours}.attentions.0.group_norm", f"{theirs}.attn_1.norm")
+    return state | vq.layers(f"{ours}.attentions.0", f"{theirs}.attn_1", MIDDLE, linear=True)
+
+
+def _ldm_level(vq: Layout, ours: str, theirs: str, blocks: int) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for n in range(blocks):
+        state |= vq.layers(f"{ours}.resnets.{n}", f"{theirs}.block.{n}", RESIDUAL)
+        if vq.has(f"{theirs}.block.{n}.nin_shortcut."):
+            state |= vq.layer(
+                f"{ours}.resnets.{n}.conv_shortcut", f"{theirs}.block.{n}.nin_shortcut"
+            )
+    return state
 
 
 def _renamed(key: str) -> str:

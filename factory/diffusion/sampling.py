@@ -1,4 +1,8 @@
-"""Sampling with noise that is keyed by position: each image has its own numpy generator."""
+"""Sampling with noise keyed by position: every image has its own numpy generator.
+
+Noise of torch's generator, in the order in which images are made, is the alternative
+(`torch_noise`), for those who want the images of a published script.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +17,7 @@ from factory.seeding import generator, seed64
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 Given = Tensor | tuple[Tensor, ...] | None
+Draw = Callable[[int], Tensor]  # 0 for the initial noise, n for what the n-th step adds
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> Tensor:
@@ -30,6 +35,20 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> Tenso
     return torch.from_numpy(np.stack(rows))
 
 
+def torch_noise(generator: torch.Generator, batch: int, shape: tuple[int, ...]) -> Draw:
+    """Return what draws noise from torch's generator, float32 [batch, *shape], on the CPU.
+
+    Each call draws the next numbers, whatever the step: what a batch gets depends on all that was
+    drawn before it from the same generator.
+
+    Args:
+        generator: of the CPU.
+        batch: number of images.
+        shape: shape of one image's latents.
+    """
+    return lambda step: torch.randn((batch, *shape), generator=generator)
+
+
 def sample_latents(
     predict: Predict,
     seeds: Sequence[int],
@@ -38,27 +57,36 @@ def sample_latents(
     sampler: Sampler,
     device: torch.device | None = None,
     clip: bool = False,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Run a sampler from noise to clean latents, float32 [B, *shape].
 
     Args:
-        predict: (noisy latents [B, *shape], time steps [B]) -> noise or velocity, guided or not.
-        seeds: one 64-bit seed for each image; an image does not depend on others of the batch.
+        predict: (noisy latents [B, *shape], time steps [B]) -> noise or velocity, guided or not;
+            for a learned variance followed by as many channels that say it.
+        seeds: one 64-bit seed an image; neighbours in the batch do not enter.
         shape: shape of one image's latents.
-        process: the noise process that the network was trained with.
-        sampler: name, steps and eta.
-        device: the device to compute on; default: the CPU. Noise is always drawn on the CPU.
-        clip: hold x0-hat to -1 ... 1, the range of pixels; only `ddpm` and `ddim` can do this.
+        process: the noise process the network was trained with.
+        sampler: name, steps and what else it says of them.
+        device: where to compute; noise is drawn on the CPU in any case. Default the CPU.
+        clip: hold x0-hat to -1 ... 1, the range of pixels; `ddpm` and `ddim` can.
+        draw: gives noise on the CPU; default by position, `draw_noise` of the seeds.
     """
     scheduler = make_scheduler(process, sampler, clip)
-    x = draw_noise(seeds, shape, 0).to(device) * scheduler.init_noise_sigma
+    products = scheduler.alphas_cumprod
+    if sampler.exact:  # others keep the products in float32 that they began with, and their bytes
+        products = (1.0 - scheduler.betas.double()).cumprod(0)
+    draw = draw or (lambda step: draw_noise(seeds, shape, step))
+    x = draw(0).to(device) * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps, start=1):
         steps = torch.full((len(seeds),), int(t), dtype=torch.long, device=device)
         predicted = predict(x, steps).float()
         if sampler.name == "ddpm":
-            x = _ancestral_step(scheduler, predicted, int(t), x, seeds, number)
+            left = sampler.steps - number
+            noise = None if left < sampler.noiseless else draw(number).to(device)
+            x = _ancestral_step(scheduler, products, predicted, int(t), x, sampler.variance, noise)
         elif sampler.name == "ddim" and sampler.eta > 0.0:
-            noise = draw_noise(seeds, shape, number).to(device)
+            noise = draw(number).to(device)
             x = scheduler.step(predicted, t, x, eta=sampler.eta, variance_noise=noise).prev_sample
         else:
             x = scheduler.step(predicted, t, x).prev_sample
@@ -66,17 +94,29 @@ def sample_latents(
 
 
 def _ancestral_step(
-    scheduler: Any, predicted: Tensor, t: int, x: Tensor, seeds: Sequence[int], number: int
+    scheduler: Any,
+    products: Tensor,
+    predicted: Tensor,
+    t: int,
+    x: Tensor,
+    variance: str,
+    noise: Tensor | None,
 ) -> Tensor:
-    """Take one DDPM step (Ho et al. 2020, equation 7) with sqrt(beta) times noise by position.
+    """Take one DDPM step (Ho et al. 2020, equation 7), with noise unless there is none.
+
+    The noise's variance is beta, or learned: exp(w log beta + (1 - w) log beta~) with
+    w = (v + 1) / 2 of the network's further channels v and beta~ the posterior's variance (Nichol
+    and Dhariwal 2021, equation 15). Betas are those of the steps that are taken, from the products
+    of 1 - beta: where they are float32, a beta of 1e-4 has three digits.
 
     diffusers' own step draws from a torch generator, which keeps only 32 bits of a seed.
     """
     previous = int(scheduler.previous_timestep(t))
-    kept = scheduler.alphas_cumprod[t]
-    kept_before = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.one
+    kept = products[t]
+    kept_before = products[previous] if previous >= 0 else torch.ones_like(kept)
     alpha = kept / kept_before
     beta = 1.0 - alpha
+    predicted, *ranged = predicted.split(x.shape[1], dim=1)
     if scheduler.config.prediction_type == "epsilon":
         clean = (x - (1.0 - kept).sqrt() * predicted) / kept.sqrt()
     else:
@@ -87,9 +127,13 @@ def _ancestral_step(
         kept_before.sqrt() * beta / (1.0 - kept) * clean
         + alpha.sqrt() * (1.0 - kept_before) / (1.0 - kept) * x
     )
-    if previous < 0:
+    if noise is None:
         return mean
-    return mean + beta.sqrt() * draw_noise(seeds, tuple(x.shape[1:]), number).to(x.device)
+    if variance == "beta":
+        return mean + beta.sqrt() * noise
+    posterior = beta * (1.0 - kept_before) / (1.0 - kept)
+    share = (ranged[0] + 1.0) / 2.0
+    return mean + (0.5 * (share * beta.log() + (1.0 - share) * posterior.log())).exp() * noise
 
 
 def guided(

@@ -44,6 +44,12 @@ with _light():
         UniPCMultistepScheduler,
     )
 
+SPACINGS: dict[str, Any] = {  # ours -> diffusers'
+    "trailing": "trailing",
+    "leading": "leading",
+    "even": "linspace",
+}
+
 
 class Process(Part):
     """The noise process of a training; the weights' file keeps it for sampling."""
@@ -142,17 +148,22 @@ def make_scheduler(process: Process, sampler: Sampler, clip: bool = False) -> An
     `clip` holds x0-hat to -1 ... 1 at every step, as DCFace does for pixels (docs/papers.md 1.3);
     the two multistep solvers cannot and ignore it.
 
-    `ddpm` takes sqrt(beta) as its standard deviation (docs/papers.md 2.4). DDIM takes the trailing
-    time steps, so that the first one is the noisiest. DPM-Solver++ and UniPC take steps that are
-    evenly spaced in log SNR. With evenly spaced time steps the last, nearly noise-free part would
-    be one step: detail a tenth as strong as the image would come out at a third of its strength (16
-    steps, Gaussian data).
+    `ddpm` takes sqrt(beta) as its standard deviation (papers.md 2.4). DDIM's steps are the trailing
+    ones, so that the first is the noisiest, unless `sampler.spacing` says otherwise: `leading`, as
+    DCFace's code has it, is 980, 960 ... 0 of 50 steps. `even` is K evenly spaced numbers from 0 to
+    T - 1, rounded (Nichol and Dhariwal 2021, section 4). DPM-Solver++ and UniPC space theirs evenly
+    in log SNR: even time steps leave the last, noise-free part of the way to one step, and detail a
+    tenth as strong as the image comes out at a third of its strength (16 steps, Gaussian data).
     """
     shared = _betas(process)
     if sampler.name == "ddpm":
-        made: Any = DDPMScheduler(**shared, variance_type="fixed_large", clip_sample=clip)
+        spaced = SPACINGS[sampler.spacing or "leading"]
+        made: Any = DDPMScheduler(
+            **shared, variance_type="fixed_large", clip_sample=clip, timestep_spacing=spaced
+        )
     elif sampler.name == "ddim":
-        made = DDIMScheduler(**shared, clip_sample=clip, timestep_spacing="trailing")
+        spaced = SPACINGS[sampler.spacing or "trailing"]
+        made = DDIMScheduler(**shared, clip_sample=clip, timestep_spacing=spaced)
     elif sampler.name == "dpmsolver++":
         made = DPMSolverMultistepScheduler(
             **shared, algorithm_type="dpmsolver++", use_lu_lambdas=True

@@ -7,6 +7,7 @@ values.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from factory.seeding import generator
 
-LEVELS = 2**16  # number of values of a 16-bit draw, which decides whether dropout keeps an element
+Statistic = Literal["std", "mean_minus_square"]  # what stands beside the mean in a style token
+LEVELS = 2**16  # of the draws that decide what dropout keeps
 MAX_PERIOD = 10_000
 
 
@@ -26,23 +28,29 @@ def sinusoids(count: int, channels: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :channels]
 
 
-def patch_statistics(x: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of the whole map and of each patch of a grid.
+def patch_statistics(x: Tensor, grid: int, statistic: Statistic = "std") -> tuple[Tensor, Tensor]:
+    """Return two statistics of a map as a whole and of each patch of a grid.
 
-    Standard deviations are the population's, as in the paper's equation 4. The published code has
-    mean - E[x^2] in their place (docs/papers.md 1.1).
+    The first is the mean m = E[x]. The second is the population's standard deviation
+    sqrt(E[x^2] - m^2), as the paper's equation 4 has it, or m - E[x^2], which is what the published
+    code computes and its weights have learned: the mean less the mean of squares, no variance of
+    either sign, since m is not squared in it (papers.md 1.1).
 
     Args:
         x: float [B, C, H, W], H and W multiples of `grid`.
         grid: patches in each direction, k.
+        statistic: the second one, `std` or `mean_minus_square`.
 
     Returns:
-        Two of [B, 1 + k * k, C]: the whole map first, then the patches row by row.
+        Two of float [B, 1 + k * k, C]: the whole map first, then the patches row by row. Standard
+        deviations are 1e-4 or more.
     """
     size = (x.shape[2] // grid, x.shape[3] // grid)
     first, second = (F.avg_pool2d(part, size).flatten(2) for part in (x, x.square()))
     first = torch.cat([first.mean(dim=2, keepdim=True), first], dim=2)
     second = torch.cat([second.mean(dim=2, keepdim=True), second], dim=2)
+    if statistic == "mean_minus_square":
+        return first.transpose(1, 2), (first - second).transpose(1, 2)
     variance = second - first.square()
     deviation = variance.clamp_min(1e-8).sqrt()  # a flat patch has no finite gradient at zero
     return first.transpose(1, 2), deviation.transpose(1, 2)
@@ -92,11 +100,18 @@ class StyleTokens(nn.Module):
     """The style's tokens: statistics of early features, which hold the look but not the person.
 
     s = LayerNorm(W1 mean + W2 deviation + position) for the whole map and each patch (equations
-    4-6), after dropout, PReLU, a 1x1 convolution and batch normalization.
+    4-6), after dropout, PReLU, a 1x1 convolution and batch normalization. Weights that learned
+    another statistic than the deviation need it in its place (`patch_statistics`).
     """
 
     def __init__(
-        self, map_channels: int, map_size: int, grid: int, tokens: int, dropout: float = 0.3
+        self,
+        map_channels: int,
+        map_size: int,
+        grid: int,
+        tokens: int,
+        dropout: float = 0.3,
+        statistic: Statistic = "std",
     ) -> None:
         """Make the layers.
 
@@ -105,12 +120,14 @@ class StyleTokens(nn.Module):
             map_size: their height and width H.
             grid: k; if it does not divide H, features are resized down to a multiple of it.
             tokens: channels of a token.
-            dropout: share of the features' elements that are dropped in training.
+            dropout: rate at which elements of the features are left out in training.
+            statistic: what stands beside the mean, as `patch_statistics` has it.
         """
         super().__init__()
         side = map_size // grid * grid
         self.shape = (map_channels, side, side)
         self.grid, self.dropout = grid, dropout
+        self.statistic: Statistic = statistic
         self.activation = nn.PReLU()
         self.conv = nn.Conv2d(map_channels, tokens, 1)
         self.bn = nn.BatchNorm2d(tokens)
@@ -138,7 +155,7 @@ class StyleTokens(nn.Module):
                 raise ValueError(f"keep: None, dropout {self.dropout} needs a mask in training")
             x = x * keep / (1.0 - self.dropout)
         x = self.bn(self.conv(self.activation(x)))
-        mean, deviation = patch_statistics(x.float(), self.grid)
+        mean, deviation = patch_statistics(x.float(), self.grid, self.statistic)
         mixed = self.mean_weight * mean + self.deviation_weight * deviation
         return self.norm(mixed + self.positions)
 

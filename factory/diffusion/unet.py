@@ -31,9 +31,10 @@ class UNetConfig(Part):
     norm_groups: Positive = Field(
         default=32, description="Groups; on CPUs, bfloat16 is slow below 16 channels a group."
     )
-    conditioning: Literal["cross_attention", "adagn", "both"] = Field(
+    conditioning: Literal["cross_attention", "adagn", "both", "none"] = Field(
         default="cross_attention",
-        description="The context enters attention blocks, residual blocks (adagn), or both.",
+        description="Where the context enters: attention blocks, residual blocks, or both; with "
+        "none there is no context, and faces are of nobody.",
     )
     context_size: Positive = Field(default=512, description="Dimensions of an embedding.")
     context_hidden: tuple[Positive, ...] = Field(
@@ -97,7 +98,8 @@ class ResidualBlock(nn.Module):
         """Make the block."""
         super().__init__()
         time = 4 * config.widths[0]
-        context = None if config.conditioning == "cross_attention" else config.context_channels
+        entered = config.conditioning in ("adagn", "both")
+        context = config.context_channels if entered else None
         self.norm1 = nn.GroupNorm(config.norm_groups, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(time, outputs)
@@ -202,7 +204,7 @@ class Level(nn.Module):
         super().__init__()
         self.residual = ResidualBlock(inputs, outputs, config)
         self.attention = None
-        if attend and config.conditioning == "adagn":
+        if attend and config.conditioning in ("adagn", "none"):
             self.attention = SelfAttentionBlock(outputs, config)
         elif attend:
             self.attention = ContextAttentionBlock(outputs, config)
@@ -221,13 +223,15 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        self.context = ContextProjection(
-            config.context_size,
-            config.context_channels,
-            config.cpd_rate,
-            config.learn_empty_context,
-            config.context_hidden,
-        )
+        self.context = None
+        if config.conditioning != "none":
+            self.context = ContextProjection(
+                config.context_size,
+                config.context_channels,
+                config.cpd_rate,
+                config.learn_empty_context,
+                config.context_hidden,
+            )
         self.time = TimeEmbedding(widths[0])
         self.stem = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
@@ -271,11 +275,14 @@ class UNet(nn.Module):
         Args:
             x: noisy latents [B, C, H, W].
             t: time steps [B] in [0, T).
-            context: unit embeddings [B, D], or None for the empty context everywhere.
+            context: unit embeddings [B, D], or None for the empty context everywhere; a network
+                without a context takes none.
             keep: bool [B, context_channels], elements that partial dropout keeps (training only).
             empty: bool [B], samples whose projected context becomes the empty one.
         """
-        projected = self.context(context, len(x), keep, empty)
+        projected = x.new_empty(0)
+        if self.context is not None:
+            projected = self.context(context, len(x), keep, empty)
         time = self.time(t)
         x = self.stem(x)
         skips = [x]

@@ -50,6 +50,7 @@ class Maker:
     def __call__(self, shard: Shard) -> ShardWork:
         """Return the shard's work: all its samples, each with its verdict."""
         work = ShardWork(shard)
+        self.system.enter(shard)
         with work.timed("identities"):
             contexts = self._contexts(shard)
         for attempt in range(self.attempts):
@@ -102,10 +103,10 @@ def _rows(conditions: Conditions, part: slice) -> Conditions:
 
 def _screen(recipe: GenerateRecipe, system: System, device: str) -> Screen:
     """Return the recipe's screens, with the teacher and the known faces they compare with."""
-    if "teacher" not in recipe.weights:
+    if recipe.teacher is None:
         return Screen(system, None)
-    checked_sha256("teacher", recipe.weights["teacher"])
-    teacher = load_recognizer(recipe.weights["teacher"].location, device=device)
+    checked_sha256("teacher", recipe.teacher)
+    teacher = load_recognizer(recipe.teacher.location, device=device)
     faces = known_faces(recipe)
     if faces is not None and faces.unit.shape[1] != teacher.dimension:
         raise InputError(

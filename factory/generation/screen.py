@@ -27,7 +27,8 @@ def known_faces(recipe: GenerateRecipe) -> Faces | None:
     rule = recipe.screens.real_lookalike
     if rule is None:
         return None
-    teacher = checked_sha256("teacher", recipe.weights["teacher"])
+    assert recipe.teacher is not None, "the recipe is checked for it"
+    teacher = checked_sha256("teacher", recipe.teacher)
     named = "recipe field screens.real_lookalike.embeddings"
     return load_faces(rule.embeddings.location, rule.embeddings.sha256, teacher, named)
 

@@ -59,8 +59,11 @@ def _all_keyless(addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
-FOREIGN = ("onnx", "arcface_torch", "adaface", "diffusers")  # prefixes of other projects' weights
-OPTIONS = (  # accepted in FILE?option=value, for such weights and for other references
+FOREIGN = (  # prefixes of weights others made
+    *("onnx", "arcface_torch", "adaface", "magface", "mobilefacenet"),
+    *("diffusers", "ldm", "dcface", "idiff_face"),
+)
+OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),
     *("argument", "range", "size"),
 )
@@ -77,6 +80,12 @@ def local_path(location: str) -> Path:
     if file.startswith("package:"):
         return Path(str(resources.files("factory"))) / file.removeprefix("package:")
     return Path(file.removeprefix("file://"))
+
+
+def prefix_of(location: str) -> str:
+    """Return the prefix of a location of weights others made; empty where it has none."""
+    prefix, colon, _ = location.partition(":")
+    return prefix if colon and prefix in FOREIGN else ""
 
 
 def file_of(location: str) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from pydantic import BaseModel
 
 from factory.recipe.addresses import DECIDING, with_options
-from factory.recipe.generate import GenerateRecipe, Screens
+from factory.recipe.generate import LATER, GenerateRecipe, Sampler, Screens
 from factory.recipe.parts import AUTO, Weights
 from factory.recipe.precision import stated_precision
 
@@ -65,6 +65,15 @@ def _screens(screens: Screens) -> dict[str, Any]:
     return decides
 
 
+def _sampler(sampler: Sampler | None) -> dict[str, Any] | None:
+    """Return the sampler; what was not always a field of it is left out where nobody sets it."""
+    if sampler is None:
+        return None
+    stated = sampler.model_dump(mode="json")
+    fields = Sampler.model_fields
+    return {k: v for k, v in stated.items() if k not in LATER or v != fields[k].default}
+
+
 def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
     assert stated_precision(recipe) != AUTO, "what auto means is settled before a digest is taken"
     sampler = recipe.sampler.name if recipe.sampler else ""
@@ -76,7 +85,7 @@ def _pixels(recipe: GenerateRecipe) -> dict[str, Any]:
         "size": recipe.image.size,
         "options": _without_urls(recipe.options),
         "weights": {name: _network(part) for name, part in recipe.weights.items()},
-        "sampler": recipe.sampler.model_dump(mode="json") if recipe.sampler else None,
+        "sampler": _sampler(recipe.sampler),
         "threads": recipe.workers.threads,
     }
 

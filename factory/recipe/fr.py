@@ -12,7 +12,7 @@ from factory.recipe.train import Checkpoints, Data, Engine, Optimizer, Schedule
 class Backbone(Part):
     """The recognizer's network."""
 
-    name: Literal["r18", "r34", "r50", "r100", "ir_se50", "iresnet", "mobilefacenet"]
+    name: Literal["r18", "r34", "r50", "r100", "r200", "ir_se50", "iresnet", "mobilefacenet"]
     embedding_size: Positive = 512
     widths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four widths.")
     depths: tuple[Positive, ...] = Field(default=(), description="For iresnet: four depths.")
@@ -22,11 +22,13 @@ class Backbone(Part):
 class Head(Part):
     """The margin loss over class centres."""
 
-    name: Literal["cosface", "arcface", "adaface"]
-    scale: Annotated[float, NUMBER, Field(gt=0.0)] = 64.0
-    margin: Annotated[float, NUMBER, Field(ge=0.0)] = 0.4
-    h: Annotated[float, NUMBER, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
-    sample_rate: Annotated[float, NUMBER, Field(gt=0.0, le=1.0)] = Field(
+    name: Literal["cosface", "arcface", "arcface_straight_through", "adaface"] = Field(
+        description="arcface_straight_through has arcface's values and arcface_torch's gradients."
+    )
+    scale: Annotated[float, Field(gt=0.0)] = 64.0
+    margin: Annotated[float, Field(ge=0.0)] = 0.4
+    h: Annotated[float, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=1.0, description="Partial FC: share of the class centres that a step compares with."
     )
 

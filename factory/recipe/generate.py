@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from factory.recipe.addresses import prefix_of
 from factory.recipe.parts import (
     AUTO,
     NUMBER,
@@ -18,11 +19,13 @@ from factory.recipe.parts import (
     Part,
     Positive,
     Precision,
-    Seed,
+    Weights,
     Workers,
 )
 
-Seconds = Annotated[Number, Field(gt=0.0, le=1e6)]
+HOLD_TEACHER = ("dcface",)  # prefixes of denoisers with a recognizer inside their file
+LATER = ("spacing", "noiseless", "variance", "noise")  # fields that a sampler had not always
+SCREENS = ("identity_drift", "near_duplicate", "real_lookalike")  # those that reject images
 
 
 class Identities(Part):
@@ -52,11 +55,49 @@ class Sampler(Part):
         default=1.0, description="g in diffusers' convention u + g (c - u); 1 is off."
     )
     eta: Fraction = 0.0
-    batch_size: Annotated[Positive, Field(le=65_536)] = 16
+    spacing: Literal["trailing", "leading", "even"] | None = Field(
+        default=None,
+        description="Which steps of the process fewer steps are: leading begins below T - 1 and "
+        "ends at 0, even includes both. Default: trailing for ddim, leading for ddpm.",
+    )
+    noiseless: Positive = Field(
+        default=1, description="For ddpm: so many of the last steps add no noise."
+    )
+    variance: Literal["beta", "learned"] = Field(
+        default="beta",
+        description="For ddpm: of a step's noise, beta, or what the network predicts in a range "
+        "(Nichol and Dhariwal 2021).",
+    )
+    noise: Literal["position", "torch"] = Field(
+        default="position",
+        description="Whether an image's noise follows from its position alone, or from torch's "
+        "generator and the order in which a shard's images are made.",
+    )
+    batch_size: Positive = 16
     dtype: Precision = Field(
         default=AUTO,
         description="auto: bfloat16 if the workers' processors have instructions for it.",
     )
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether a field is set that recipes did not always have, as in published scripts."""
+        fields = type(self).model_fields
+        return any(getattr(self, name) != fields[name].default for name in LATER)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Sampler":
+        accepted = {"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")}.get(self.name, ())
+        if self.spacing and self.spacing not in accepted:
+            raise ValueError(
+                f"spacing is {self.spacing}, name {self.name} accepts "
+                f"{' and '.join(accepted) or 'null'}"
+            )
+        for field, default in (("noiseless", 1), ("variance", "beta")):
+            value = getattr(self, field)
+            if value != default and self.name != "ddpm":
+                raise ValueError(f"{field} is {value}, name {self.name} accepts {default}")
+        return self
 
 
 class IdentityDrift(Part):
@@ -131,6 +172,30 @@ class GenerateRecipe(Part):
 
     @model_validator(mode="after")
     def _lookalikes_are_seen(self) -> "GenerateRecipe":
-        if self.screens.real_lookalike is not None and "teacher" not in self.weights:
+        if self.screens.real_lookalike is not None and self.teacher is None:
             raise ValueError("screens.real_lookalike needs weights.teacher, which is missing")
         return self
+
+    @model_validator(mode="after")
+    def _torch_never_retries(self) -> "GenerateRecipe":
+        screens, torch = self.screens, self.sampler is not None and self.sampler.noise == "torch"
+        rejecting = [name for name in SCREENS if getattr(screens, name) is not None]
+        if torch and rejecting and screens.max_attempts > 1:
+            raise ValueError(
+                f"screens.max_attempts is {screens.max_attempts}, sampler.noise torch accepts 1 "
+                f"with screens.{rejecting[0]}: its noise follows from the order of images, which "
+                "retries would change"
+            )
+        return self
+
+    @property
+    def teacher(self) -> Weights | None:
+        """Return the recognizer that embeds what is made; None where the recipe has none.
+
+        A checkpoint of DCFace holds its own, which counts where `weights.teacher` is left out.
+        """
+        if "teacher" in self.weights:
+            return self.weights["teacher"]
+        denoiser = self.weights.get("denoiser")
+        inside = denoiser is not None and prefix_of(denoiser.location) in HOLD_TEACHER
+        return denoiser if inside and self.identities.source != "noise" else None

@@ -10,7 +10,7 @@ from factory.recipe.bank import BankRecipe
 from factory.recipe.compose import ComposeRecipe
 from factory.recipe.errors import InputError
 from factory.recipe.fr import FRRecipe
-from factory.recipe.generate import GenerateRecipe
+from factory.recipe.generate import LATER, GenerateRecipe, Sampler
 from factory.recipe.parts import P
 from factory.recipe.train import TrainRecipe
 from factory.recipe.yaml_values import yaml_values
@@ -108,9 +108,12 @@ def parse(raw: dict[str, Any]) -> Recipe:
 def held(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe that an output keeps, with its fields as this version names them.
 
-    Before 0.2, `workers` was named `pool` and had a `size`.
+    Before 0.2, `workers` was `pool` and had a size, and some of the sampler's fields were not yet.
     """
     raw = dict(raw)
+    if raw.get("kind") == "generate" and isinstance(raw.get("sampler"), dict):
+        fields = Sampler.model_fields
+        raw["sampler"] = {name: fields[name].default for name in LATER} | raw["sampler"]
     if isinstance(raw.get("generate"), dict):
         raw["generate"] = held(raw["generate"])
     old = raw.pop("pool", None)

@@ -22,6 +22,8 @@ from factory.recipe.parts import (
     Seed,
 )
 
+POWER = 2.0
+
 
 class Data(Part):
     """Which datasets a training reads, and how much of them."""
@@ -50,12 +52,17 @@ class Optimizer(Part):
     clip_norm: Annotated[float, NUMBER, Field(ge=0.0)] = Field(
         default=0.0, description="Largest norm of gradients; 0 is off. Centres are clipped apart."
     )
+    decay_norms: bool = Field(
+        default=True,
+        exclude_if=lambda decays: decays is True,  # digests are those of before it was known
+        description="Whether weight decay pulls at batch normalisations' weights and biases too.",
+    )
 
 
 class Schedule(Part):
     """How long to train, and how the learning rate moves."""
 
-    name: Literal["constant", "cosine", "steps", "warm_restarts"] = "constant"
+    name: Literal["constant", "cosine", "polynomial", "steps", "warm_restarts"] = "constant"
     steps: Positive | None = Field(default=None, description="Optimizer steps in all.")
     epochs: Positive | None = Field(default=None, description="Passes over the data.")
     batch_size: Positive = Field(description="Images of one optimizer step, over all workers.")
@@ -67,7 +74,14 @@ class Schedule(Part):
     restart_mult: Positive = Field(
         default=1, description="For `warm_restarts`: how many times longer each is than the last."
     )
-    final_lr: Fraction = Field(default=0.0, description="For `cosine`: share of lr at the end.")
+    final_lr: Fraction = Field(
+        default=0.0, description="For `cosine`, `polynomial`: share of lr at the end."
+    )
+    power: Annotated[float, Field(gt=0.0)] = Field(
+        default=POWER,
+        exclude_if=lambda power: power == POWER,  # digests are those of before it was known
+        description="For `polynomial`: of the share of the training that is left.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Schedule":

@@ -17,6 +17,7 @@ DEPTHS = {
     "r34": (3, 4, 6, 3),
     "r50": (3, 4, 14, 3),
     "r100": (3, 13, 30, 3),
+    "r200": (6, 26, 60, 6),
 }
 WIDTHS = (64, 128, 256, 512)
 REDUCTION = 16  # an input of S pixels becomes a map of S/16
@@ -26,10 +27,13 @@ SQUEEZE = 16  # IR-SE50 computes the weights of C channels through C/16
 class Block(nn.Module):
     """One residual unit: BN, 3x3, BN, PReLU, 3x3 with stride, BN, plus the shortcut.
 
-    It maps [B, inside, H, W] to [B, outside, H/stride, W/stride].
+    Maps [B, inside, H, W] to [B, outside, H/stride, W/stride]. With `squeeze` its last map is
+    squeezed and excited before the shortcut is added, as in AdaFace's IR-SE networks.
     """
 
-    def __init__(self, inside: int, outside: int, stride: int, small: bool = False) -> None:
+    def __init__(
+        self, inside: int, outside: int, stride: int, small: bool = False, squeeze: bool = False
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inside)
         self.conv1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
@@ -37,6 +41,7 @@ class Block(nn.Module):
         self.prelu = _activation(outside, small)
         self.conv2 = nn.Conv2d(outside, outside, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outside)
+        self.squeeze = Squeeze(outside) if squeeze else nn.Identity()
         self.downsample: nn.Module | None = None
         if stride != 1 or inside != outside:
             self.downsample = nn.Sequential(
@@ -47,7 +52,7 @@ class Block(nn.Module):
         """Return the unit's output."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        return self.bn3(self.conv2(x)) + shortcut
+        return self.squeeze(self.bn3(self.conv2(x))) + shortcut
 
 
 class IResNet(nn.Module):
@@ -59,9 +64,10 @@ class IResNet(nn.Module):
         size: S, a multiple of 16.
         embedding_size: D.
         dropout: rate before the last linear layer.
-        small: save time on a CPU: halve the map in the stem instead of in the first layer, and
-            replace PReLUs by leaky ReLUs of slope 0.25 (PReLU's start), because PReLUs would cost
-            more than the convolutions.
+        small: spare a CPU: halve in the stem instead of in the first layer, and put a leaky ReLU
+            of slope 0.25 (where PReLU starts) for the PReLUs, which would cost more than the
+            convolutions do.
+        squeeze: squeeze and excite in every unit.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class IResNet(nn.Module):
         embedding_size: int = 512,
         dropout: float = 0.0,
         small: bool = False,
+        squeeze: bool = False,
     ) -> None:
         super().__init__()
         first, last = widths[0], widths[-1]
@@ -81,8 +88,8 @@ class IResNet(nn.Module):
         inside = first
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True), start=1):
             stride = 1 if small and number == 1 else 2
-            units = [Block(inside, width, stride, small)]
-            units += [Block(width, width, 1, small) for _ in range(depth - 1)]
+            units = [Block(inside, width, stride, small, squeeze)]
+            units += [Block(width, width, 1, small, squeeze) for _ in range(depth - 1)]
             setattr(self, f"layer{number}", nn.Sequential(*units))
             inside = width
         self.bn2 = nn.BatchNorm2d(last)
@@ -190,16 +197,18 @@ class MobileFaceNet(nn.Module):
     Args:
         size: S, a multiple of 16.
         embedding_size: D.
+        wide: twice the paper's channels over the same inner widths, as arcface_torch's `mbf`.
     """
 
     # (expansion, channels, repeats, stride of the first) of the bottlenecks in table 1
     LAYOUT = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+    WIDE = ((1, 128, 5, 2), (2, 256, 1, 2), (1, 256, 6, 1), (2, 256, 1, 2), (1, 256, 2, 1))
 
-    def __init__(self, size: int = 112, embedding_size: int = 128) -> None:
+    def __init__(self, size: int = 112, embedding_size: int = 128, wide: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv(3, 64, 3, 2), _conv(64, 64, 3, 1, groups=64)]
-        inside = 64
-        for expansion, channels, repeats, stride in self.LAYOUT:
+        inside = 128 if wide else 64
+        layers: list[nn.Module] = [_conv(3, inside, 3, 2), _conv(inside, inside, 3, 1, groups=64)]
+        for expansion, channels, repeats, stride in self.WIDE if wide else self.LAYOUT:
             for number in range(repeats):
                 layers.append(IRBlock(inside, channels, expansion, stride if number == 0 else 1))
                 inside = channels

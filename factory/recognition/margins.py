@@ -1,4 +1,4 @@
-"""Margin losses over class centres: CosFace, ArcFace and AdaFace.
+"""Margin losses over class centres: CosFace, ArcFace in two manners, and AdaFace.
 
 They work on cosines in float32, because a margin of 0.4 at scale 64 needs more than bfloat16's
 eight bits. They return logits for a plain cross entropy.
@@ -55,6 +55,8 @@ class Margin(nn.Module):
                 target = cosface(cosine, self.head.margin)
             elif self.head.name == "arcface":
                 target = arcface(cosine, self.head.margin)
+            elif self.head.name == "arcface_straight_through":
+                target = straight_through(cosine, self.head.margin)
             else:
                 quality = self._quality(embeddings.detach().norm(dim=1, keepdim=True))
                 target = adaface(cosine, self.head.margin, quality[rows])
@@ -84,6 +86,18 @@ def arcface(cosines: Tensor, margin: float) -> Tensor:
     moved = torch.cos(torch.acos(inside) + margin)
     beyond = cosines < math.cos(math.pi - margin)
     return torch.where(beyond, cosines - margin * math.sin(margin), moved)
+
+
+def straight_through(cosines: Tensor, margin: float) -> Tensor:
+    """ArcFace as arcface_torch trains it: the value cos(theta + m), the gradient of cos(theta).
+
+    (code) arcface_torch takes the margin outside the graph, so that the gradient by a cosine is one
+    where the derivative of ArcFace's equation 3 is sin(theta + m) / sin(theta). It needs no
+    distance from a cosine of one, nor another rule where theta + m passes pi.
+    """
+    with torch.no_grad():
+        moved = torch.cos(torch.acos(cosines) + margin)
+    return cosines + (moved - cosines).detach()
 
 
 def adaface(cosines: Tensor, margin: float, quality: Tensor) -> Tensor:

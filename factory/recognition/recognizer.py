@@ -9,15 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from factory.datasets.located import local_file
 from factory.datasets.provenance import sha256_file
-from factory.recipe import InputError
+from factory.recipe import InputError, with_options
 from factory.recognition.backbones import channels_last
 
 BATCH = 128
 ACCEPTED = (
     "a checkpoint folder or a .safetensors file, by path or URL, package:FILE.safetensors, "
-    "onnx:FILE, arcface_torch:FILE, adaface:FILE?channels=bgr, insightface:NAME"
+    "onnx:FILE, arcface_torch:FILE, adaface:FILE?channels=bgr, magface:FILE, "
+    "mobilefacenet:FILE?channels=rgb, insightface:NAME"
 )
+CHANNELS = ("rgb", "bgr")
+TOLD = 3  # names that an error lists of many
 
 
 @dataclass
@@ -77,13 +81,62 @@ class Recognizer:
 
 
 def filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) -> nn.Module:
-    """Load a state dict into a network and return it; InputError if they do not fit."""
-    try:
-        module.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"recognizer {reference!r}: weights do not fit: {reason}") from error
+    """Load a state dict into a network and return it; InputError where they do not fit.
+
+    Counts of batches, which decide nothing, may be missing.
+    """
+    own = module.state_dict()
+    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    given = {**counts, **weights}
+    wrong = [
+        f"{name} is {list(given[name].shape)} in place of {list(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    apart = {
+        "missing": [name for name in own if name not in given],
+        "of no use": [name for name in given if name not in own],
+        "of another shape": wrong,
+    }
+    said = [f"{_some(names)} {what}" for what, names in apart.items() if names]
+    if said:
+        raise InputError(f"recognizer {reference!r}: weights do not fit: {'; '.join(said)}")
+    module.load_state_dict(given)
     return module
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return f"{', '.join(names[:TOLD])}{more}"
+
+
+def file_and_options(reference: str, **accepted: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
+    """Return the local file that a reference of others names, and its options.
+
+    Args:
+        reference: PREFIX:FILE?option=value&option=value.
+        accepted: each option's values; `licence` is accepted beside them.
+
+    Raises:
+        InputError: there is no such file, or an option or its value is not known.
+    """
+    _, options = options_of(reference, **accepted)
+    return local_file(reference, f"recognizer {reference!r}", f"accepted: {ACCEPTED}"), options
+
+
+def options_of(reference: str, **accepted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return what stands between prefix and `?`, and the options; InputError for unknown ones."""
+    what, options = with_options(reference.partition(":")[2])
+    for name, value in options.items():
+        if name == "licence" and value:
+            continue
+        if name not in accepted or value not in accepted[name]:
+            known = [f"{option}={'|'.join(values)}" for option, values in accepted.items()]
+            raise InputError(
+                f"recognizer {reference!r}: option {name}={value}; accepted options: "
+                f"{', '.join(known)}, licence=NAME"
+            )
+    return what, options
 
 
 def torch_recognizer(

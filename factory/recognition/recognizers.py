@@ -13,6 +13,7 @@ from factory.datasets.provenance import RECOGNIZER
 from factory.recipe import Backbone, InputError, checked
 from factory.recognition.backbones import make_backbone
 from factory.recognition.foreign import LOADERS
+from factory.recognition.inside import load_dcface
 from factory.recognition.recognizer import ACCEPTED, Recognizer, filled, torch_recognizer
 
 FORMAT = "face-data-factory/recognizer"
@@ -53,23 +54,26 @@ def load_recognizer(
 
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
-            `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
-            with the options of `factory.recognition.foreign`. Folders and files may be URLs, which
-            are fetched to the cache (`factory.datasets.located`).
-        dtype: precision of the network's convolutions. bfloat16 is faster and rounds cosines to
-            about 0.01. An ONNX file embeds in its own precision.
-        device: the device of a torch network; an ONNX file embeds on the CPU.
+            `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr`, `magface:FILE`,
+            `mobilefacenet:FILE?channels=rgb` or `insightface:NAME`, with options as
+            `factory.recognition.foreign` states them, or `dcface:FILE`, the teacher inside of a
+            checkpoint of DCFace. Folder and files may be URLs, fetched to the cache
+            (`factory.datasets.located`).
+        dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
+            An ONNX file embeds in float32, whatever its weights are kept in.
+        device: where a torch network runs; an ONNX file embeds on the CPU.
 
     Raises:
         InputError: the prefix is unknown, there is no such file, or it is not a recognizer.
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix != "package" and not rest.startswith("//"):
-        if prefix not in LOADERS:
+        loaders = {**LOADERS, "dcface": load_dcface}
+        if prefix not in loaders:
             raise InputError(
                 f"recognizer {reference!r}: unknown prefix {prefix!r}; accepted: {ACCEPTED}"
             )
-        return LOADERS[prefix](reference, dtype, device)
+        return loaders[prefix](reference, dtype, device)
     path = local_file(reference, f"recognizer {reference!r}", f"accepted: {ACCEPTED}", FILE)
     if path.suffix != ".safetensors":
         raise InputError(f"recognizer {reference!r}: {path.name}; accepted: {ACCEPTED}")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from factory.datasets.store import Store
+from factory.plan import Shard
 from factory.recipe import GenerateRecipe, InputError, Part, checked
 from factory.seeding import seed64
 
@@ -62,9 +63,9 @@ class System(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Part]] = Part
     sources: ClassVar[tuple[str, ...]]
-    weights: ClassVar[tuple[str, ...]] = ()  # names that the recipe's `weights` must have
-    one_sided: ClassVar[bool] = True  # a cosine above the target does not count as identity drift
-    banked: bool = True  # contexts come from an identity bank, where they are kept apart
+    weights: ClassVar[tuple[str, ...]] = ()  # names the recipe's `weights` have, as a rule
+    one_sided: ClassVar[bool] = True  # a cosine above the target is no identity drift
+    banked: bool = True  # contexts come from an identity bank, separated and screened
 
     def __init__(self, recipe: GenerateRecipe) -> None:
         """Check the recipe's fields against the system; `load` loads the weights."""
@@ -75,13 +76,20 @@ class System(ABC):
                 f"recipe field identities.source: {recipe.identities.source!r}; {self.name} "
                 f"accepts: {', '.join(self.sources)}"
             )
-        missing = [name for name in self.weights if name not in recipe.weights]
+        missing = [name for name in self.needed() if name not in recipe.weights]
         if missing:
             raise InputError(f"recipe field weights.{missing[0]}: missing; {self.name} needs it")
         self.check()
 
+    def needed(self) -> tuple[str, ...]:
+        """Return the names that the recipe's `weights` must have."""
+        return self.weights
+
     def check(self) -> None:
         """Raise InputError if the recipe asks for something that the system cannot do."""
+
+    def enter(self, shard: Shard) -> None:
+        """Begin a shard, before its first image is varied; batches follow in their order."""
 
     def open(self) -> None:
         """Open the datasets that the recipe names; InputError if they differ from what it says."""

@@ -7,15 +7,15 @@ embedding enters its time embedding. The mixer is trained on two images of one p
 style image is also the target. When it generates, the style image may show anybody. A model without
 `conditions` is one of stage 1, a model with them is one of stage 2.
 
-The paper leaves some choices open. Here, the teacher gives the features of styles, the identity
-loss and the centres (the paper takes its centres under a larger network). `trim_outliers` replaces
-the tenth of the whole dataset's images that is furthest from the centres. The average of weights
-covers the conditioner too.
-
-The following goes beyond the paper and is off by default: velocity, latents, min-SNR weights,
-learned empty tokens with guidance, and training samples without identity or without style. The
-latter keep the mixer from reading the identity off the style image, and they allow guidance from
-the style alone towards the identity.
+Where the paper leaves room: the reference of style, of the identity loss and of the centres is the
+teacher (the paper takes its centres under a larger network); the images that `trim_outliers`
+replaces are the tenth furthest from their centres in the whole dataset, or as the authors' code
+does of each person (`trim_within`); the identity encoder is trained without the dropout that the
+code keeps in it (`model.conditions.identity_dropout`); the average kept for sampling covers the
+conditioner too. Beyond the paper, each off by default: velocity, latents,
+min-SNR weights, learned empty tokens with guidance, and samples without identity or without style,
+which keep the mixer from reading off the style who it is, and let guidance lead from the style to
+the identity in it.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,24 @@ from factory.diffusion.autoencoder import to_pixels
 from factory.diffusion.dcface import ConditionsConfig, DCFaceConfig, DCFaceNet, early_features
 from factory.diffusion.examples import features
 from factory.diffusion.files import RANDOM_INIT
-from factory.diffusion.sampling import Given
+from factory.diffusion.published import sized
+from factory.diffusion.sampling import Draw, Given
 from factory.diffusion.tokens import draw_kept
 from factory.recipe import Fraction, InputError, Positive, checked
 from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.recognizers import load_recognizer
-from factory.seeding import generator, seed64
+from factory.seeding import generator
 from factory.systems.base import Conditions, Position, Rendered
+from factory.systems.inliers import nearest, trimmed
 from factory.systems.sampling import DiffusionSystem, SamplingOptions, unit
-from factory.systems.styles import DatasetStyles, StudioStyles, Style, StyleBank, StylesOptions
+from factory.systems.styles import (
+    DatasetStyles,
+    StudioStyles,
+    Style,
+    StyleBank,
+    StylesOptions,
+    grouped,
+)
 from factory.systems.training import (
     DenoiserBatch,
     DenoiserTraining,
@@ -50,9 +59,8 @@ from factory.systems.training import (
     TrainingOptions,
 )
 
-OUTLIERS = 0.1  # share of the images that trim_outliers replaces
-BLOCK = 65_536  # embeddings that are read at a time
-SAME_FACE = 0.95  # least cosine of two embeddings of one image, on any hardware
+BLOCK = 65_536  # embeddings read at a time
+SAME_FACE = 0.95  # cosine of two embeddings of one image, whatever computed them
 
 
 class DCFaceSampling(SamplingOptions):
@@ -76,6 +84,9 @@ class DCFace(DiffusionSystem):
     name = "dcface"
     Options = DCFaceSampling
     sources = ("bank", "gallery", "noise")
+    unembedded = ("noise",)
+    learns_variance = True
+    torch_seed = 0  # of stage 1; a batch of stage 2 is seeded by its first label
     unperturbed = "its identity enters as an image too, which a turned context would contradict"
 
     def check(self) -> None:
@@ -90,6 +101,10 @@ class DCFace(DiffusionSystem):
         if options.styles.draw == "matched" and "attributes" not in recipe.weights:
             raise InputError(
                 "recipe field weights.attributes: missing; options.styles.draw matched needs it"
+            )
+        if options.styles.draw == "listed" and options.styles.dataset is None:
+            raise InputError(
+                "recipe field options.styles.dataset: missing; styles.draw listed takes its images"
             )
         self.banked = source != "noise"
         if source == "noise" and recipe.screens.identity_drift is not None:
@@ -114,8 +129,9 @@ class DCFace(DiffusionSystem):
         return (*super().origins(), *found)
 
     def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the network."""
-        self.model = checked(DCFaceConfig, config["model"], "denoiser file: model.")
+        """Make the network; a U-Net whose file tells no size is the recipe's."""
+        model = sized(config["model"], self.recipe.image.size)
+        self.model = checked(DCFaceConfig, model, "denoiser file: model.")
         return DCFaceNet(self.model)
 
     @property
@@ -135,13 +151,14 @@ class DCFace(DiffusionSystem):
                 f"{named} learned no empty tokens: accepted are sampler.guidance_scale 1 and, of a "
                 "model with conditions, identities.source bank or gallery"
             )
-        found = checked_sha256("teacher", recipe.weights["teacher"])
-        wanted = self.config["trained_with"]["teacher"]
-        if self.banked and found != wanted:
+        unet = self.model.unet
+        if self.sampler.variance == "learned" and unet.out_channels != 2 * unet.in_channels:
             raise InputError(
-                f"recipe field weights.teacher: sha256 {found}; the denoiser reads features of the "
-                f"one it was trained with, {wanted}"
+                f"recipe field sampler.variance: learned; the denoiser has {unet.out_channels} "
+                "channels, accepted is beta"
             )
+        if self.banked:
+            self.own_teacher()
         self.predictor_of: Predictor | None = None
         if self.options.styles.draw == "matched":
             checked_sha256("attributes", recipe.weights["attributes"])
@@ -184,26 +201,19 @@ class DCFace(DiffusionSystem):
         draws = generator(position.seed(self.recipe.seed, "style"))
         if options.draw == "random":
             return self.styles.draw(draws)
+        if options.draw == "listed":
+            assert isinstance(self.styles, DatasetStyles)
+            return self.styles.listed(position.slot)
         drawn = [self.styles.draw(draws) for _ in range(options.candidates)]
         if options.draw == "similar":
             faces = self.embedded(np.stack([self.styles.image(style) for style in drawn]))
             return drawn[int((faces @ context).argmax())]
-        wanted = self._groups([image], [{}])[0]
-        pictures = [self.styles.image(style) for style in drawn]
-        groups = self._groups(pictures, [self.styles.truth(style) for style in drawn])
-        return drawn[int((groups != wanted).sum(axis=1).argmin())]
-
-    def _groups(self, images: Sequence[np.ndarray], truths: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return each image's group for each attribute; the truth counts before predictions."""
         assert self.predictor_of is not None
-        read = self.predictor_of.predict(np.stack(images))
-        found = [
-            np.searchsorted(
-                cuts, [truth.get(name, read[name][n]) for n, truth in enumerate(truths)]
-            )
-            for name, cuts in self.options.styles.groups.items()
-        ]
-        return np.stack(found, axis=1)
+        wanted = grouped(self.predictor_of, options.groups, [image], [{}])[0]
+        pictures = [self.styles.image(style) for style in drawn]
+        truths = [self.styles.truth(style) for style in drawn]
+        groups = grouped(self.predictor_of, options.groups, pictures, truths)
+        return drawn[int((groups != wanted).sum(axis=1).argmin())]
 
     @torch.no_grad()
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
@@ -214,7 +224,8 @@ class DCFace(DiffusionSystem):
         """
         seeds = [position.seed(self.recipe.seed) for position in positions]
         if not self.banked:
-            return Rendered(self.images(None, seeds), [{} for _ in positions])
+            made = self.images(None, seeds, draw=self.noise(positions))
+            return Rendered(made, [{} for _ in positions])
         who, style = (
             to_pixels(torch.from_numpy(conditions.extras[name])).to(self.device)
             for name in ("who", "style")
@@ -231,7 +242,7 @@ class DCFace(DiffusionSystem):
         network = self.network
         assert isinstance(network, DCFaceNet)
         given = (embedding, spatial) if network.encoder is None else (who,)
-        images = self.images(network.mixed(*given, early), seeds)
+        images = self.images(network.mixed(*given, early), seeds, draw=self.noise(positions))
         drawn = (Style(*map(int, row)) for row in conditions.extras["drawn"])
         return Rendered(images, [{"style": self.styles.key(one)} for one in drawn])
 
@@ -242,7 +253,14 @@ class DCFace(DiffusionSystem):
         assert isinstance(self.network, DCFaceNet) and not isinstance(given, Tensor)
         if empty is not None and self.options.guidance_from == "style":
             empty = torch.stack([empty, torch.zeros_like(empty)], dim=1)
-        return self.network.denoise(x, t, given, keep, empty)
+        whole = self.sampler.variance == "learned"
+        return self.network.denoise(x, t, given, keep, empty, whole)
+
+    def noise(self, positions: Sequence[Position]) -> Draw | None:
+        """Return what draws a batch's noise: torch's generator is seeded by its first label."""
+        if self.sampler.noise == "torch" and self.banked:
+            self.stream = torch.Generator().manual_seed(positions[0].identity)
+        return super().noise(positions)
 
 
 class DCFaceOptions(TrainingOptions):
@@ -253,6 +271,9 @@ class DCFaceOptions(TrainingOptions):
     )
     trim_outliers: bool = Field(
         default=True, description="Replace images far from the centre by others of the person."
+    )
+    trim_within: Literal["dataset", "person"] = Field(
+        default="dataset", description="The tenth that is far is that of all images, or of each's."
     )
     identity_loss: Literal["interpolated", "identity", "style"] = Field(
         default="interpolated",
@@ -358,10 +379,11 @@ class DCFaceTraining(DenoiserTraining):
                     f"{size}; the teacher makes {shape[0]}, {shape[1]}"
                 )
         cosines = self._centredness()
-        self.nearest = self._nearest(cosines)
+        self.nearest = nearest(self.data, cosines, self.options.near)
         self.target = np.arange(len(self.data))
         if self.options.trim_outliers:
-            self._trim(cosines)
+            within = self.options.trim_within
+            self.target = trimmed(self.data, cosines, self.nearest, within, self.recipe.seed)
 
     def _centredness(self) -> np.ndarray:
         """Return each image's cosine to the mean embedding of its person, float32 [N]."""
@@ -377,30 +399,6 @@ class DCFaceTraining(DenoiserTraining):
                 for block in blocks
             ]
         )
-
-    def _nearest(self, cosines: np.ndarray) -> np.ndarray:
-        """Return the rows of each person's images nearest to the centre; -1 if there are fewer.
-
-        Returns:
-            int64 [classes, near].
-        """
-        data = self.data
-        order = np.lexsort((-cosines, data.labels))
-        places = data.first[:-1, None] + np.arange(self.options.near)
-        return np.where(places < data.first[1:, None], order[np.minimum(places, len(data) - 1)], -1)
-
-    def _trim(self, cosines: np.ndarray) -> None:
-        """Replace each outlier by an inlier of the same person."""
-        data, threshold = self.data, np.quantile(cosines, OUTLIERS)
-        for row in np.flatnonzero(cosines < threshold):
-            label = data.labels[row]
-            peers = data.peers[data.first[label] : data.first[label + 1]]
-            inliers = peers[cosines[peers] >= threshold]
-            if len(inliers):
-                draws = generator(seed64(self.recipe.seed, "inlier", int(row)))
-                self.target[row] = inliers[draws.integers(len(inliers))]
-            else:
-                self.target[row] = self.nearest[label, 0]
 
     def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
         return super()._batch(rows if self.sizes is None else self.target[rows], step, part)

@@ -23,18 +23,36 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from factory.datasets.located import local_file
+from factory.datasets.provenance import sha256_file
+from factory.diffusion.autoencoder import VQ
 from factory.diffusion.sampling import Given
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.recipe import Fraction, InputError, checked
+from factory.recipe import Address, Fraction, InputError, Part, checked
+from factory.recognition.tensors import read_tensors
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.contexts import uniform
-from factory.systems.sampling import DiffusionSystem, SamplingOptions
+from factory.systems.sampling import DiffusionSystem, SamplingOptions, unit
 from factory.systems.training import DenoiserBatch, DenoiserTraining, Drawn, TrainingOptions
+
+CONTEXTS = "accepted is a file of vectors by name, as torch.save writes a dictionary"
+
+
+class ContextsFile(Part):
+    """A file of contexts, named by where it lies and what it holds."""
+
+    url: Address = Field(description="Path or URL of vectors by name, as torch.save writes them.")
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
+        description="The first 16 digits of its sha256; a wrong one is answered with the right one."
+    )
 
 
 class IDiffFaceSampling(SamplingOptions):
     """IDiff-Face's own fields of a generate recipe; CPD belongs to the weights."""
 
+    contexts: ContextsFile | None = Field(
+        default=None, description="For identities.source file: identity i is its i-th vector."
+    )
     first_stage_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Sampler steps of two_stage's first image; default: sampler.steps"
     )
@@ -45,8 +63,53 @@ class IDiffFace(DiffusionSystem):
 
     name = "idiff_face"
     Options = IDiffFaceSampling
-    sources = ("uniform", "two_stage", "gallery", "bank")
+    sources = ("uniform", "two_stage", "gallery", "bank", "file", "noise")
     weights = ("denoiser", "autoencoder", "teacher")
+    unembedded = ("uniform", "file", "noise")
+    torch_seed = 42
+
+    def check(self) -> None:
+        """Refuse what contradicts the source of identities."""
+        super().check()
+        recipe, source = self.recipe, self.recipe.identities.source
+        self.banked = source != "noise"
+        if (self.options.contexts is not None) != (source == "file"):
+            raise InputError(
+                f"recipe field options.contexts: {'given' if self.options.contexts else 'missing'};"
+                f" identities.source is {source}, and contexts go with file"
+            )
+        if source == "noise" and (self.options.perturb or recipe.screens.identity_drift):
+            raise InputError(
+                "recipe field identities.source: noise draws faces of nobody; accepted are no "
+                "options.perturb and no screens.identity_drift"
+            )
+        assert recipe.sampler is not None
+        if source == "two_stage" and recipe.sampler.noise == "torch":
+            raise InputError(
+                "recipe field sampler.noise: torch; identities.source two_stage accepts position"
+            )
+
+    def open(self) -> None:
+        """Open the bank of identities, or the file of contexts, where the recipe names one."""
+        super().open()
+        self.contexts = np.zeros((0, 0), np.float32)
+        named = self.options.contexts
+        if named is None:
+            return
+        field = "recipe field options.contexts"
+        path = local_file(named.url, f"{field}.url", CONTEXTS)
+        found = sha256_file(path)[: len(named.digest)]
+        if found != named.digest:
+            raise InputError(f"{field}.digest: {named.digest}, but {path} has {found}")
+        vectors = [v.flatten() for v in read_tensors(path, f"{field}.url", (), CONTEXTS).values()]
+        if len({len(vector) for vector in vectors}) > 1:
+            raise InputError(f"{field}.url: vectors of several sizes in {path}; {CONTEXTS}")
+        if len(vectors) < self.recipe.identities.count:
+            raise InputError(
+                f"recipe field identities.count: {self.recipe.identities.count}; {path} has "
+                f"{len(vectors)} contexts"
+            )
+        self.contexts = unit(torch.stack(vectors).numpy())
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the denoiser."""
@@ -59,17 +122,43 @@ class IDiffFace(DiffusionSystem):
         return self.model.shape
 
     def fits(self) -> None:
-        """Refuse a teacher of another size, and an empty context that was never learned."""
-        self.suits(self.model.context_size, self.model.learn_empty_context)
+        """Refuse teacher, contexts and images of other sizes, and what was never learned."""
+        model, recipe, source = self.model, self.recipe, self.recipe.identities.source
+        location = recipe.weights["denoiser"].location
+        if (model.conditioning == "none") != (source == "noise"):
+            has = "no contexts" if model.conditioning == "none" else "contexts"
+            raise InputError(
+                f"recipe field identities.source: {source}; {location} was trained with {has}, "
+                "and noise goes with none"
+            )
+        if source == "file" and self.contexts.shape[1] != model.context_size:
+            raise InputError(
+                f"recipe field options.contexts.url: vectors of {self.contexts.shape[1]}; the "
+                f"denoiser accepts {model.context_size}"
+            )
+        if isinstance(self.autoencoder, VQ):
+            made = model.latent_size * 2 ** (len(self.autoencoder.config.widths) - 1)
+            if made != recipe.image.size:
+                raise InputError(
+                    f"recipe field image.size: {recipe.image.size}; latents of {model.latent_size} "
+                    f"make images of {made}"
+                )
+        if source != "noise":
+            self.suits(model.context_size, model.learn_empty_context)
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
         """Return unit contexts, float32 [n, D]; each depends on its index alone.
 
-        `uniform` draws on the sphere. `two_stage` embeds an image that was sampled without an
-        identity. `gallery` embeds a frontal picture of a studio person that no generator saw.
-        `bank` embeds the first image of each of a dataset's identities.
+        `uniform` draws on the sphere, `two_stage` embeds an image sampled without an identity,
+        `gallery` embeds a frontal picture of a studio person no generator has seen, `bank` the
+        first image of each of a dataset's identities, `file` takes those of a file in their order.
+        `noise` has none, [n, 0].
         """
         source = self.recipe.identities.source
+        if source == "noise":
+            return np.zeros((len(indices), 0), np.float32)
+        if source == "file":
+            return self.contexts[[index % len(self.contexts) for index in indices]]
         if source == "uniform":
             return uniform(self.recipe.seed, indices, self.model.context_size)
         if source == "two_stage":
@@ -92,7 +181,8 @@ class IDiffFace(DiffusionSystem):
         seeds = [position.seed(self.recipe.seed) for position in positions]
         drawn = conditions.extras.get("drawn")
         used = np.ascontiguousarray(conditions.context if drawn is None else drawn, np.float32)
-        images = self.images(torch.from_numpy(used).to(self.device), seeds)
+        given = torch.from_numpy(used).to(self.device) if self.banked else None
+        images = self.images(given, seeds, draw=self.noise(positions))
         if drawn is None:
             return Rendered(images, [{} for _ in positions])
         return Rendered(images, [{"v": round(float(v), 6)} for v in conditions.target])

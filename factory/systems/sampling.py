@@ -19,11 +19,26 @@ from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
 from factory.diffusion.examples import embed
-from factory.diffusion.files import load_autoencoder, load_denoiser, read_metadata
-from factory.diffusion.sampling import Given, Predict, guided, sample_latents
+from factory.diffusion.files import (
+    check_foreign,
+    load_autoencoder,
+    load_denoiser,
+    read_metadata,
+)
+from factory.diffusion.published import INSIDE
+from factory.diffusion.sampling import (
+    Draw,
+    Given,
+    Predict,
+    guided,
+    sample_latents,
+    torch_noise,
+)
 from factory.diffusion.schedule import Process
+from factory.plan import Shard
 from factory.recipe import (
     AUTO,
+    SCREENS,
     Cosine,
     Fraction,
     InputError,
@@ -33,6 +48,7 @@ from factory.recipe import (
     Sampler,
     checked,
 )
+from factory.recognition.recognizer import Recognizer
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 from factory.studio.people import person
@@ -85,8 +101,9 @@ class DiffusionSystem(System):
         config: the config in its file: `model`, `process`, and facts that the training kept for
             sampling.
         process: its noise process.
-        autoencoder: None if the denoiser works on pixels.
-        teacher: the recognizer that embeds images.
+        autoencoder: None where the denoiser works on pixels.
+        recognizer: the one that embeds, `weights.teacher` or inside of the denoiser's file; None
+            where nothing is to be embedded.
         bank: the images of identities.source bank; None for another source.
     """
 
@@ -94,15 +111,36 @@ class DiffusionSystem(System):
     unperturbed: ClassVar[str] = ""  # why the system refuses options.perturb, if it does
     weights = ("denoiser", "teacher")
     in_latents: ClassVar[bool | None] = None  # None: the denoiser's file decides
+    unembedded: ClassVar[tuple[str, ...]] = ()  # values of identities.source that embed nothing
+    learns_variance: ClassVar[bool] = False  # whether its networks may predict a variance
+    torch_seed: ClassVar[int | None] = None  # of torch's generator in the published script
+
+    def needed(self) -> tuple[str, ...]:
+        """Return the names that weights must have: a teacher only where something is embedded."""
+        recipe = self.recipe
+        without = recipe.teacher is not None or recipe.identities.source in self.unembedded
+        return tuple(name for name in self.weights if name != "teacher" or not without)
 
     def check(self) -> None:
-        """Refuse a recipe without a sampler, or with an eta that its sampler does not have."""
+        """Refuse a recipe without a sampler, or with what its sampler or the system has not."""
         recipe = self.recipe
         if recipe.sampler is None:
             raise InputError(f"recipe field sampler: missing; {self.name} needs one")
         if recipe.sampler.eta and recipe.sampler.name != "ddim":
             raise InputError(
                 f"recipe field sampler.eta: {recipe.sampler.eta}; {recipe.sampler.name} accepts 0"
+            )
+        if recipe.sampler.noise == "torch" and self.torch_seed is None:
+            raise InputError(
+                f"recipe field sampler.noise: torch; {self.name} accepts position: no order of its "
+                "authors' is known"
+            )
+        if recipe.sampler.variance == "learned" and not self.learns_variance:
+            raise InputError(f"recipe field sampler.variance: learned; {self.name} accepts beta")
+        rejecting = [name for name in SCREENS if getattr(recipe.screens, name) is not None]
+        if rejecting and recipe.teacher is None:
+            raise InputError(
+                f"recipe field weights.teacher: missing; screens.{rejecting[0]} needs it"
             )
         source, bank = recipe.identities.source, self.options.bank
         if (bank is not None) != (source == "bank"):
@@ -128,8 +166,11 @@ class DiffusionSystem(System):
             )
 
     def open(self) -> None:
-        """Open the bank of identities if the recipe names one."""
+        """Open the bank of identities, where the recipe names one, and look at others' files."""
         recipe, named = self.recipe, self.options.bank
+        check_foreign(recipe.weights["denoiser"], "denoiser", self._built)
+        if "autoencoder" in recipe.weights:
+            check_foreign(recipe.weights["autoencoder"], "autoencoder")
         self.bank: ImageBank | None = None
         if named is None:
             return
@@ -164,9 +205,10 @@ class DiffusionSystem(System):
             learned_empty: whether the denoiser learned an empty context, which guidance and
                 `two_stage` need.
         """
-        if self.teacher.dimension != dimension:
+        if self.recognizer is not None and self.recognizer.dimension != dimension:
             raise InputError(
-                f"recipe field weights.teacher.location: embeddings of {self.teacher.dimension}; "
+                f"recipe field weights.teacher.location: embeddings of "
+                f"{self.recognizer.dimension}; "
                 f"the denoiser accepts {dimension}"
             )
         guides = self.sampler.guidance_scale > 1.0 or self.recipe.identities.source == "two_stage"
@@ -200,9 +242,10 @@ class DiffusionSystem(System):
         if self._in_latents():
             found = load_autoencoder(recipe.weights["autoencoder"], recipe.image.size)
             self.autoencoder = found.to(self.device)
-        checked_sha256("teacher", recipe.weights["teacher"])
-        teacher = recipe.weights["teacher"].location
-        self.teacher = load_recognizer(teacher, device=self.device)
+        self.recognizer: Recognizer | None = None
+        if recipe.teacher is not None:
+            checked_sha256("teacher", recipe.teacher)
+            self.recognizer = load_recognizer(recipe.teacher.location, device=self.device)
         made = self.autoencoder.config.size if self.autoencoder else self.shape[1]
         if made != recipe.image.size:
             raise InputError(
@@ -210,6 +253,39 @@ class DiffusionSystem(System):
                 f"{'autoencoder' if self.autoencoder else 'denoiser'} makes {made}"
             )
         self.fits()
+
+    def own_teacher(self) -> None:
+        """Refuse a teacher that the denoiser was not trained with, whose features it reads."""
+        if "teacher" not in self.recipe.weights:
+            return
+        found = checked_sha256("teacher", self.recipe.weights["teacher"])
+        wanted, inside = self.config["trained_with"]["teacher"], ""
+        if wanted == INSIDE:
+            wanted = checked_sha256("denoiser", self.recipe.weights["denoiser"])
+            inside = ", inside of its own file; weights.teacher is to be left out"
+        if found != wanted:
+            raise InputError(
+                f"recipe field weights.teacher: sha256 {found}; the denoiser reads features of the "
+                f"one it was trained with, {wanted}{inside}"
+            )
+
+    @property
+    def teacher(self) -> Recognizer:
+        """Return the recognizer that embeds, of a recipe that has one."""
+        assert self.recognizer is not None, "weights are checked for it"
+        return self.recognizer
+
+    def enter(self, shard: Shard) -> None:
+        """Begin a shard with a generator of its own, where noise is torch's."""
+        if self.torch_seed is not None:
+            rank = shard.identity_start // self.recipe.shard.identities
+            self.stream = torch.Generator().manual_seed(self.torch_seed * (1 + rank))
+
+    def noise(self, positions: Sequence[Position]) -> Draw | None:
+        """Return what draws the noise of a batch in the authors' order; None: by position."""
+        if self.sampler.noise == "position":
+            return None
+        return torch_noise(self.stream, len(positions), self.shape)
 
     def gpu(self) -> dict[str, str]:
         """Return the GPU's name and CUDA's version if the networks are on a GPU."""
@@ -334,14 +410,19 @@ class DiffusionSystem(System):
 
     @torch.no_grad()
     def images(
-        self, given: Given, seeds: Sequence[int], sampler: Sampler | None = None
+        self,
+        given: Given,
+        seeds: Sequence[int],
+        sampler: Sampler | None = None,
+        draw: Draw | None = None,
     ) -> np.ndarray:
         """Sample images, uint8 [B, S, S, 3].
 
         Args:
-            given: the conditions of the network; None samples the empty context.
-            seeds: one 64-bit seed for each image.
-            sampler: default: the recipe's.
+            given: what the network is conditioned on; None samples the empty context.
+            seeds: one 64-bit seed an image.
+            sampler: default the recipe's.
+            draw: gives their noise; default by the seeds.
         """
         sampler = sampler or self.sampler
         low = self.sampler.dtype == "bfloat16"
@@ -349,7 +430,7 @@ class DiffusionSystem(System):
             predict = self.predictor(given, sampler)
             pixels = self.autoencoder is None
             made = sample_latents(
-                predict, seeds, self.shape, self.process, sampler, self.device, clip=pixels
+                predict, seeds, self.shape, self.process, sampler, self.device, pixels, draw
             )
             if self.autoencoder is not None:
                 made = self.autoencoder.decode(made)

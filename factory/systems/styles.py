@@ -1,5 +1,6 @@
 """Style banks: pictures of a dataset or of the studio that decide how an image looks."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from factory.datasets.images import ImageBank
 from factory.recipe import NamedDataset, Part, Positive
+from factory.recognition.attributes import Predictor
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import attributes, draw_view
@@ -18,11 +20,12 @@ class StylesOptions(Part):
     dataset: NamedDataset | None = Field(
         default=None, description="Images of a dataset; default: the studio's train people."
     )
-    people: Positive = Field(default=8000, description="Number of the studio's train people.")
-    draw: Literal["random", "matched", "similar"] = Field(
+    people: Positive = Field(default=8000, description="So many of the studio's train people.")
+    draw: Literal["random", "matched", "similar", "listed"] = Field(
         default="random",
-        description="random: any style; of some candidates, matched: the one whose attributes "
-        "differ least from the identity image's; similar: the one nearest under the teacher.",
+        description="The first drawn; the one whose attributes differ least from the identity "
+        "image's; the one whose face is nearest to it under the teacher; or, drawn from none, the "
+        "n-th image of the dataset for the n-th of every identity.",
     )
     candidates: Positive = Field(default=16, description="Number of candidates to choose from.")
     groups: dict[str, tuple[float, ...]] = Field(
@@ -36,6 +39,31 @@ class Style(NamedTuple):
 
     number: int
     view: int
+
+
+def grouped(
+    predictor: Predictor,
+    groups: Mapping[str, Sequence[float]],
+    images: Sequence[np.ndarray],
+    truths: Sequence[Mapping[str, Any]],
+) -> np.ndarray:
+    """Return the group of each image by each attribute: the truth, or else as predicted.
+
+    Args:
+        predictor: reads attributes.
+        groups: attributes, and where their range is cut.
+        images: uint8 [S, S, 3] each.
+        truths: what is known of each image.
+
+    Returns:
+        int64 [images, attributes], counted from 0 in each.
+    """
+    read = predictor.predict(np.stack(images))
+    found = [
+        np.searchsorted(cuts, [truth.get(name, read[name][n]) for n, truth in enumerate(truths)])
+        for name, cuts in groups.items()
+    ]
+    return np.stack(found, axis=1)
 
 
 class StyleBank(Protocol):
@@ -68,6 +96,10 @@ class DatasetStyles:
     def draw(self, draws: np.random.Generator) -> Style:
         """Draw one of all images."""
         return Style(int(draws.integers(len(self.images))), 0)
+
+    def listed(self, slot: int) -> Style:
+        """Return the image of a slot, in key order and from the first again after the last."""
+        return Style(slot % len(self.images), 0)
 
     def image(self, style: Style) -> np.ndarray:
         """Return the image."""

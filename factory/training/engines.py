@@ -145,14 +145,25 @@ def make_engine(
     return made
 
 
-def make_optimizer(recipe: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return torch's optimizer for a recipe and parameters."""
+def make_optimizer(
+    recipe: Optimizer, parameters: Sequence[nn.Parameter], undecayed: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return torch's optimizer of a recipe over parameters.
+
+    Args:
+        recipe: its name and constants.
+        parameters: what it trains.
+        undecayed: what it trains besides, without weight decay.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if undecayed:
+        groups.append({"params": list(undecayed), "weight_decay": 0.0})
     if recipe.name == "sgd":
         return torch.optim.SGD(
-            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
     kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
-    return kind(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+    return kind(groups, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
 
 def unmoved(one: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
@@ -169,9 +180,46 @@ def unmoved(one: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
     }
 
 
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters by name, in the order in which optimizers number them."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+class Trained(NamedTuple):
+    """The parameters of a network that are trained, by name.
+
+    Attributes:
+        decayed: those that the recipe's weight decay pulls at.
+        undecayed: those that it leaves alone: batch normalisations', where the recipe says so.
+    """
+
+    decayed: dict[str, nn.Parameter]
+    undecayed: dict[str, nn.Parameter]
+
+    @property
+    def all(self) -> dict[str, nn.Parameter]:
+        """Return both, in the order optimizers number them."""
+        return self.decayed | self.undecayed
+
+    def optimizer(self, recipe: Optimizer) -> torch.optim.Optimizer:
+        """Return torch's optimizer of a recipe over both."""
+        return make_optimizer(recipe, list(self.decayed.values()), list(self.undecayed.values()))
+
+
+def trained(module: nn.Module, recipe: Optimizer) -> Trained:
+    """Return the parameters that a recipe trains.
+
+    Without `decay_norms` those of batch normalisations are not decayed: (code) AdaFace's training
+    separates them so; slopes of PReLUs and biases of linear layers are decayed there all the same.
+    """
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    norms = {
+        f"{place}.{name}" if place else name
+        for place, part in module.named_modules()
+        if isinstance(part, kinds)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    found = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    left = set() if recipe.decay_norms else norms
+    return Trained(
+        {name: p for name, p in found.items() if name not in left},
+        {name: p for name, p in found.items() if name in left},
+    )
 
 
 class TorchEngine(TrainingEngine):
@@ -184,8 +232,9 @@ class TorchEngine(TrainingEngine):
         super().__init__(recipe.engine, device)
         self.module = module
         self.clip_norm = recipe.optimizer.clip_norm
-        self.parameters = list(trained(module).values())
-        self.optimizer = make_optimizer(recipe.optimizer, self.parameters)
+        found = trained(module, recipe.optimizer)
+        self.parameters = list(found.all.values())
+        self.optimizer = found.optimizer(recipe.optimizer)
 
     def step(self, parts: Sequence[P], loss: Callable[[P], Tensor], rate: float) -> Step:
         """Take one step; the gradient's norm is clipped if the recipe says so."""
@@ -267,8 +316,8 @@ class DeepSpeedEngine(TrainingEngine):
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         # With ZeRO-3 no worker holds the whole network; pictures are made with a copy.
         self.copy = copy.deepcopy(module).cpu() if self.stage == 3 else None
-        self.names = trained(module)
-        optimizer = make_optimizer(recipe.optimizer, list(self.names.values()))
+        found = trained(module, recipe.optimizer)
+        self.names, optimizer = found.all, found.optimizer(recipe.optimizer)
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
         self.module = self.engine
         self.network = module
@@ -302,6 +351,11 @@ class DeepSpeedEngine(TrainingEngine):
             return {"module": weights, "optimizer": self.base.state_dict()}
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if self.stage < 3:
+            # DeepSpeed links parameters to their state after the first group's step, when the
+            # second group has none yet.
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         kept = next(iter(self.base.state.values()))
         state: dict[int, dict[str, Any]] = {}
         for number, parameter in enumerate(self.names.values()):

@@ -37,4 +37,6 @@ def learning_rate(base: float, schedule: Schedule, step: int, total: int, per_ep
     else:
         phase = (step - warmup) / max(total - warmup, 1)
     low = schedule.final_lr
+    if schedule.name == "polynomial":
+        return base * (low + (1.0 - low) * (1.0 - phase) ** schedule.power)
     return base * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * phase)))
