@@ -25,10 +25,10 @@ class Head(Part):
     name: Literal["cosface", "arcface", "arcface_straight_through", "adaface"] = Field(
         description="arcface_straight_through has arcface's values and arcface_torch's gradients."
     )
-    scale: Annotated[float, Field(gt=0.0)] = 64.0
-    margin: Annotated[float, Field(ge=0.0)] = 0.4
-    h: Annotated[float, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
-    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    scale: Annotated[float, NUMBER, Field(gt=0.0)] = 64.0
+    margin: Annotated[float, NUMBER, Field(ge=0.0)] = 0.4
+    h: Annotated[float, NUMBER, Field(gt=0.0)] = Field(default=0.333, description="AdaFace's h.")
+    sample_rate: Annotated[float, NUMBER, Field(gt=0.0, le=1.0)] = Field(
         default=1.0, description="Partial FC: share of the class centres that a step compares with."
     )
 

@@ -19,6 +19,7 @@ from factory.recipe.parts import (
     Part,
     Positive,
     Precision,
+    Seed,
     Weights,
     Workers,
 )
@@ -26,6 +27,7 @@ from factory.recipe.parts import (
 HOLD_TEACHER = ("dcface",)  # prefixes of denoisers with a recognizer inside their file
 LATER = ("spacing", "noiseless", "variance", "noise")  # fields that a sampler had not always
 SCREENS = ("identity_drift", "near_duplicate", "real_lookalike")  # those that reject images
+Seconds = Annotated[Number, Field(gt=0.0, le=1e6)]
 
 
 class Identities(Part):
@@ -73,7 +75,7 @@ class Sampler(Part):
         description="Whether an image's noise follows from its position alone, or from torch's "
         "generator and the order in which a shard's images are made.",
     )
-    batch_size: Positive = 16
+    batch_size: Annotated[Positive, Field(le=65_536)] = 16
     dtype: Precision = Field(
         default=AUTO,
         description="auto: bfloat16 if the workers' processors have instructions for it.",
