@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
+from factory.diffusion.files import load_denoiser
+from factory.diffusion.sampling import Given, Predict, guide
 from factory.diffusion.schedule import Noising
-from factory.recipe import InputError, Part, Positive, Sampler
-
-Predict = Callable[[Tensor, Tensor], Tensor]
+from factory.recipe import InputError, Part, Positive, Sampler, Weights
 
 
 class Few(Part):
@@ -100,6 +100,77 @@ class Segments:
             wanted = (landed - share * noisy) / (signal_to - share * signal)
             noise = (noisy - signal * wanted) / sigma
             return self.noising.target(wanted, noise, t)
+
+    def followed(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        teacher: nn.Module,
+        student: nn.Module,
+        given: Given,
+        empty: Tensor,
+    ) -> Tensor:
+        """Return `target` where both are denoisers with conditions, the teacher guided.
+
+        Args:
+            noisy: x_t at times of `at`.
+            t: those times, int64 [B].
+            teacher: called as (x, t, given, keep=None, empty=mask); frozen.
+            student: called in the same way.
+            given: the conditions.
+            empty: which rows have the empty context, bool [B]: they stay unguided.
+        """
+
+        def guided(x: Tensor, at: Tensor) -> Tensor:
+            with_context = teacher(x, at, given, keep=None, empty=empty)
+            if self.few.guidance_scale == 1.0:
+                return with_context
+            without = teacher(x, at, given, keep=None, empty=torch.ones_like(empty))
+            return guide(with_context.float(), without.float(), self.few.guidance_scale, 0.0)
+
+        return self.target(
+            noisy, t, guided, lambda x, at: student(x, at, given, keep=None, empty=empty)
+        )
+
+
+def load_followed(
+    weights: Weights | None,
+    stated: Callable[[dict[str, Any]], dict[str, Any]],
+    wanted: dict[str, Any],
+    build: Callable[[], nn.Module],
+) -> nn.Module:
+    """Load the denoiser that a student follows, frozen.
+
+    Args:
+        weights: `weights.denoiser` of the student's recipe.
+        stated: takes from a file's config what decides: `system`, `model` and `process`.
+        wanted: the same of the student.
+        build: makes its network, as the student's.
+
+    Raises:
+        InputError: it is missing, a student itself, or of another system, shape or noise process.
+    """
+    if weights is None:
+        raise InputError(
+            "recipe field weights.denoiser: missing; options.few distils the denoiser named there"
+        )
+    field = f"recipe field weights.denoiser.location: {weights.location}"
+
+    def built(config: dict[str, Any]) -> nn.Module:
+        if "few" in config:
+            raise InputError(
+                f"{field} is a student of {config['few']['steps']} steps itself; accepted is a "
+                "denoiser of many steps"
+            )
+        found = stated(config)
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise InputError(
+                    f"{field} has {name} {found[name]}; accepted is what the student has, {value}"
+                )
+        return build()
+
+    return load_denoiser(weights, built)[0]
 
 
 def check_few(few: dict[str, Any] | None, sampler: Sampler) -> None:

@@ -18,6 +18,7 @@ from factory.datasets.images import ImageBank
 from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
+from factory.diffusion.distillation import check_few
 from factory.diffusion.examples import embed
 from factory.diffusion.files import (
     check_foreign,
@@ -236,6 +237,7 @@ class DiffusionSystem(System):
                     f"trained with random-init {facts['random_init']}: it draws no faces"
                 )
         network, self.config = load_denoiser(recipe.weights["denoiser"], self._built)
+        check_few(self.config.get("few"), self.sampler)
         self.network = network.to(self.device)
         self.process = checked(Process, self.config["process"], "denoiser file: process.")
         self.autoencoder = None
@@ -342,7 +344,9 @@ class DiffusionSystem(System):
             indices: one index for each image, which alone decides it.
             steps: sampler steps; default: the recipe's.
         """
-        sampler = self.sampler.model_copy(update={"steps": steps or self.sampler.steps})
+        own = "few" in self.config  # a student has learned its own steps, and no others
+        steps = self.sampler.steps if own else steps or self.sampler.steps
+        sampler = self.sampler.model_copy(update={"steps": steps})
         seeds, size = self.seeds("context", indices), self.sampler.batch_size
         return np.concatenate(
             [self.images(None, full, sampler)[:count] for full, count in filled(seeds, size)]

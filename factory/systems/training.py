@@ -7,7 +7,7 @@ share: noise, masks and draws keyed by position.
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,6 +22,7 @@ from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
 from factory.diffusion.conditioning import draw_masks
+from factory.diffusion.distillation import Few, Segments, load_followed
 from factory.diffusion.examples import (
     Examples,
     ExampleSource,
@@ -77,6 +78,10 @@ class TrainingOptions(Part):
     empty_context_prob: Fraction = 0.0
     min_snr_gamma: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0 is off.")
     identity: IdentityLoss = IdentityLoss()
+    few: Few | None = Field(
+        default=None,
+        description="Distil weights.denoiser into a student of a few steps.",
+    )
     teacher_backbone: Literal["r18", "r34", "r50", "r100"] = Field(
         default="r100", description="The network of a random-init teacher."
     )
@@ -148,12 +153,16 @@ class DenoiserTraining(Trainable):
         self.check()
         self.device = torch.device("cuda" if recipe.engine.num_gpus else "cpu")
         self.noising = Noising(self.options.process)
+        few = self.options.few
+        self.segments = None if few is None else Segments(few, self.noising)
         self._load_frozen()
 
     def load(self) -> Self:
         """Make the network, and compute the examples or read them from the cache."""
         recipe = self.recipe
         self.module = self.build()
+        if self.segments is not None:
+            self._load_followed()
         if "start" in recipe.weights and recipe.weights["start"].location != RANDOM_INIT:
             read_metadata(recipe.weights["start"], "start", "denoiser")
             load_state(recipe.weights["start"], self.module, "start", self.fresh)
@@ -199,6 +208,25 @@ class DenoiserTraining(Trainable):
     def kept(self) -> dict[str, Any]:
         """Return the facts about the training that sampling needs, JSON-able."""
         return {}
+
+    def _load_followed(self) -> None:
+        """Load the denoiser that a student follows, from which it also starts."""
+
+        def stated(config: dict[str, Any]) -> dict[str, Any]:
+            model = checked(self.Model, config["model"], "denoiser file: model.")
+            process = checked(Process, config["process"], "denoiser file: process.")
+            return {
+                "system": config.get("system", "idiff_face"),
+                "model": model.model_dump(mode="json", exclude={"cpd_rate"}),  # of its training
+                "process": process.model_dump(mode="json"),
+            }
+
+        own = {"model": self.recipe.model, "process": self.options.process.model_dump()}
+        wanted = stated({"system": self.system, **own})
+        weights = self.recipe.weights.get("denoiser")
+        followed = load_followed(weights, stated, wanted, self.build)
+        self.followed = followed.to(self.device)
+        self.module.load_state_dict(followed.state_dict())
 
     def _load_frozen(self) -> None:
         recipe = self.recipe
@@ -349,10 +377,17 @@ class DenoiserTraining(Trainable):
 
     def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted error, plus the identity loss if it is on, and numbers to log."""
+        if self.segments is not None:
+            batch = replace(batch, t=self.segments.at(batch.t))
         noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
         given = self.taken(batch)
         predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
-        wanted = self.noising.target(batch.clean, batch.noise, batch.t)
+        if self.segments is None:
+            wanted = self.noising.target(batch.clean, batch.noise, batch.t)
+        else:
+            wanted = self.segments.followed(
+                noisy, batch.t, self.followed, module, given, batch.empty
+            )
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         loss = (self.error_weight(batch.t) * error).mean()
         numbers = {"error": float(error.detach().mean())}
@@ -404,7 +439,10 @@ class DenoiserTraining(Trainable):
         people, each = 4, 7
         rows = np.arange(people)
         seeds = [seed64(0, "samples", n) for n in range(people * each)]
+        few = self.options.few
         sampler = Sampler(name="dpmsolver++", steps=16)
+        if few is not None:
+            sampler = Sampler(name="ddim", steps=few.steps)
         low = self.recipe.engine.precision == "bfloat16"
         with (
             torch.inference_mode(),
@@ -429,11 +467,13 @@ class DenoiserTraining(Trainable):
             "process": self.options.process.model_dump(mode="json"),
             "trained_with": {
                 name: named(self.recipe, name)
-                for name in ("autoencoder", "teacher")
+                for name in ("autoencoder", "teacher", "denoiser")
                 if name in self.recipe.weights
             },
             **self.kept(),
         }
+        if self.options.few is not None:
+            config["few"] = self.options.few.model_dump(mode="json")
         save_weights(path, "denoiser", module, json.loads(json.dumps(config)), facts)
 
 
