@@ -5,14 +5,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from factory.datasets import store as module
 from factory.datasets.manifest import committed, load_manifest
-from factory.datasets.patience import in_order
 from factory.datasets.store import LOCK, Store, below, parted
 from factory.datasets.verify import verify
 from factory.recipe import FaultError, InputError, public
@@ -209,20 +207,6 @@ def test_a_lock_is_renewed_and_its_loss_is_noticed(
         with pytest.raises(FaultError, match="another writer took its lock"):
             lock.check()
     assert store.read(LOCK) == b'{"token": "another"}'
-
-
-def test_in_order_keeps_order_and_stays_lazy() -> None:
-    taken = []
-
-    def source() -> Iterator[int]:
-        for item in range(100):
-            taken.append(item)
-            yield item
-
-    results = in_order(lambda item: item * item, source(), 2)
-    assert [next(results) for _ in range(3)] == [0, 1, 4]
-    assert len(taken) <= 7
-    assert list(results) == [item * item for item in range(3, 100)]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ import pytest
 import ready
 
 from factory.cluster import workers
-from factory.datasets import store as module
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import merge
 from factory.datasets.provenance import versions
-from factory.datasets.scratch import scratch
+from factory.datasets.scratch import scratch, sweep_scratch
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.generation.run import generate
@@ -96,12 +95,12 @@ def test_a_killed_writer_leaves_nothing_behind(
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGSTOP)
     left = parts(temporary)
-    module._sweep_scratch.cache_clear()
+    sweep_scratch.cache_clear()
     with scratch():
         assert parts(temporary)[: len(left)], "a living writer's folder is its own"
     process.kill()
     process.wait()
-    module._sweep_scratch.cache_clear()
+    sweep_scratch.cache_clear()
     with scratch() as folder:
         assert parts(temporary) == [folder.name]
     assert parts(temporary) == []

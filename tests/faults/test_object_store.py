@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ready
 
-from factory.datasets import store as module
+from factory.datasets import patience
 from factory.datasets.manifest import merge
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
@@ -48,7 +48,7 @@ def test_a_failing_and_dying_server_changes_no_byte(
 def test_a_server_that_stays_away_is_an_error_in_the_end(
     front, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "PAUSES_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(patience, "PAUSES_SECONDS", (0.01, 0.02))
     server, url = front
     store = Store(url % "away")
     store.write("a", b"1")
