@@ -3,7 +3,7 @@
 `dcface:FILE` is a checkpoint of stage 2 with all that it needs inside: the averaged U-Net, the
 trained identity encoder, the style mapping and the teacher; or one of stage 1, a U-Net alone.
 `idiff_face:FILE` is an averaged or a raw checkpoint of IDiff-Face, which hold equal weights as its
-code was read (papers.md 5), with `eps_model.` before the names or without.
+code was read (papers.md 6), with `eps_model.` before the names or without.
 
 Sizes, grid and conditioning are read from the shapes of the tensors; what no shape tells is as the
 published networks are built. Of stage 2 the average is loaded and nothing else: a file that has
