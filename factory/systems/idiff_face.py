@@ -6,6 +6,7 @@ Sampled: a synthetic context, drawn uniformly on the sphere or in two stages, gi
 fresh noise gives that person's images. The context does not vary within an identity. Unlike the
 paper's, a mirrored target has the mirrored image's embedding, and `two_stage` samples its first
 images with the empty context of this network, where the paper trains one without contexts for it.
+Published weights are taken as they are (`idiff_face:FILE`), and contexts from a file in its order.
 
 Beyond the paper, each off by default: a learned empty context with guidance, contexts from another
 image of the same person, min-SNR weights, and an identity loss through decoder and teacher.
