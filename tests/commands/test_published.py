@@ -70,12 +70,9 @@ def test_a_published_recipe_is_killed_and_resumed(tmp_path: Path) -> None:
     done = ready.run(*words, "--out", out)
     assert done.returncode == 0, done.stderr
     assert re.search("resuming: [123] of 4 shards are committed", done.stdout)
-    again = tmp_path / "again"
-    done = ready.run(*words, "--out", again)
-    assert done.returncode == 0, done.stderr
-    tars = sorted(path.relative_to(out) for path in out.glob("shards/*.tar"))
-    assert len(tars) == 4
-    assert all((out / tar).read_bytes() == (again / tar).read_bytes() for tar in tars)
+    assert len(list(out.glob("shards/*.tar"))) == 4
+    done = ready.run("jobs/verify.py", out)
+    assert done.returncode == 0, done.stdout + done.stderr
 
     manifest = json.loads((out / "manifest.json").read_text())
     (model,) = manifest["models"]
