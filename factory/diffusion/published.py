@@ -3,7 +3,7 @@
 `dcface:FILE` is a checkpoint of stage 2 with all that it needs inside: the averaged U-Net, the
 trained identity encoder, the style mapping and the teacher; or one of stage 1, a U-Net alone.
 `idiff_face:FILE` is an averaged or a raw checkpoint of IDiff-Face, which hold equal weights as its
-code was read (papers.md 5), with `eps_model.` before the names or without.
+code was read (papers.md 6), with `eps_model.` before the names or without.
 
 Sizes, grid and conditioning are read from the shapes of the tensors; what no shape tells is as the
 published networks are built. Of stage 2 the average is loaded and nothing else: a file that has
@@ -64,7 +64,7 @@ LATENT_SIZE = 32  # of IDiff-Face's latents; no shape tells it
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedDenoiser:
     """A denoiser of others, as a file of ours would have it.
 
     Attributes:
@@ -82,7 +82,7 @@ def is_published(weights: Weights) -> bool:
     return prefix_of(weights.location) in READERS
 
 
-def read_published(weights: Weights, name: str) -> Published:
+def read_published(weights: Weights, name: str) -> PublishedDenoiser:
     """Read the denoiser of a location for which `is_published` holds.
 
     Args:
@@ -104,7 +104,7 @@ def read_published(weights: Weights, name: str) -> Published:
     return reader(Layout(found, f"{field}: {path}", accepted))
 
 
-def _dcface(file: Layout) -> Published:
+def _dcface(file: Layout) -> PublishedDenoiser:
     """Read stage 2, or stage 1 where there is no style mapping."""
     conditioned = file.has(STYLE)
     if file.has(AVERAGED):
@@ -130,7 +130,7 @@ def _dcface(file: Layout) -> Published:
         config["model"]["conditions"] = conditions
         config["model"] = sized(config["model"], conditions["identity_size"])
         state |= mapped
-    return Published(config, state)
+    return PublishedDenoiser(config, state)
 
 
 def sized(model: dict[str, Any], size: int) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _conditions(file: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return sizes, state
 
 
-def _idiff_face(file: Layout) -> Published:
+def _idiff_face(file: Layout) -> PublishedDenoiser:
     """Read a U-Net with context attention, or with none."""
     buffers = {name for name in SCHEDULE if name in file.found}
     inner = "eps_model." if file.has("eps_model.") else ""
@@ -328,7 +328,7 @@ def _idiff_face(file: Layout) -> Published:
         "process": _process(file).model_dump(),
         "trained_with": {"autoencoder": ""},
     }
-    return Published(config, state)
+    return PublishedDenoiser(config, state)
 
 
 def _level(unet: Layout, ours: str, theirs: str) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ class _Stored:
         return whole.as_strided(tuple(self.shape), tuple(self.strides), self.offset)
 
 
-class _Kind:
+class _NumberType:
     """A numpy type as the file names it."""
 
     def __init__(self, name: Any = "", *args: Any) -> None:
@@ -188,7 +188,7 @@ class _Kind:
         return found.newbyteorder(">") if self.order == ">" else found
 
 
-class _Array:
+class _HeldArray:
     """A numpy array the file holds, as its bytes."""
 
     def __init__(self, *args: Any) -> None:
@@ -204,7 +204,7 @@ class _Array:
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             raise ValueError("an array without its bytes")
         _, shape, kind, columns, data = self.state
-        if not isinstance(kind, _Kind) or not isinstance(data, bytes):
+        if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
             raise ValueError("an array that is not of numbers")
         flat = np.frombuffer(data, kind.dtype())
         made = flat.reshape(shape, order="F" if columns else "C")
@@ -232,8 +232,8 @@ def _encoded(text: Any, encoding: Any = "") -> Any:
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Opaque()
 
 
-def _array(*args: Any) -> _Array:
-    return _Array()
+def _array(*args: Any) -> _HeldArray:
+    return _HeldArray()
 
 
 _NAMES: dict[tuple[str, str], Any] = {
@@ -244,7 +244,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _itself,
     ("torch._tensor", "_rebuild_from_type_v2"): _typed,
     ("_codecs", "encode"): _encoded,
-    ("numpy", "dtype"): _Kind,
+    ("numpy", "dtype"): _NumberType,
     ("numpy.core.multiarray", "_reconstruct"): _array,
     ("numpy._core.multiarray", "_reconstruct"): _array,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
@@ -372,7 +372,7 @@ def _viewed(data: np.ndarray, storage: _Storage) -> Tensor:
     return torch.from_numpy(data).view(storage.dtype)
 
 
-def _tensors(found: Any, containers: Sequence[str]) -> dict[str, Tensor | _Stored | _Array]:
+def _tensors(found: Any, containers: Sequence[str]) -> dict[str, Tensor | _Stored | _HeldArray]:
     """Return the tensors of the state dict in a file, by name."""
     if not isinstance(found, dict):
         return {}
@@ -383,15 +383,15 @@ def _tensors(found: Any, containers: Sequence[str]) -> dict[str, Tensor | _Store
     return _named(found)
 
 
-def _named(found: Mapping[Any, Any]) -> dict[str, Tensor | _Stored | _Array]:
+def _named(found: Mapping[Any, Any]) -> dict[str, Tensor | _Stored | _HeldArray]:
     return {
         name: value
         for name, value in found.items()
-        if isinstance(name, str) and isinstance(value, Tensor | _Stored | _Array)
+        if isinstance(name, str) and isinstance(value, Tensor | _Stored | _HeldArray)
     }
 
 
-def _float32(value: Tensor | _Stored | _Array) -> Tensor:
+def _float32(value: Tensor | _Stored | _HeldArray) -> Tensor:
     made = value if isinstance(value, Tensor) else value.made()
     return made.float() if made.is_floating_point() else made
 

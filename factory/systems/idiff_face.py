@@ -8,7 +8,8 @@ vary within an identity.
 
 There are two differences from the paper. A mirrored target has the mirrored image's embedding. And
 `two_stage` samples its first images with the empty context of this network, whereas the paper
-trains a network without contexts for them.
+trains a network without contexts for them. Published weights are taken as they are
+(`idiff_face:FILE`), and contexts of a file in their order.
 
 The following goes beyond the paper and is off by default: a learned empty context with guidance,
 contexts from another image of the same person, min-SNR weights, and an identity loss through
