@@ -111,7 +111,8 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
     """Draw FNMR over FMR, both logarithmic, a line for each curve.
 
     Args:
-        curves: by label, "fmr" and "fnmr" in [0, 1], as `det_curve` returns them.
+        curves: by label, "fmr" and "fnmr" in [0, 1], as `det_curve` returns them, and "floor", the
+            lowest FNMR that the pairs resolve; below it the line is dotted.
         name: what the chart shows, for those who cannot see it.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -122,8 +123,10 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
             fnmr = np.array(curve["fnmr"], dtype=float)
             lowest = min([lowest, *fnmr[fnmr > 0]])
             shown = np.where(fnmr > 0, fnmr, np.nan)  # nothing is refused: no point on a log axis
-            axes.plot(curve["fmr"], shown, color=SERIES[number % len(SERIES)], linewidth=1.4,
-                      label=label)  # fmt: skip
+            colour, floor = SERIES[number % len(SERIES)], curve.get("floor", [0.0])[0]
+            axes.plot(curve["fmr"], shown, color=colour, linewidth=1.1, linestyle=":")
+            axes.plot(curve["fmr"], np.where(fnmr >= floor, shown, np.nan), color=colour,
+                      linewidth=1.4, label=label)  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(lowest / 1.5, 1.3)

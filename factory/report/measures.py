@@ -8,9 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from factory.datasets.store import Store
-from factory.evaluation.scores import BINS
+from factory.evaluation.scores import BINS, RESOLVED
 from factory.recipe import InputError
 from factory.report.charts import compared, det
+from factory.report.few import curve_lacking, lacking, pairs_of, unresolved
+from factory.report.words import named
 
 FOLDER = "measures"
 ACCEPTED = "the JSON of measure.py or evaluate.py"
@@ -101,14 +103,19 @@ def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dic
 
 
 def error_curves(quality: Mapping[str, Any]) -> Markup:
-    """Draw the DET curves of all measures that resolve one."""
-    curves = {
-        f"{dataset}, {recognizer}": found["curve"]
-        for dataset, judged in quality.items()
-        for recognizer, found in judged.items()
-        if found.get("curve", {}).get("fmr")
-    }
-    return det(curves, "FNMR over FMR") if curves else Markup("")
+    """Draw the DET curves that are resolved, and say of the others why they are not."""
+    curves, others = {}, Markup("")
+    for dataset, judged in quality.items():
+        for recognizer, found in judged.items():
+            if "curve" not in found:
+                continue
+            label = f"{named(dataset)}, {recognizer}"
+            genuine, impostor = pairs_of(found)
+            if why := curve_lacking(found["curve"], genuine, impostor):
+                others += unresolved(f"{label}. {why}")
+            else:
+                curves[label] = {**found["curve"], "floor": [RESOLVED / genuine]}
+    return (det(curves, "FNMR over FMR") if curves else Markup("")) + others
 
 
 def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
@@ -119,13 +126,18 @@ def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
         first = one.get("training_matched", one["training"])["histogram"]
         second = one["held_out"]["histogram"] if "held_out" in one else None
         assert len(first) == BINS
+        if why := lacking({asked: sum(first)}):
+            charts[asked] = unresolved(why)
+            continue
         words = f"nearest real face of {asked} of {name}"
         charts[asked] = compared(first, second, -1.0, 1.0, words, "cosine", height=1.7)
     return charts
 
 
-def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup]:
-    """Draw each attribute's histogram with the reference over it."""
+def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup] | Markup:
+    """Draw each attribute's histogram with the reference over it, or say that images are too few."""
+    if why := lacking({"images": int(coverage["images"])}):
+        return unresolved(why)
     return {
         name: compared(
             one["histogram"], one["reference"], one["low"], one["high"], f"{name} of {dataset}"

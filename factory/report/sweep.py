@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
 from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
-from factory.report.page import duration, percent, template
+from factory.report.page import template
+from factory.report.words import duration, percent
 from factory.search.results import chance, load
 
 WORDS = {
