@@ -88,8 +88,8 @@ def curve_lacking(curve: Mapping[str, Sequence[float]], genuine: int, impostor: 
             f"resolve. An FNMR of 1 % takes {RESOLVED * 100:,} genuine pairs."
         )
     return (
-        f"{have}. The highest FNMR here is {100 * highest:.3g} %, which takes "
-        f"{math.ceil(RESOLVED / highest):,} genuine pairs."
+        f"{have}. The highest FNMR here is {100 * highest:.3g} %. To resolve that takes "
+        f"{math.ceil(RESOLVED / highest):,} genuine pairs or more."
     )
 
 

@@ -23,21 +23,29 @@ MADE = {  # what a system does, as a sentence
     "bank": "They were chosen from candidates, one image for each person.",
 }
 SOURCE_TYPES = {  # IPTC's terms
-    "trainedAlgorithmicMedia": "A computer made the images.",
-    "digitalCapture": "A camera took the images. The people in them have rights of their own.",
+    "trainedAlgorithmicMedia": "IPTC's term for synthetic images, made by a trained model.",
+    "digitalCapture": "IPTC's term for photographs. The people in them have rights of their own.",
 }
-UNMEASURED = "Nobody has measured this dataset, or the page was not given the measures."
-HOW_MEASURED = "factory measure URL --recognizer JUDGE --json FILE"
-HOW_LEAKAGE = "factory measure URL --recognizer JUDGE --against TRAINING --held-out UNSEEN --json FILE"
+UNMEASURED = "Nobody has measured it, or the page was not given the measures."
+MEASURE = "factory measure URL --recognizer JUDGE"
+THEN = "--json FILE && factory report URL --measures FILE"
 
 
 @dataclass(frozen=True)
 class Told:
-    """One thing the first screen tells: what it is called, its value, and what that means."""
+    """One thing the first screen tells.
+
+    Attributes:
+        name: what it is called.
+        value: its value in words.
+        meaning: what that means, a sentence or two.
+        command: what to type for more.
+    """
 
     name: str
     value: str
     meaning: str = ""
+    command: str = ""
 
 
 @dataclass
@@ -48,13 +56,11 @@ class Answer:
         question: in words.
         lead: a sentence.
         told: the few facts.
-        commands: what to type for more.
     """
 
     question: str
     lead: str = ""
     told: list[Told] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
 
 
 def answers(
@@ -135,7 +141,7 @@ def is_it_good(
             Told(
                 "Accuracy",
                 f"{percent(mean.mean, 2)}{sd} %",
-                f"A recognizer ({named(trained[0])}) judges so many pairs rightly. "
+                f"A recognizer ({named(trained[0])}) judges this share of pairs rightly. "
                 "Chance gives 50 %.",
             )
         )
@@ -146,7 +152,7 @@ def is_it_good(
             Told(
                 "Gap to real",
                 f"{figure(behind['absolute'], 2)}{more} points",
-                "Real images of equal number teach a recognizer so much more.",
+                "Real images, equal in number, teach a recognizer this much more.",
             )
         )
     dataset, recognizer, found = _chosen(results.get("quality", {}))
@@ -157,7 +163,8 @@ def is_it_good(
         answer.lead = "Recognizers were trained on it and tested."
     elif manifests:
         answer.lead = UNMEASURED
-        answer.commands = [HOW_MEASURED, "factory report URL --measures FILE"]
+        meaning = "These commands measure error and spread, and write this page again."
+        answer.told.append(Told("Quality", "not measured", meaning, f"{MEASURE} {THEN}"))
     if len(answer.told) < 4 and manifests:
         answer.told += _screened(manifests)
     return answer
@@ -175,10 +182,7 @@ def may_i_use_it(
         of = "" if len(licences) == 1 else f" of {names}"
         answer.told.append(Told(f"Licence{of}", licence, terms(licence)))
     answer.told.append(_models(models, [_kind(one) for one in manifests.values()]))
-    leaks = _leakage(quality)
-    answer.told.append(leaks)
-    if leaks.value == "not measured":
-        answer.commands = [HOW_LEAKAGE]
+    answer.told.append(_leakage(quality))
     types = _together({n: m.digitalSourceType for n, m in manifests.items()})
     for kind, names in types.items():
         of = "" if len(types) == 1 else f" of {names}"
@@ -248,7 +252,7 @@ def _chosen(quality: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
 
 def _separates(found: Mapping[str, Any], recognizer: str, dataset: str) -> str:
     return (
-        f"The recognizer {recognizer} compared the images of {named(dataset)}. Read error and "
+        f"The {recognizer}, a recognizer, compared the images of {named(dataset)}. Read error and "
         "spread together: copies of one image have no error."
     )
 
@@ -265,20 +269,20 @@ def _quality(found: Mapping[str, Any]) -> list[Told]:
         Told(
             "EER (equal error rate)",
             value,
-            f"It judges so many of {counted} wrongly, at equal rates. Less is better.",
+            f"The recognizer errs on this share of {counted}. Less is better.",
         ),
         Told(
             "Spread",
             figure(found["spread"]),
-            "Images of one person differ so much: 0 for copies, 1 for strangers.",
+            "Images of one person differ by this much: 0 for copies, about 1 for strangers.",
         ),
     ]
     if "uniqueness" in found:
         value = f"{percent(found['uniqueness'])} %"
-        told.append(Told("Uniqueness", value, "So many people look like nobody before them."))
+        told.append(Told("Uniqueness", value, "This share of the people look like nobody before them."))
     if "consistency" in found:
         value = f"{percent(found['consistency'])} %"
-        told.append(Told("Consistency", value, "So many images look like their own person."))
+        told.append(Told("Consistency", value, "This share of the images look like their own person."))
     return told
 
 
@@ -324,7 +328,8 @@ def _leakage(quality: Mapping[str, Any]) -> Told:
                 f"{figure(low)} to {figure(high)}; 0.5 is no leakage).",
             )
     meaning = "Nobody has compared these faces with the faces that the generator learned from."
-    return Told("Leakage", "not measured", meaning)
+    command = f"{MEASURE} --against TRAINING --held-out UNSEEN {THEN}"
+    return Told("Leakage", "not measured", meaning, command)
 
 
 def _together(values: Mapping[str, str]) -> dict[str, str]:

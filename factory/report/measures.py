@@ -115,7 +115,10 @@ def error_curves(quality: Mapping[str, Any]) -> Markup:
                 others += unresolved(f"{label}. {why}")
             else:
                 curves[label] = {**found["curve"], "floor": [RESOLVED / genuine]}
-    return (det(curves, "FNMR over FMR") if curves else Markup("")) + others
+    if not curves:
+        return others
+    note = f"A line is dotted where fewer than {RESOLVED} genuine pairs bear it."
+    return det(curves, "FNMR over FMR") + Markup(f'<p class="note tight">{note}</p>') + others
 
 
 def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:

@@ -14,7 +14,6 @@ from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
 from factory.datasets.store import Store, below
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
-from factory.evaluation.scores import RESOLVED
 from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
 from factory.report.contact import A_ROW, HALF, ROOM, Sheet, contact_sheet
@@ -142,7 +141,6 @@ def page(results: Mapping[str, Any]) -> str:
         with_cosines=any(s.cosine is not None for one in sheets.values() for s in one.strips),
         exact=EXACT,
         fewest=any(error_interval(m) for judged in quality.values() for m in judged.values()),
-        resolved=RESOLVED,
         quality=quality,
         charts=_quality_charts(quality),
         error_chart=error_curves(quality),
