@@ -24,6 +24,7 @@ VARIABLES = {
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of others may hold a dollar sign
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -81,7 +82,7 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
     """
     name = "accuracy by benchmark, every seed a dot"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(7.4, 0.42 * len(columns) + 0.8), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.42 * len(columns) + 0.8), layout="constrained")
         axes = figure.add_subplot()
         step = 0.62 / max(len(rows), 1)
         for number, (row, values) in enumerate(rows.items()):

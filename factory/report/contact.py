@@ -81,11 +81,9 @@ class Sheet:
         return f"{' to '.join(words)} pixels" if words else ""
 
     @property
-    def shown(self) -> str:
-        """At which size the faces are shown, in words."""
-        if any(face.own != (face.width, face.height) for face in self._faces):
-            return f"made smaller by a whole factor, to {LARGEST} pixels or less"
-        return "at twice their own size" if self.scale == 2 else "at their own size"
+    def shrunk(self) -> bool:
+        """Whether faces were made smaller."""
+        return any(face.own != (face.width, face.height) for face in self._faces)
 
     @property
     def _faces(self) -> list[Picture]:

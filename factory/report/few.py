@@ -76,20 +76,21 @@ def curve_lacking(curve: Mapping[str, Sequence[float]], genuine: int, impostor: 
             "or more."
         )
     highest = max(curve["fnmr"])
-    if highest * genuine >= RESOLVED:
+    refused = round(highest * genuine)
+    if refused >= RESOLVED:
         return ""
     have = (
         f"The {genuine:,} genuine pairs resolve no FNMR below "
         f"{100 * min(RESOLVED / max(genuine, 1), 1):.3g} %"
     )
-    if highest <= 0:
+    if not refused:
         return (
             f"{have}, and no pair is refused at any FMR that {impostor:,} impostor pairs "
             f"resolve. An FNMR of 1 % takes {RESOLVED * 100:,} genuine pairs."
         )
     return (
         f"{have}. The highest FNMR here is {100 * highest:.3g} %. To resolve that takes "
-        f"{math.ceil(RESOLVED / highest):,} genuine pairs or more."
+        f"{math.ceil(RESOLVED * genuine / refused):,} genuine pairs or more."
     )
 
 

@@ -12,6 +12,7 @@ from factory.report.few import error_interval, pairs_of
 from factory.report.words import figure, human, interval, named, percent
 
 JUDGE = "judge"
+MOST = 5  # figures that say how good a dataset is
 MADE = {  # what a system does, as a sentence
     "studio": "The studio drew them: a program renders heads, no trained model takes part.",
     "idiff_face": "IDiff-Face made them: a diffusion model follows one vector for each person.",
@@ -165,8 +166,9 @@ def is_it_good(
         answer.lead = UNMEASURED
         meaning = "These commands measure error and spread, and write this page again."
         answer.told.append(Told("Quality", "not measured", meaning, f"{MEASURE} {THEN}"))
-    if len(answer.told) < 4 and manifests:
+    if manifests:
         answer.told += _screened(manifests)
+    answer.told = answer.told[:MOST]
     return answer
 
 
@@ -279,10 +281,14 @@ def _quality(found: Mapping[str, Any]) -> list[Told]:
     ]
     if "uniqueness" in found:
         value = f"{percent(found['uniqueness'])} %"
-        told.append(Told("Uniqueness", value, "This share of the people look like nobody before them."))
+        told.append(
+            Told("Uniqueness", value, "This share of the people look like nobody before them.")
+        )
     if "consistency" in found:
         value = f"{percent(found['consistency'])} %"
-        told.append(Told("Consistency", value, "This share of the images look like their own person."))
+        told.append(
+            Told("Consistency", value, "This share of the images look like their own person.")
+        )
     return told
 
 
@@ -319,14 +325,14 @@ def _leakage(quality: Mapping[str, Any]) -> Told:
             if not member:
                 meaning = "Nearness was measured, without held-out faces to compare. See below."
                 return Told("Leakage", "measured in part", meaning)
-            low, high = member["low"], member["high"]
-            seen = "lie nearer than" if low > 0.5 else "lie no nearer than"
-            return Told(
-                "Leakage",
-                f"AUC {figure(member['auc'])}",
-                f"Training faces {seen} faces the generator never saw (95 % interval "
-                f"{figure(low)} to {figure(high)}; 0.5 is no leakage).",
+            said = (
+                "It leaks: training faces lie nearer than faces the generator never saw"
+                if member["low"] > 0.5
+                else "No leak shows beside faces the generator never saw"
             )
+            ends = f"{figure(member['low'])} to {figure(member['high'])}"
+            meaning = f"{said} (0.5 is none; the 95 % interval is {ends})."
+            return Told("Leakage", f"AUC {figure(member['auc'])}", meaning)
     meaning = "Nobody has compared these faces with the faces that the generator learned from."
     command = f"{MEASURE} --against TRAINING --held-out UNSEEN {THEN}"
     return Told("Leakage", "not measured", meaning, command)

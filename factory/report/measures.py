@@ -59,10 +59,13 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
     fairness: dict[str, Any] = {}
     protocols: list[dict[str, Any]] = []
     for file, content in measures.items():
-        who = content.get("recognizer", {}).get("name", file)
+        named_so = content.get("recognizer")
+        who = str(named_so.get("name", file)) if isinstance(named_so, Mapping) else file
         if "histograms" in content:
+            _check_quality(file, content)
             quality[_unlike(quality, who, file)] = content
         elif "benchmarks" in content:
+            _check_benchmarks(file, content)
             row = benchmarks.setdefault(who, {"average": []})
             row["average"].append(content["average"])
             for benchmark, result in content["benchmarks"].items():
@@ -71,7 +74,7 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
                     name = _unlike(fairness, f"{who}, {benchmark}", file)
                     fairness[name] = result["fairness"]
         elif "protocol" in content:
-            protocols.append({"recognizer": who, **content})
+            protocols.append({**content, "recognizer": who})
         else:
             raise InputError(f"{file}: accepted is {ACCEPTED}")
     return {
@@ -80,6 +83,34 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
         "fairness": fairness,
         "protocols": protocols,
     }
+
+
+def _check_quality(file: str, content: Mapping[str, Any]) -> None:
+    """Refuse a measure of quality that lacks a figure the page shows."""
+    for name in ("eer", "genuine_mean", "impostor_mean", "spread"):
+        _check_number(file, name, content.get(name))
+    both = content["histograms"]
+    for kind in ("genuine", "impostor"):
+        counts = both.get(kind) if isinstance(both, Mapping) else None
+        if not isinstance(counts, list) or not all(isinstance(one, int) for one in counts):
+            raise InputError(
+                f"{file}: histograms.{kind} is no list of counts; accepted is {ACCEPTED}"
+            )
+
+
+def _check_benchmarks(file: str, content: Mapping[str, Any]) -> None:
+    """Refuse an evaluation that lacks an accuracy."""
+    _check_number(file, "average", content.get("average"))
+    if not isinstance(content["benchmarks"], Mapping):
+        raise InputError(f"{file}: benchmarks is no JSON object; accepted is {ACCEPTED}")
+    for name, result in content["benchmarks"].items():
+        accuracy = result.get("accuracy") if isinstance(result, Mapping) else None
+        _check_number(file, f"benchmarks.{name}.accuracy", accuracy)
+
+
+def _check_number(file: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{file}: {name} is no number; accepted is {ACCEPTED}")
 
 
 def _unlike(taken: Container[str], name: str, file: str) -> str:
@@ -138,7 +169,7 @@ def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
 
 
 def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup] | Markup:
-    """Draw each attribute's histogram with the reference over it, or say that images are too few."""
+    """Draw each attribute's histogram and the reference, or say that images are too few."""
     if why := lacking({"images": int(coverage["images"])}):
         return unresolved(why)
     return {

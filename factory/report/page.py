@@ -16,7 +16,7 @@ from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
-from factory.report.contact import A_ROW, HALF, ROOM, Sheet, contact_sheet
+from factory.report.contact import A_ROW, HALF, ROOM, contact_sheet
 from factory.report.few import EXACT, error_interval, group_interval, lacking, unresolved
 from factory.report.first import answers
 from factory.report.measures import (
@@ -64,7 +64,7 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
         }
         return {**results, "datasets": {key: _inside(url, at) for key, at in named.items()}}
     if store.exists(MANIFEST):
-        name = load_manifest(store).recipe.get("name", "dataset")
+        name = str(load_manifest(store).recipe.get("name", "dataset"))
         found = sorted_measures(name, read_measures(store, measures))
         return {"title": f"Dataset {name}", "datasets": {name: url}, **found}
     raise InputError(
@@ -162,6 +162,7 @@ def page(results: Mapping[str, Any]) -> str:
         published_note=NOTE,
         definitions=_definitions(quality),
         screens={name: _screens(manifest) for name, manifest in manifests.items()},
+        seconds=sum(results.get("timings", {}).values()),
         timings=_bars(results.get("timings", {})),
         stages={name: _bars(manifest.totals.seconds) for name, manifest in manifests.items()},
         provenance=models,
