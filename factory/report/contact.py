@@ -81,9 +81,12 @@ class Sheet:
         return f"{' to '.join(words)} pixels" if words else ""
 
     @property
-    def shrunk(self) -> bool:
-        """Whether faces were made smaller."""
-        return any(face.own != (face.width, face.height) for face in self._faces)
+    def shrunk(self) -> str:
+        """By how much faces were made smaller, in words; "" where none was."""
+        factors = sorted({-(-max(face.own) // LARGEST) for face in self._faces})
+        if not factors or factors[-1] == 1:
+            return ""
+        return f"at 1/{factors[0]} of their size" if len(factors) == 1 else "some made smaller"
 
     @property
     def _faces(self) -> list[Picture]:
