@@ -24,7 +24,6 @@ VARIABLES = {
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of others may hold a dollar sign
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -96,9 +95,11 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
                 axes.plot(points, np.full(len(points), y), "o", color=colour, markersize=3.2,
                           alpha=0.55, markeredgewidth=0)  # fmt: skip
                 axes.plot(points.mean(), y, "|", color=colour, markersize=9, markeredgewidth=2.2,
-                          label=row if line == 0 else None)  # fmt: skip
+                          label=plain(row) if line == 0 else None)  # fmt: skip
         axes.axvline(50, color=LINE, linewidth=0.8)
-        axes.set_yticks(range(len(columns)), [column.replace("_", " ") for column in columns])
+        axes.set_yticks(
+            range(len(columns)), [plain(column.replace("_", " ")) for column in columns]
+        )
         axes.set_ylim(len(columns) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("accuracy in percent; 50 is chance")
@@ -127,7 +128,7 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
             colour, floor = SERIES[number % len(SERIES)], curve.get("floor", [0.0])[0]
             axes.plot(curve["fmr"], shown, color=colour, linewidth=1.1, linestyle=":")
             axes.plot(curve["fmr"], np.where(fnmr >= floor, shown, np.nan), color=colour,
-                      linewidth=1.4, label=label)  # fmt: skip
+                      linewidth=1.4, label=plain(label))  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(lowest / 1.5, 1.3)
@@ -174,9 +175,14 @@ def compared(
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
         if label:
-            axes.set_xlabel(label)
+            axes.set_xlabel(plain(label))
         open_sides(axes, ("left", "right", "top"))
         return inline(figure, name)
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is: a name of others may hold dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def open_sides(axes: Axes, sides: Sequence[str]) -> None:
@@ -191,7 +197,7 @@ def inline(figure: Figure, name: str) -> Markup:
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     text = sink.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(name), text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # other charts of the page use the same names
     for colour, variable in VARIABLES.items():

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
-from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
+from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides, plain
 from factory.report.page import template
 from factory.report.words import duration, percent
 from factory.search.results import chance, load
@@ -83,7 +83,7 @@ class Axis:
         """Return the names of places, {} where numbers speak for themselves."""
         if self.values is None or (self.numeric and len(self.values) > 8):
             return {}
-        return {self.place(value): shown(value) for value in self.values}
+        return {self.place(value): plain(shown(value)) for value in self.values}
 
 
 def shown(value: Any) -> str:
