@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
@@ -188,6 +188,9 @@ def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
             plot.plot(places, [m.mean for m in means], color=FIRST, linewidth=1.4)
         if axis.log:
             plot.set_xscale("log")
+            plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            plot.xaxis.set_major_formatter("{x:g}")
+            plot.minorticks_off()
         if axis.ticks:
             slanted = max(map(len, axis.ticks.values())) * len(axis.ticks) > 40
             turned = {"rotation": 30, "ha": "right"} if slanted else {}
