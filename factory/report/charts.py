@@ -81,7 +81,7 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
     """
     name = "accuracy by benchmark, every seed a dot"
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(7.4, 0.42 * len(columns) + 0.8), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.42 * len(columns) + 0.8), layout="constrained")
         axes = figure.add_subplot()
         step = 0.62 / max(len(rows), 1)
         for number, (row, values) in enumerate(rows.items()):
@@ -95,9 +95,11 @@ def accuracies(rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Seque
                 axes.plot(points, np.full(len(points), y), "o", color=colour, markersize=3.2,
                           alpha=0.55, markeredgewidth=0)  # fmt: skip
                 axes.plot(points.mean(), y, "|", color=colour, markersize=9, markeredgewidth=2.2,
-                          label=row if line == 0 else None)  # fmt: skip
+                          label=plain(row) if line == 0 else None)  # fmt: skip
         axes.axvline(50, color=LINE, linewidth=0.8)
-        axes.set_yticks(range(len(columns)), [column.replace("_", " ") for column in columns])
+        axes.set_yticks(
+            range(len(columns)), [plain(column.replace("_", " ")) for column in columns]
+        )
         axes.set_ylim(len(columns) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("accuracy in percent; 50 is chance")
@@ -111,8 +113,9 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
     """Draw FNMR over FMR on logarithmic axes, with a line for each curve.
 
     Args:
-        curves: results of `det_curve` by label, "fmr" and "fnmr" in [0, 1].
-        name: a description of the chart, for people who cannot see it.
+        curves: by label, "fmr" and "fnmr" in [0, 1], as `det_curve` returns them, and "floor", the
+            lowest FNMR that the pairs resolve; below it the line is dotted.
+        name: what the chart shows, for those who cannot see it.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
@@ -121,9 +124,11 @@ def det(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Marku
         for number, (label, curve) in enumerate(curves.items()):
             fnmr = np.array(curve["fnmr"], dtype=float)
             lowest = min([lowest, *fnmr[fnmr > 0]])
-            shown = np.where(fnmr > 0, fnmr, np.nan)  # a log axis has no place for 0
-            axes.plot(curve["fmr"], shown, color=SERIES[number % len(SERIES)], linewidth=1.4,
-                      label=label)  # fmt: skip
+            shown = np.where(fnmr > 0, fnmr, np.nan)  # nothing is refused: no point on a log axis
+            colour, floor = SERIES[number % len(SERIES)], curve.get("floor", [0.0])[0]
+            axes.plot(curve["fmr"], shown, color=colour, linewidth=1.1, linestyle=":")
+            axes.plot(curve["fmr"], np.where(fnmr >= floor, shown, np.nan), color=colour,
+                      linewidth=1.4, label=plain(label))  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(lowest / 1.5, 1.3)
@@ -170,9 +175,14 @@ def compared(
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
         if label:
-            axes.set_xlabel(label)
+            axes.set_xlabel(plain(label))
         open_sides(axes, ("left", "right", "top"))
         return inline(figure, name)
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is: a name of others may hold dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def open_sides(axes: Axes, sides: Sequence[str]) -> None:
@@ -187,7 +197,7 @@ def inline(figure: Figure, name: str) -> Markup:
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     text = sink.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(name), text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids must be unique on a page
     for colour, variable in VARIABLES.items():

@@ -8,9 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from factory.datasets.store import Store
-from factory.evaluation.scores import BINS
+from factory.evaluation.scores import BINS, RESOLVED
 from factory.recipe import InputError
 from factory.report.charts import compared, det
+from factory.report.few import curve_lacking, lacking, pairs_of, unresolved
+from factory.report.words import named
 
 FOLDER = "measures"
 ACCEPTED = "the JSON of measure.py or evaluate.py"
@@ -57,10 +59,13 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
     fairness: dict[str, Any] = {}
     protocols: list[dict[str, Any]] = []
     for file, content in measures.items():
-        who = content.get("recognizer", {}).get("name", file)
+        named_so = content.get("recognizer")
+        who = str(named_so.get("name", file)) if isinstance(named_so, Mapping) else file
         if "histograms" in content:
+            _check_quality(file, content)
             quality[_unlike(quality, who, file)] = content
         elif "benchmarks" in content:
+            _check_benchmarks(file, content)
             row = benchmarks.setdefault(who, {"average": []})
             row["average"].append(content["average"])
             for benchmark, result in content["benchmarks"].items():
@@ -69,7 +74,7 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
                     name = _unlike(fairness, f"{who}, {benchmark}", file)
                     fairness[name] = result["fairness"]
         elif "protocol" in content:
-            protocols.append({"recognizer": who, **content})
+            protocols.append({**content, "recognizer": who})
         else:
             raise InputError(f"{file}: accepted is {ACCEPTED}")
     return {
@@ -78,6 +83,34 @@ def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> 
         "fairness": fairness,
         "protocols": protocols,
     }
+
+
+def _check_quality(file: str, content: Mapping[str, Any]) -> None:
+    """Refuse a measure of quality that lacks a figure the page shows."""
+    for name in ("eer", "genuine_mean", "impostor_mean", "spread"):
+        _check_number(file, name, content.get(name))
+    both = content["histograms"]
+    for kind in ("genuine", "impostor"):
+        counts = both.get(kind) if isinstance(both, Mapping) else None
+        if not isinstance(counts, list) or not all(isinstance(one, int) for one in counts):
+            raise InputError(
+                f"{file}: histograms.{kind} is no list of counts; accepted is {ACCEPTED}"
+            )
+
+
+def _check_benchmarks(file: str, content: Mapping[str, Any]) -> None:
+    """Refuse an evaluation that lacks an accuracy."""
+    _check_number(file, "average", content.get("average"))
+    if not isinstance(content["benchmarks"], Mapping):
+        raise InputError(f"{file}: benchmarks is no JSON object; accepted is {ACCEPTED}")
+    for name, result in content["benchmarks"].items():
+        accuracy = result.get("accuracy") if isinstance(result, Mapping) else None
+        _check_number(file, f"benchmarks.{name}.accuracy", accuracy)
+
+
+def _check_number(file: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{file}: {name} is no number; accepted is {ACCEPTED}")
 
 
 def _unlike(taken: Container[str], name: str, file: str) -> str:
@@ -101,14 +134,22 @@ def sections(quality: Mapping[str, Any], part: str) -> dict[tuple[str, str], dic
 
 
 def error_curves(quality: Mapping[str, Any]) -> Markup:
-    """Draw the DET curves of all measures that have one."""
-    curves = {
-        f"{dataset}, {recognizer}": found["curve"]
-        for dataset, judged in quality.items()
-        for recognizer, found in judged.items()
-        if found.get("curve", {}).get("fmr")
-    }
-    return det(curves, "FNMR over FMR") if curves else Markup("")
+    """Draw the DET curves that are resolved, and say of the others why they are not."""
+    curves, others = {}, Markup("")
+    for dataset, judged in quality.items():
+        for recognizer, found in judged.items():
+            if "curve" not in found:
+                continue
+            label = f"{named(dataset)}, {recognizer}"
+            genuine, impostor = pairs_of(found)
+            if why := curve_lacking(found["curve"], genuine, impostor):
+                others += unresolved(f"{label}. {why}")
+            else:
+                curves[label] = {**found["curve"], "floor": [RESOLVED / genuine]}
+    if not curves:
+        return others
+    note = f"A line is dotted where fewer than {RESOLVED} genuine pairs bear it."
+    return det(curves, "FNMR over FMR") + Markup(f'<p class="note tight">{note}</p>') + others
 
 
 def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
@@ -119,13 +160,18 @@ def nearest_charts(leakage: Mapping[str, Any], name: str) -> dict[str, Markup]:
         first = one.get("training_matched", one["training"])["histogram"]
         second = one["held_out"]["histogram"] if "held_out" in one else None
         assert len(first) == BINS
+        if why := lacking({asked: sum(first)}):
+            charts[asked] = unresolved(why)
+            continue
         words = f"nearest real face of {asked} of {name}"
         charts[asked] = compared(first, second, -1.0, 1.0, words, "cosine", height=1.7)
     return charts
 
 
-def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup]:
-    """Draw each attribute's histogram, with the reference as a line over it."""
+def coverage_charts(coverage: Mapping[str, Any], dataset: str) -> dict[str, Markup] | Markup:
+    """Draw each attribute's histogram and the reference, or say that images are too few."""
+    if why := lacking({"images": int(coverage["images"])}):
+        return unresolved(why)
     return {
         name: compared(
             one["histogram"], one["reference"], one["low"], one["high"], f"{name} of {dataset}"

@@ -16,7 +16,9 @@ from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
 from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
-from factory.report.contact import Strip, contact_sheet
+from factory.report.contact import A_ROW, HALF, ROOM, contact_sheet
+from factory.report.few import EXACT, error_interval, group_interval, lacking, unresolved
+from factory.report.first import answers
 from factory.report.measures import (
     coverage_charts,
     error_curves,
@@ -25,16 +27,11 @@ from factory.report.measures import (
     sections,
     sorted_measures,
 )
+from factory.report.words import ORDER, duration, figure, human, interval, named, percent
 
 RESULTS = "results.json"
 REPORT = "report.html"
-SHEET_IDENTITIES, SHEET_IMAGES = 12, 8
-NAMES = {
-    REAL: "Real faces",
-    "synthetic": "Synthetic faces",
-    "synthetic_shuffled_labels": "Synthetic, labels shuffled",
-}
-ORDER = tuple(NAMES)
+SHEET_IDENTITIES, SHEET_IMAGES = 12, A_ROW
 
 
 def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
@@ -68,7 +65,7 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
         }
         return {**results, "datasets": {key: _inside(url, at) for key, at in named.items()}}
     if store.exists(MANIFEST):
-        name = load_manifest(store).recipe.get("name", "dataset")
+        name = str(load_manifest(store).recipe.get("name", "dataset"))
         found = sorted_measures(name, read_measures(store, measures))
         return {"title": f"Dataset {name}", "datasets": {name: url}, **found}
     raise InputError(
@@ -112,18 +109,25 @@ def page(results: Mapping[str, Any]) -> str:
     """
     stores = {name: Store(url) for name, url in results.get("datasets", {}).items()}
     manifests = {name: load_manifest(store) for name, store in stores.items()}
+    paired = _paired(stores)
     sheets = {
-        name: contact_sheet(store, SHEET_IDENTITIES, SHEET_IMAGES) for name, store in stores.items()
+        name: contact_sheet(
+            store, SHEET_IDENTITIES, SHEET_IMAGES, HALF if paired and name in paired[0] else ROOM
+        )
+        for name, store in stores.items()
     }
+    pixels = {name: sheet.pixels for name, sheet in sheets.items()}
     rows = _benchmark_rows(results.get("benchmarks", {}))
     columns = _columns(rows)
     quality = results.get("quality", {})
+    models = [_masked(entry) for entry in results.get("provenance") or _models(manifests)]
     filters = {
         "human": human, "percent": percent, "figure": figure, "duration": duration, "name": named,
+        "interval": interval, "error_interval": error_interval, "group_interval": group_interval,
     }  # fmt: skip
     return template("page.html", filters).render(
         title=results.get("title", "Face data factory"),
-        facts=_facts(results, manifests),
+        answers=answers(results, manifests, rows, pixels, models),
         gap=results.get("gap"),
         behind=_behind(rows),
         series=len(SERIES),
@@ -133,7 +137,11 @@ def page(results: Mapping[str, Any]) -> str:
         images=results.get("images", {}),
         accuracy_chart=_accuracy_chart(rows, columns),
         sheets=sheets,
-        paired=_paired(sheets),
+        paired=paired,
+        a_row=SHEET_IMAGES,
+        with_cosines=any(s.cosine is not None for one in sheets.values() for s in one.strips),
+        exact=EXACT,
+        fewest=any(error_interval(m) for judged in quality.values() for m in judged.values()),
         quality=quality,
         charts=_quality_charts(quality),
         error_chart=error_curves(quality),
@@ -155,9 +163,10 @@ def page(results: Mapping[str, Any]) -> str:
         published_note=NOTE,
         definitions=_definitions(quality),
         screens={name: _screens(manifest) for name, manifest in manifests.items()},
+        seconds=sum(results.get("timings", {}).values()),
         timings=_bars(results.get("timings", {})),
         stages={name: _bars(manifest.totals.seconds) for name, manifest in manifests.items()},
-        provenance=[_masked(entry) for entry in results.get("provenance") or _models(manifests)],
+        provenance=models,
         licences={name: manifest.licence for name, manifest in manifests.items()},
         versions=_versions(manifests),
         recipe=_pretty(results.get("recipe")),
@@ -176,40 +185,8 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> jinja2.Tem
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(filters)
+    environment.tests["inline"] = lambda uri: str(uri).startswith("data:image/")
     return environment.get_template(name)
-
-
-def named(key: str) -> str:
-    """Return the page's words for a known row or dataset, or else its own name."""
-    return NAMES.get(key, key)
-
-
-def figure(value: float | None, digits: int = 3, absent: str = "-") -> str:
-    """Write a number with `digits` decimals, or `absent` for None."""
-    return absent if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Write a share of one in percent, without the percent sign; None becomes "unresolved"."""
-    return "unresolved" if value is None else f"{100 * value:.{digits}f}"
-
-
-def human(size: int) -> str:
-    """Write a number of bytes with a decimal unit."""
-    value, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as hours, minutes and seconds, with tenths below a minute."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _inside(url: str, location: str) -> str:
@@ -262,35 +239,7 @@ def _accuracy_chart(rows: Mapping[str, Any], columns: Sequence[str]) -> Markup:
     return accuracies({named(row): values for row, values in rows.items()}, columns)
 
 
-def _facts(results: Mapping[str, Any], manifests: Mapping[str, DatasetManifest]) -> list[Any]:
-    facts = []
-    for name, manifest in manifests.items():
-        identities = manifest.recipe.get("identities", {})
-        counts = f"{identities.get('count', '?')} x {identities.get('images_each', '?')}"
-        facts.append((named(name), counts, "identities x images planned"))
-    behind = results.get("gap")
-    if behind:
-        facts.append(("Gap, absolute", f"{behind['absolute']:.2f}", "points"))
-        facts.append(("Gap, relative", f"{behind['relative']:.2f} %", "of synthetic"))
-    quality = results.get("quality", {})
-    judged = quality.get("synthetic", {}).get("judge")
-    if judged:
-        facts.append(("EER, judge", f"{percent(judged['eer'])} %", "on synthetic faces"))
-    elif quality and len(manifests) == 1:
-        recognizer, found = next(iter(next(iter(quality.values())).items()))
-        facts.append((f"EER, {recognizer}", f"{percent(found['eer'])} %", "all or sampled pairs"))
-        facts.append(
-            (f"Spread, {recognizer}", f"{found['spread']:.3f}", "cosine distance to centre")
-        )
-        member = found.get("leakage", {}).get("membership")
-        if member:
-            facts.append(("Membership", f"{member['auc']:.3f}", "AUC; 0.5 is none"))
-    if results.get("timings"):
-        facts.append(("Time", duration(sum(results["timings"].values())), "all stages"))
-    return facts
-
-
-def _paired(sheets: Mapping[str, list[Strip]]) -> list[tuple[str, str]]:
+def _paired(sheets: Mapping[str, Any]) -> list[tuple[str, str]]:
     if {"synthetic", "real"} <= set(sheets):
         return [("synthetic", "real")]
     return []
@@ -298,16 +247,19 @@ def _paired(sheets: Mapping[str, list[Strip]]) -> list[tuple[str, str]]:
 
 def _quality_charts(quality: Mapping[str, Any]) -> dict[tuple[str, str], Markup]:
     return {
-        (dataset, recognizer): histograms(
-            found["histograms"]["genuine"],
-            found["histograms"]["impostor"],
-            found.get("r"),
-            f"cosines of {named(dataset)} under the {recognizer}",
-        )
+        (dataset, recognizer): _quality_chart(found, f"{named(dataset)} under the {recognizer}")
         for dataset, judged in quality.items()
         for recognizer, found in judged.items()
         if "histograms" in found
     }
+
+
+def _quality_chart(found: Mapping[str, Any], of: str) -> Markup:
+    both = found["histograms"]
+    counts = {f"{kind} pairs": sum(both[kind]) for kind in ("genuine", "impostor")}
+    if why := lacking(counts):
+        return unresolved(why)
+    return histograms(both["genuine"], both["impostor"], found.get("r"), f"cosines of {of}")
 
 
 def _definitions(quality: Mapping[str, Any]) -> dict[str, str]:

@@ -8,12 +8,13 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from factory.datasets.store import Store
 from factory.evaluation.gap import Spread, over_seeds
-from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides
-from factory.report.page import duration, percent, template
+from factory.report.charts import FIRST, INK, LINE, MUTED, SECOND, STYLE, inline, open_sides, plain
+from factory.report.page import template
+from factory.report.words import duration, percent
 from factory.search.results import chance, load
 
 WORDS = {
@@ -82,7 +83,7 @@ class Axis:
         """Return the labels of places; {} if the numbers themselves are the labels."""
         if self.values is None or (self.numeric and len(self.values) > 8):
             return {}
-        return {self.place(value): shown(value) for value in self.values}
+        return {self.place(value): plain(shown(value)) for value in self.values}
 
 
 def shown(value: Any) -> str:
@@ -187,6 +188,9 @@ def response(axis: Axis, ranked: Sequence[Result]) -> Markup:
             plot.plot(places, [m.mean for m in means], color=FIRST, linewidth=1.4)
         if axis.log:
             plot.set_xscale("log")
+            plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            plot.xaxis.set_major_formatter("{x:g}")
+            plot.minorticks_off()
         if axis.ticks:
             slanted = max(map(len, axis.ticks.values())) * len(axis.ticks) > 40
             turned = {"rotation": 30, "ha": "right"} if slanted else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from factory.datasets.store import Store
@@ -29,10 +30,10 @@ page_of = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page_of)
 
 
-def embedded(people, each, seed, keys=None):
+def embedded(people, each, seed, keys=None, noise=0.5):
     rng = np.random.default_rng(seed)
     unit = rng.normal(size=(people, 24))[np.repeat(range(people), each)]
-    unit = unit + rng.normal(size=unit.shape) * 0.5
+    unit = unit + rng.normal(size=unit.shape) * noise
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     keys = keys or tuple(f"{n}" for n in range(len(unit)))
     return Embedded(unit, np.repeat(range(people), each), tuple(keys))
@@ -115,7 +116,7 @@ def test_every_figure_that_applies_is_on_the_page(dataset):
     html = page(collect(str(dataset / "d"), given(dataset)))
     reader, text = page_of.read(html)
     for heading in HEADINGS:
-        assert f" {heading} " in text, heading
+        assert f"<h2>{heading} <small>" in html, heading
     assert "Membership: AUC 0." in text
     assert "not defined" in text  # matched diversity, without the same identities
     assert "unresolved TAR at FAR 1e-4" in text and "50.00 TAR at FAR 1e-3" in text
@@ -123,9 +124,43 @@ def test_every_figure_that_applies_is_on_the_page(dataset):
     assert "light azimuth" in text and "studio faces" in text
     assert "published: trained on" in text and "CemiFace" in text
     assert len([i for i in reader.images if i["alt"].startswith("synthetic ")]) == 10
-    assert html.count("<svg") == 1 + 1 + 1 + 2 + len(STUDIO)
+    assert html.count("<svg") == 1 + 1 + 1 + len(STUDIO)  # two are unresolved, and say so:
+    assert "The 30 genuine pairs resolve no FNMR below 33.3 %" in text
+    assert "unresolved There are only 10 identities. This chart needs 30 or more." in text
+    assert "IJBC 1:1, desk" in text
     assert all(link.startswith(("data:", "#")) for link in reader.links)  # it opens offline
     assert len(reader.ids) == len(set(reader.ids))
+
+
+def test_enough_pairs_are_charted():
+    made, real = embedded(40, 4, 0, noise=1.2), embedded(40, 4, 1)
+    radius = Radius(0.5, 1e-4, 100_000)
+    found = {**measure(made, radius), "leakage": leakage(made, real, embedded(40, 4, 2), radius)}
+    html = page({"quality": {"d": {"judge": found}}})
+    assert html.count("<svg") == 1 + 1 + 2  # histogram, DET, nearest of identities and images
+    assert "unresolved</strong>" not in html
+    assert "95 % interval" not in page_of.read(html)[1].split("Membership")[0]  # 240 pairs
+    assert "A line is dotted where fewer than 10 genuine pairs bear it." in html
+
+
+def test_no_word_of_a_table_is_cut(dataset):
+    html = page(collect(str(dataset / "d")))
+    assert "text-overflow" not in html and "table-layout" not in html
+    assert "word-break: break-all" not in html
+    table = html[html.index('<table class="wrapped">') :]  # as wide as its longest word
+    table = table[: table.index("</table>")]
+    for name, attribute in STUDIO.items():
+        words = str(escape(attribute.unit))
+        assert f">{name.replace('_', ' ')}<br><small>{words}</small></th>" in table
+
+
+def test_a_picture_of_a_measure_stands_in_the_page_or_is_left_out(dataset):
+    found = collect(str(dataset / "d"))
+    closest = found["quality"]["blobs"]["judge"]["leakage"]["closest"]
+    closest[0]["uri"] = "https://example.org/a.jpg"
+    reader, _ = page_of.read(page(found))
+    assert len([i for i in reader.images if i["alt"].startswith("synthetic ")]) == 9
+    assert all(link.startswith(("data:", "#")) for link in reader.links)
 
 
 def test_trainings_of_one_recipe_are_seeds_of_one_row(dataset):
@@ -148,9 +183,10 @@ def test_files_of_one_name_in_several_folders_stand_side_by_side():
 
 
 def test_what_is_not_measured_is_not_on_the_page(tmp_path):
-    text = page_of.read(page(collect(page_of.dataset(tmp_path / "d"))))[1]
+    html = page(collect(page_of.dataset(tmp_path / "d")))
     for heading in ("Leakage", "Coverage", "By group", "Beside real images", "Accuracy"):
-        assert f" {heading} " not in text
+        assert f"<h2>{heading} " not in html
+    assert "Leakage not measured" in page_of.read(html)[1]  # the first screen asks after it
 
 
 def test_other_files_are_refused(tmp_path):
@@ -159,6 +195,19 @@ def test_other_files_are_refused(tmp_path):
     for text, message in (("{", "not JSON"), ("[]", "accepted is"), ('{"a": 1}', "accepted is")):
         bad.write_text(text)
         with pytest.raises(InputError, match=message):
+            collect(url, [str(bad)])
+    good = measure(embedded(10, 3, 0), Radius(0.5, 1e-4, 100_000))
+    for broken, field in (
+        ({**good, "eer": "<b>"}, "eer is no number"),
+        ({**good, "spread": None}, "spread is no number"),
+        ({**good, "histograms": 5}, "histograms.genuine is no list"),
+        ({**good, "histograms": {"genuine": [1], "impostor": ["a"]}}, "histograms.impostor"),
+        ({"benchmarks": {"toy": 5}, "average": 0.5}, "benchmarks.toy.accuracy is no number"),
+        ({"benchmarks": [], "average": 0.5}, "benchmarks is no JSON object"),
+        ({"benchmarks": {}}, "average is no number"),
+    ):
+        bad.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=field):
             collect(url, [str(bad)])
     with pytest.raises(InputError, match="no such file"):
         collect(url, ["none.json"])
@@ -185,3 +234,30 @@ def test_a_browser_shows_it(dataset, tmp_path, width):
     assert image.shape == (5000, width)
     inked = (np.abs(image - np.median(image)) > 30).mean(axis=1)
     assert (inked > 0.005).mean() > 0.2  # text and charts all the way down
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 1000, 390])
+def test_nothing_is_wider_than_the_window(dataset, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "this test needs chromium"
+    inner = escape(page(collect(str(dataset / "d"), given(dataset))))
+    around = tmp_path / "around.html"
+    around.write_text(
+        f'<iframe id="f" width="{width}" height="800" style="border: 0" srcdoc="{inner}"></iframe>'
+        '<p id="said"></p><script>window.onload = () => { const page = f.contentDocument;'
+        "said.textContent = 'measured ' + (page.documentElement.scrollWidth"
+        " - page.documentElement.clientWidth) + ' ' +"
+        "[...page.querySelectorAll('.faces img')].map(i => i.clientWidth / i.naturalWidth)"
+        ".filter((s, n, all) => all.indexOf(s) == n) + ' ' +"
+        "[...page.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1)"
+        ".length; }</script>"
+    )
+    done = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom",
+         around.as_uri()],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    scale = 2 if width > 1180 else 1
+    assert f"measured 0 {scale} 0<" in done.stdout, done.stdout[-300:] + done.stderr

@@ -19,6 +19,8 @@ from factory.report import collect, page, write_page
 from factory.report.page import duration
 
 VOID = {"meta", "link", "img", "br"}
+MODEL = ("name", "location", "sha256", "licence")
+PAYLOAD = "<img src=x onerror=alert(1)>\"'</script>"  # where others' text may stand
 
 
 class Reader(HTMLParser):
@@ -27,9 +29,12 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.images, self.links, self.text, self.ids = [], [], [], [], []
+        self.tags, self.attributes = set(), set()
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        self.tags.add(tag)
+        self.attributes.update(attrs)
         if tag not in VOID:
             self.open.append(tag)
         if tag == "img":
@@ -69,16 +74,16 @@ def dataset(folder, world=0):
             "identities": {"count": 10, "images_each": 3, "source": "train"},
             "shard": {"identities": 8},
             "workers": {"max": 1},
-            "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
+            "cost": {"seconds_per_image": [0.01, 0.02], "source": "<b>a test</b>"},
             "weights": {"teacher": {"location": "s3://b/t", "licence": "MIT"}},
         }
     )
     store = Store(url)
     write_claim(store, recipe, "0" * 16, ())
-    # Claims of others may have keys in them, and any name.
-    keyed = store.read(CLAIM).replace(b"s3://b/t", b"s3://key:secret@b/t")
-    keyed = keyed.replace(b'"blobs"', b'"blobs <b>"')
-    store.write(CLAIM, keyed)
+    keyed = store.read(CLAIM).replace(b"s3://b/t", b"s3://key:secret@b/t")  # others' may have keys
+    hostile = json.loads(keyed)
+    hostile["recipe"]["weights"]["teacher"]["licence"] = PAYLOAD
+    store.write(CLAIM, json.dumps(hostile).encode())
     merge(store, shards(recipe))
     return url
 
@@ -109,11 +114,14 @@ def test_a_run_is_one_file_with_every_section(tmp_path):
         dataset(tmp_path / name, world)
     (tmp_path / "results.json").write_text(json.dumps(results()))
     path = write_page(tmp_path / "out" / "report.html", page(collect(str(tmp_path))))
-    reader, text = read(path.read_text())
+    html = path.read_text()
+    reader, text = read(html)
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
-    assert len(reader.images) == 20
+    assert len(reader.images) == 60  # every face by itself, nothing between them
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in reader.images)
-    assert {image["alt"] for image in reader.images} >= {"Real faces, identity 9, 3 images"}
+    assert {image["alt"] for image in reader.images} >= {"Real faces, identity 9, image 3"}
+    assert {(image["width"], image["height"]) for image in reader.images} == {("64", "64")}
+    assert html.count("at twice their own size") == 2 and "image-rendering: pixelated" in html
     assert all(link.startswith(("data:", "#")) for link in reader.links)  # it opens offline
     assert len(reader.ids) == len(set(reader.ids))  # of one chart beside another
     assert "A <script> run" in text
@@ -131,13 +139,36 @@ def test_a_run_is_one_file_with_every_section(tmp_path):
 def test_a_dataset_alone_has_what_applies(tmp_path):
     found = collect(dataset(tmp_path / "d"))
     reader, text = read(page(found))
-    assert len(reader.images) == 10
-    assert "Dataset blobs <b>" in text
+    assert len(reader.images) == 30
+    assert "Dataset blobs" in text
+    for question in ("What is this dataset?", "Is it good?", "May I use it?"):
+        assert question in text
     assert "images made 30" in text
     assert "Accuracy" not in text
-    assert "secret" not in text
-    assert "s3://b/t" in text and "key:" not in text
+    assert "secret" not in text and "key:" not in text
+    assert "s3://b/t" in text
     assert page(found) == page(found)
+
+
+def test_the_text_of_others_is_text(tmp_path):
+    found = collect(dataset(tmp_path / "d"))
+    html = page({**found, "title": PAYLOAD, "provenance": [dict.fromkeys(MODEL, PAYLOAD)]})
+    reader, text = read(html)
+    assert {image["src"][:10] for image in reader.images} == {"data:image"}
+    assert "script" not in reader.tags
+    assert not [name for name in reader.attributes if name.startswith("on")]
+    assert text.count(PAYLOAD) >= 4  # title, model, its licence, the dataset's
+    assert '"<b>a test</b>"' in text  # the recipe's source of cost
+
+
+def test_a_measure_of_few_pairs_is_unresolved(tmp_path):
+    html = page(results())  # three people, two images each: 3 genuine and 12 impostor pairs
+    text = read(html)[1]
+    assert "0.0 %, 95 % interval 0.0 to 56.1" in text
+    assert "only 3 genuine and 12 impostor pairs" in text
+    assert "unresolved There are only 3 genuine pairs and 12 impostor pairs." in text
+    assert "The 3 genuine pairs resolve no FNMR below 100 %" in text
+    assert html.count("<svg") == 1  # accuracy alone
 
 
 def test_one_seed_and_no_gap_and_shuffled_rows(tmp_path):
