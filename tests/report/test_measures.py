@@ -143,6 +143,15 @@ def test_enough_pairs_are_charted():
     assert "A line is dotted where fewer than 10 genuine pairs bear it." in html
 
 
+def test_a_name_in_a_chart_is_text():
+    name = page_of.PAYLOAD + "\\1 $\\frac{$"
+    found = measure(embedded(40, 4, 0, noise=1.2), Radius(0.5, 1e-4, 100_000))
+    reader, text = page_of.read(page({"quality": {name: {name: found, "other": found}}}))
+    assert reader.images == [] and not {"script", "img"} & reader.tags
+    assert not [attribute for attribute in reader.attributes if attribute.startswith("on")]
+    assert text.count(name) >= 4  # the first screen, the table, a chart's heading and a legend
+
+
 def test_no_word_of_a_table_is_cut(dataset):
     html = page(collect(str(dataset / "d")))
     assert "text-overflow" not in html and "table-layout" not in html
