@@ -37,7 +37,8 @@ def show(tables: Sequence[Table]) -> None:
     for table in tables:
         shown = rich.table.Table(title=table.title)
         for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="right" if number else "left")
+            side = "right" if number else "left"
+            shown.add_column(column, justify=side, overflow="fold")
         for row in table.rows:
             shown.add_row(*row)
         Console().print(shown)
