@@ -42,6 +42,15 @@ class Data(list):
         return list(self)
 
 
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> list[ActorPool]:
+    """Return a pool that rows pass through as they are, without Ray."""
+    monkeypatch.setattr(workers, "wait_for", lambda reserved: None)
+    monkeypatch.setattr(workers, "_through", lambda data, pool: data)
+    monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
+    return [ActorPool("Same", Doubles, (1,), PART, 1)]
+
+
 @pytest.mark.parametrize(
     ("error", "named", "words"),
     [
@@ -78,18 +87,18 @@ def test_a_bug_in_a_worker_keeps_its_traceback() -> None:
         Guarded(Doubles, 2)({"else": np.array([1])})
 
 
-def test_rows_of_errors_reach_the_user_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
+def test_rows_of_errors_reach_the_user_as_errors(untouched: list[ActorPool]) -> None:
     with pytest.raises(InputError, match=r"^node a: recipe field x$"):
-        list(flow([{REFUSED: "node a: recipe field x"}], [], "output u: "))
+        list(flow([{REFUSED: "node a: recipe field x"}], untouched, "output u: "))
     with pytest.raises(FaultError, match=r"^output u: full; the same command goes on from here$"):
-        list(flow([{FAILED: "full"}], [], "output u: "))
+        list(flow([{FAILED: "full"}], untouched, "output u: "))
 
 
-def test_rows_are_handed_over_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_handed_over_a_window_at_a_time(
+    untouched: list[ActorPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workers, "WINDOW_ROWS", 4)
     monkeypatch.setattr(workers, "WINDOW_TURNS", 1)
-    monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
     asked: list[int] = []
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -97,7 +106,7 @@ def test_rows_are_handed_over_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch
             asked.append(number)
             yield {"number": number}
 
-    found = [(row["number"], len(asked)) for row in flow(rows(), [], "")]
+    found = [(row["number"], len(asked)) for row in flow(rows(), untouched, "")]
     assert found == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 6), (5, 6)]
 
 

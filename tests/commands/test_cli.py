@@ -132,7 +132,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
 
 def is_recipe(word: str) -> bool:
     """Tell a recipe's path, in a checkout or by its short name, from other words."""
-    return bool(re.match(r"(?:jobs/recipes/)?(?:desk|paper)/[\w/]+\.yaml$", word))
+    return bool(re.match(r"(?:jobs/recipes/)?(?:desk|paper|published)/[\w/]+\.yaml$", word))
 
 
 def test_commands_in_the_pages_have_flags_and_recipes_that_exist(
