@@ -12,9 +12,7 @@ import pytest
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import ShardManifest, commit_shard, merge
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
 from factory.recipe import GenerateRecipe, parse

@@ -11,9 +11,7 @@ import simplejpeg
 
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import COMMIT, TAR, merge, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
 from factory.recipe import GenerateRecipe, parse

@@ -18,12 +18,8 @@ from torch.overrides import TorchFunctionMode
 from factory.diffusion.trainable import Place
 from factory.recipe import GenerateRecipe, TrainRecipe
 from factory.systems.base import Position
-from factory.systems.sampling import (
-    DiffusionSystem,
-)
-from factory.systems.training import (
-    DenoiserTraining,
-)
+from factory.systems.sampling import DiffusionSystem
+from factory.systems.training import DenoiserTraining
 
 R = TypeVar("R", GenerateRecipe, TrainRecipe)
 
@@ -132,7 +128,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def on_gpu(recipe: R) -> R:
     """Return a recipe whose actors or workers reserve a GPU."""
-    field = "pool" if isinstance(recipe, GenerateRecipe) else "engine"
+    field = "workers" if isinstance(recipe, GenerateRecipe) else "engine"
     part = getattr(recipe, field).model_copy(update={"num_gpus": 1.0})
     return recipe.model_copy(update={field: part})
 

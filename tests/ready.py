@@ -17,11 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IMPORTS = [
     *("torch", "ray.data", "ray.train.torch", "mlflow.tracking"),
-    *(
-        "mlflow.store.tracking.sqlalchemy_store",
-        "factory.cluster.engine",
-        "factory.evaluation.quality",
-    ),
+    *("mlflow.store.tracking.sqlalchemy_store", "factory.cluster.workers"),
+    *("factory.evaluation.quality", "factory.generation.run"),
     *("factory.recognition.recognizers", "factory.systems.dcface", "factory.systems.idiff_face"),
     *("factory.training.diffusion", "factory.training.recognition"),
 ]

@@ -11,9 +11,7 @@ from factory.diffusion.schedule import Process
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Backbone, GenerateRecipe, TrainRecipe, parse
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    save_recognizer,
-)
+from factory.recognition.recognizers import save_recognizer
 
 SIZE = 16
 DIMENSION = 8

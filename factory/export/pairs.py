@@ -26,7 +26,7 @@ TRIES = 200  # draws of an impostor before the fold is called too small
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPairs:
     """Pairs of rows.
 
     Attributes:
@@ -53,7 +53,7 @@ def choose_pairs(
     folds: int = FOLDS,
     seed: int = 1,
     groups: Mapping[int, str] | None = None,
-) -> Chosen:
+) -> ChosenPairs:
     """Choose verification pairs; equal arguments give equal pairs.
 
     Genuine pairs come from all identities of a fold in turn before any gives a second one. No pair
@@ -92,7 +92,7 @@ def choose_pairs(
         for entry in draws.permutation(2 * half).tolist():
             chosen.append(both[entry])
             same.append(entry < half)
-    return Chosen(np.array(chosen, np.int64), np.array(same, bool))
+    return ChosenPairs(np.array(chosen, np.int64), np.array(same, bool))
 
 
 def write_pairs(

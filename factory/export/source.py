@@ -26,7 +26,7 @@ PLANNED = re.compile(r"i\d+-(\d+)-")  # a planned shard's name states where its 
 ROWS = 1 << 16  # of a composition's index, looked at together
 
 
-class Item(NamedTuple):
+class SourceItem(NamedTuple):
     """One image as the source has it."""
 
     label: int
@@ -56,7 +56,7 @@ class Source:
     licence: str
     bytes: int
     labels: int
-    read: Callable[[], Iterator[Item]]
+    read: Callable[[], Iterator[SourceItem]]
 
 
 def open_source(store: Store) -> Source:
@@ -139,7 +139,7 @@ def _used(store: Store, index_sha256: str) -> dict[str, set[str]]:
 
 def _composed(
     store: Store, index_sha256: str, pools: dict[str, tuple[Store, dict[str, ShardEntry]]]
-) -> Iterator[Item]:
+) -> Iterator[SourceItem]:
     """Yield the images of a composition, reading its index piece by piece.
 
     The index is ordered by pool and key, so that a shard's rows are together, or nearly so.
@@ -162,7 +162,7 @@ def _composed(
                 )
 
 
-def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, Item]]:
+def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, SourceItem]]:
     """Yield keys and samples of a shard; its end tells whether it is the one that was committed."""
     sha, where, kept = hashlib.sha256(), f"{store.url}/{shard_file(entry.name, TAR)}", 0
     try:
@@ -178,10 +178,10 @@ def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, Item]]:
         raise FaultError(f"{where}: not what its manifest says; jobs/verify.py names every fault")
 
 
-def _item(where: str, parts: dict[str, bytes]) -> Item:
+def _item(where: str, parts: dict[str, bytes]) -> SourceItem:
     encoded = next((parts[kind] for kind in EXTENSIONS if kind in parts), None)
     if encoded is None or not parts.get("cls", b"").isdigit():
         raise InputError(
             f"{where}: has {', '.join(sorted(parts))}; accepted is a label (.cls) and a jpg or png"
         )
-    return Item(int(parts["cls"]), encoded, parts.get("json", b"{}"))
+    return SourceItem(int(parts["cls"]), encoded, parts.get("json", b"{}"))

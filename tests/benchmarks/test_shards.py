@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from benchmarks import shards
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar
 from factory.datasets.verify import verify
 

@@ -21,9 +21,9 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.aws.config import DEFAULT_AMI, _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from factory.cluster.capacity import GROWS_TO, grows_to, require
+from factory.cluster.capacity import GROWS_TO, grows_to
 from factory.generation.run import reservations
-from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, InputError, TrainRecipe, load
+from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, TrainRecipe, load
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(ROOT.glob("jobs/recipes/paper/*/*.yaml"))
@@ -84,18 +84,6 @@ def too_small(nodes: list[Resources]) -> list[str]:
     return [
         f"recipe {p.parent.name}/{p.name}: {n} actors find no node" for p, n in lacks.items() if n
     ]
-
-
-def test_what_a_cluster_says_of_its_growth_is_what_jobs_check(monkeypatch) -> None:
-    assert grows_to("8x16, 2x4+1") == [({"CPU": 16, "GPU": 0}, 8), ({"CPU": 4, "GPU": 1}, 2)]
-    with pytest.raises(InputError, match=r"FACTORY_GROWS_TO '8x': accepted is COUNTxCPUS\+GPUS"):
-        grows_to("8x")
-    monkeypatch.setenv(GROWS_TO, "8x16,2x4+1")
-    require([("pool.", 8, 16, 0), ("engine.", 2, 4, 1)])
-    with pytest.raises(InputError, match="3 GPU together, but the cluster has 2"):
-        require([("engine.", 3, 1, 1)])
-    with pytest.raises(InputError, match="the largest node of the cluster has 16 CPU"):
-        require([("engine.", 1, 17, 0)])
 
 
 # AWS

@@ -31,7 +31,7 @@ def test_kernels_repeat_themselves_on_a_gpu_and_a_cpu_is_left_alone() -> None:
 
 FAULTS = """
 import resource, sys, torch
-from factory.hardware import set_up
+from factory.cluster.hardware import set_up
 if sys.argv[1] == "set up":
     set_up(1, False)
 for turn in range(20):

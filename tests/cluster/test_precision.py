@@ -15,25 +15,16 @@ from factory.cluster import hardware, precision
 from factory.cluster.hardware import Processor
 from factory.cluster.precision import common, looks, settled
 from factory.datasets.claim import kept, write_claim
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import (
-    AUTO,
     FRRecipe,
     GenerateRecipe,
     InputError,
-    bank_digest,
     content_digest,
-    digest,
-    kept_precision,
     load,
     stated_precision,
-    with_precision,
 )
-from factory.search.book import (
-    Book,
-)
+from factory.search.book import Book
 from factory.search.results import SWEEP
 from factory.search.space import load_space
 from factory.training import output
@@ -55,41 +46,6 @@ def recognizer(*overrides: str) -> FRRecipe:
     recipe = load(FR, overrides)
     assert isinstance(recipe, FRRecipe)
     return recipe
-
-
-def test_every_desk_recipe_leaves_the_precision_to_the_machine() -> None:
-    shipped = sorted((ROOT / "jobs/recipes/desk").rglob("*.yaml"))
-    loaded = [load(path) for path in shipped]
-    inner = [r.generate if r.kind == "bank" and r.generate else r for r in loaded]
-    stated = [stated_precision(r) for r in inner if r.kind in ("generate", "train", "fr")]  # type: ignore[arg-type]
-    assert len(stated) > 20 and set(stated) == {AUTO, ""}  # the studio computes in none
-
-
-def test_recipes_that_state_a_precision_keep_their_digests() -> None:
-    """The digests of the commit before `auto` was known."""
-    low, full = faces("sampler.dtype=bfloat16"), faces("sampler.dtype=float32")
-    assert (content_digest(low, {}), bank_digest(low)) == ("8192e92b0d2da59e", "1d25712b5c0dc9c4")
-    assert (content_digest(full, {}), bank_digest(full)) == ("6c04fe51cd7156a2", "839f537f1799d1b3")
-    assert digest(recognizer("engine.precision=bfloat16")) == "bcb30f1301fd868d"
-
-
-def test_auto_has_no_digest_before_it_is_settled() -> None:
-    with pytest.raises(AssertionError, match="settled"):
-        content_digest(faces(), {})
-    made = with_precision(faces(), "float32")
-    assert content_digest(made, {}) == content_digest(faces("sampler.dtype=float32"), {})
-    assert with_precision(made, "bfloat16") is made
-
-
-@pytest.mark.parametrize("word", ["float16", "bf16", "16", "true"])
-@pytest.mark.parametrize(("path", "field"), [(IDIFF, "sampler.dtype"), (FR, "engine.precision")])
-def test_another_word_is_one_error_that_names_those_accepted(
-    path: Path, field: str, word: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        load(path, [f"{field}={word}"])
-    said = str(caught.value)
-    assert said.startswith(f"recipe field {field}: ") and "'auto', 'float32' or 'bfloat16'" in said
 
 
 def test_nodes_of_one_kind_decide_and_unlike_ones_are_one_error() -> None:
@@ -140,12 +96,6 @@ def test_a_claim_keeps_its_precision_whatever_the_recipe_finds_later(tmp_path: P
         output.claim(Store(tmp_path / "new"), recognizer())
 
 
-@pytest.mark.parametrize("held", [{"sampler": {"dtype": "float8"}}, {"sampler": {"dtype": [1]}}])
-def test_a_claim_with_another_word_is_one_error(held: object) -> None:
-    with pytest.raises(InputError, match=r"sampler\.dtype"):
-        kept_precision(faces(), held)
-
-
 @pytest.mark.ray
 def test_a_cluster_of_unlike_nodes_writes_nothing(
     ray_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,7 +134,7 @@ def test_workers_say_what_they_compute_on(ray_cluster) -> None:
 )
 def test_a_lowered_instruction_set_is_taken_at_its_word(variable: str, value: str) -> None:
     """What the libraries will use counts, not the flags alone; on processors of both kinds."""
-    code = "from factory.hardware import processor; print(processor(False).bfloat16)"
+    code = "from factory.cluster.hardware import processor; print(processor(False).bfloat16)"
     env = os.environ | {variable: value}
     ran = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT

@@ -2,23 +2,27 @@
 
 import argparse
 import re
+import resource
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import ready
 
+from factory.__main__ import names
 from factory.commands import cli
-from factory.recipe import InputError, load
+from factory.recipe import FaultError, InputError, errors, load
 
 ROOT = Path(__file__).parents[2]
+RECIPE = "desk/generate/studio.yaml"
 EVERY_JOB = {"--help", "--set", "--address", "--tracking-uri"}
 ENTRY_POINT_LINES = 80
 
 # Adding a flag means adding it here, and saying why in the commit.
 FLAGS: dict[str, set[str]] = {
-    "bench": {"--repeats", "--json"},
     "compare": {
         *("--real", "--dataset", "--out", "--seeds", "--judge", "--features"),
         *("--benchmarks", "--r", "--identities", "--images-each", "--resize", "--unequal"),
@@ -57,7 +61,6 @@ FLAGS: dict[str, set[str]] = {
     "verify": {"--repair"},
 }
 POSITIONAL: dict[str, list[str]] = {
-    "bench": ["RECIPE"],
     "compare": ["RECIPE"],
     "compose": ["RECIPE"],
     "demo": [],
@@ -91,7 +94,8 @@ def helps() -> dict[str, str]:
     return {job: shown.stdout for job, shown in asked.items()}
 
 
-def test_every_job_is_in_the_table() -> None:
+def test_every_job_is_a_command_and_in_the_table() -> None:
+    assert jobs() == names()
     assert set(jobs()) == set(FLAGS) == set(POSITIONAL)
 
 
@@ -113,28 +117,43 @@ def test_positional_arguments_are_frozen(helps: dict[str, str]) -> None:
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
-    """Return the commands in the pages' code blocks: page, job, and the words after it."""
+    """Return the commands in the pages' code blocks: page, command, and the words after it."""
     found = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         for block in page.read_text().split("```")[1::2]:
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.partition("# ")[0]
-                if told := re.search(r"python jobs/(\w+)\.py(.*)", line):
-                    found.append((page.name, told[1], shlex.split(told[2])))
+                told = re.search(r"(?:^|[\s/])factory +([a-z][a-z_-]*)( .*|$)", line)
+                told = told or re.search(r"python jobs/(\w+)\.py(.*)", line)
+                if told:
+                    found.append((page.name, told[1].replace("-", "_"), shlex.split(told[2])))
     return found
 
 
-def test_commands_in_the_pages_have_flags_and_recipes_that_exist() -> None:
-    assert len(commands()) > 30
-    for page, job, words in commands():
+def is_recipe(word: str) -> bool:
+    """Tell a recipe's path, in a checkout or by its short name, from other words."""
+    return bool(re.match(r"(?:jobs/recipes/)?(?:desk|paper)/[\w/]+\.yaml$", word))
+
+
+def test_commands_in_the_pages_have_flags_and_recipes_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short names are found wherever a command is run."""
+    monkeypatch.chdir(tmp_path)
+    found, recipes = commands(), 0
+    assert len(found) > 30
+    for page, command, words in found:
+        assert command in FLAGS, (page, command, words)
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert flags <= FLAGS[job] | EVERY_JOB, (page, job, words)
-        for recipe in (word for word in words if word.startswith("jobs/recipes/")):
+        assert flags <= FLAGS[command] | EVERY_JOB, (page, command, words)
+        for recipe in filter(is_recipe, words):
             if "BAND" in recipe:
                 continue
+            recipes += 1
             sets = [after for word, after in pairwise(words) if word == "--set"]
             stated = [s for s in sets if not s.partition("=")[2].isupper()]
-            assert load(ROOT / recipe, stated), (page, recipe)
+            assert load(recipe, stated), (page, recipe)
+    assert recipes > 10
 
 
 def usage(text: str) -> str:
@@ -168,11 +187,11 @@ def outcome(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> tupl
 def test_exit_codes_are_0_1_2_and_stand_in_the_last_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert outcome(None, capsys) == (cli.DONE, "")
-    code, said = outcome(cli.FaultError("shard x: wrong hash"), capsys)
-    assert code == cli.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
+    assert outcome(None, capsys) == (errors.DONE, "")
+    code, said = outcome(FaultError("shard x: wrong hash"), capsys)
+    assert code == errors.FAULTY and said.endswith("shard x: wrong hash (exit code 1)\n")
     code, said = outcome(InputError("recipe field seed: missing"), capsys)
-    assert code == cli.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
+    assert code == errors.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
 
 
 def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +200,7 @@ def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) 
     made.parse_args = lambda *_: given  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as stopped:
         cli.run(made, lambda _: 0)
-    assert stopped.value.code == cli.WRONG_INPUT
+    assert stopped.value.code == errors.WRONG_INPUT
     assert "--set seed=1: this job reads no recipe" in capsys.readouterr().err
 
 
@@ -191,4 +210,33 @@ def test_set_is_repeatable_and_argparse_agrees_on_2() -> None:
     assert asked.overrides == ["a=1", "b.c=2"]
     with pytest.raises(SystemExit) as stopped:
         made.parse_args(["r.yaml", "--unknown"])
-    assert stopped.value.code == cli.WRONG_INPUT
+    assert stopped.value.code == errors.WRONG_INPUT
+
+
+def seconds(*arguments: str) -> float:
+    """Return the processor's time of a Python, which is not that of its neighbours."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.fixture(scope="module")
+def torch_seconds() -> float:
+    """How long torch alone takes to import here."""
+    return seconds("-c", "import torch")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [["jobs/plan.py", RECIPE], ["-m", "factory", "plan", RECIPE], ["jobs/verify.py", "nowhere"]],
+)
+def test_they_start_at_once_and_load_neither_torch_nor_ray(
+    job: list[str], torch_seconds: float
+) -> None:
+    assert seconds(*job) < 0.5 * torch_seconds  # about a sixth
+    words = [sys.executable, "-X", "importtime", *job]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "factory.recipe" in loaded
+    assert not {"torch", "ray", "diffusers", "mlflow", "pyarrow"} & loaded

@@ -14,9 +14,7 @@ from factory.commands.chain import BENCHMARKS, JUDGE
 from factory.commands.comparison import Share, Size, check_sizes, named_datasets, sizes, table
 from factory.datasets.feed import Feed
 from factory.recipe import FRRecipe, InputError, load, local_path
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")

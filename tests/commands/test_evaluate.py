@@ -14,9 +14,7 @@ from safetensors.numpy import load_file
 from factory.evaluation.verification import read_bin
 from factory.recipe import Backbone
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    save_recognizer,
-)
+from factory.recognition.recognizers import save_recognizer
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_exporting_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from factory.export.export import FORMATS, Options, export\n"
-        "from factory.shards.store import Store\n"
+        "from factory.datasets.store import Store\n"
         f"for f in FORMATS: export(Store({str(tmp_path / 'data')!r}),"
         f" Store({str(tmp_path)!r} + '/' + f), Options(f, size=24))\n"
         "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"

@@ -46,9 +46,7 @@ def test_a_wrong_recipe_is_one_error(tmp_path: Path, recipe, override, message) 
 
 def test_a_folder_with_another_recipes_dataset_is_left_alone(tmp_path: Path) -> None:
     from factory.datasets.claim import write_claim
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
     from factory.recipe import load
 
     write_claim(Store(str(tmp_path)), load(ROOT / STUDIO), "0123", ())  # type: ignore[arg-type]
@@ -68,9 +66,7 @@ def test_weights_that_took_the_place_of_others_do_not_go_on_with_their_dataset(
     """As a denoiser that was trained again, in a recipe that states no sha256."""
     from factory.datasets.claim import write_claim
     from factory.datasets.provenance import pinned, versions
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
     from factory.recipe import GenerateRecipe, content_digest, load
 
     weights, out = tmp_path / "denoiser.safetensors", tmp_path / "out"

@@ -17,18 +17,13 @@ from factory.datasets.claim import read_claim
 from factory.datasets.embeddings import read_embeddings
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.manifest import load_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.selection import make_bank
 from factory.recipe import Backbone, BankRecipe, InputError, NamedDataset, load
 from factory.recognition.attributes import SHIPPED
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 
 SIZE = 32
 

@@ -22,9 +22,7 @@ from heads import end
 
 from factory.commands import cli
 from factory.datasets.images import contents_digest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,7 @@ import simplejpeg
 import yaml
 from faces import face
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.verification import write_bin
 from factory.recipe import FaultError
 from factory.training import checkpoint

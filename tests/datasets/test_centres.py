@@ -7,9 +7,7 @@ from faces import make_pool
 from factory.datasets.centres import centre_cosines, pool_embeddings
 from factory.datasets.embeddings import write_embeddings
 from factory.datasets.index import contents, index
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 SHA = "ab" * 32

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from factory.datasets.claim import CLAIM, COMPOSITION, check_claim, claimed, read_claim, write_claim
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, GenerateRecipe, InputError, content_digest, load, parse
 from factory.training.output import claim
 

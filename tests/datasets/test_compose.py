@@ -29,9 +29,7 @@ from factory.datasets.composition import (
 from factory.datasets.feed import Feed
 from factory.datasets.index import Index
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.recipe import ComposeRecipe, InputError, PoolView, parse
 
@@ -203,9 +201,7 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from factory.recipe import Backbone
     from factory.recognition.backbones import make_backbone
-    from factory.recognition.recognizers import (
-        save_recognizer,
-    )
+    from factory.recognition.recognizers import save_recognizer
 
     torch.manual_seed(5)
     backbone = Backbone(name="iresnet", embedding_size=8, widths=(4, 4, 4, 4), depths=(1, 1, 1, 1))
@@ -216,12 +212,14 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"location": str(path), "sha256": sha256, "licence": "CC0-1.0"}
 
 
+def load_recognizer(reference: str) -> Any:
+    from factory.recognition import recognizers
+
+    return recognizers.load_recognizer(reference)
+
+
 def cosines_by_hand(url: str, location: str) -> dict[str, float]:
     """Compute each image's cosine to its leave-one-out centre, image by image."""
-    from factory.recognition.recognizers import (
-        load_recognizer,
-    )
-
     found, network = files(url), load_recognizer(location)
     vectors = {}
     for name in sorted(found):
@@ -246,6 +244,7 @@ def test_bands_agree_with_brute_force_and_share_out_the_pool(pools, recognizer, 
             recipe(recognizer=recognizer, pools={"a": view}),
             Store(tmp_path / name),
             cache=tmp_path / "cache",
+            load=load_recognizer,
         )
         found = {row["key"]: row["cosine"] for row in rows(tmp_path / name)}
         right = {k for k, c in truth.items() if band[0] <= c < band[1] or (band[1] == 1 <= c)}
@@ -270,10 +269,11 @@ def test_kept_embeddings_are_enough_and_torch_stays_away(pools, recognizer, tmp_
         "pools": {"b": {"url": pools["b"], "centre_band": [-1, 1]}},
     }
     made = recipe(**{k: v for k, v in raw.items() if k not in ("kind", "name", "seed")})
-    first = compose(made, Store(tmp_path / "one"), cache=tmp_path / "cache")
+    store = Store(tmp_path / "one")
+    first = compose(made, store, cache=tmp_path / "cache", load=load_recognizer)
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom factory.compose import compose\n"
-        "from factory.recipe import parse\nfrom factory.shards.store import Store\n"
+        "import json, sys\nfrom pathlib import Path\nfrom factory.datasets.compose import compose\n"
+        "from factory.recipe import parse\nfrom factory.datasets.store import Store\n"
         "made = compose(parse(json.loads(sys.argv[1])), Store(sys.argv[2]), Path(sys.argv[3]))\n"
         "print(made.content_digest, [m for m in ('torch', 'ray') if m in sys.modules])"
     )
@@ -291,9 +291,8 @@ def test_a_person_of_one_image_has_no_centre(recognizer, tmp_path) -> None:
     lost = ((1, 0), (1, 1))
     url = make_pool(tmp_path / "pool", 3, 3, world=8, lost=lost)
     view = {"url": url, "centre_band": [-1, 1]}
-    made = compose(
-        recipe(recognizer=recognizer, pools={"a": view}), Store(tmp_path / "out"), tmp_path / "c"
-    )
+    asked, out = recipe(recognizer=recognizer, pools={"a": view}), Store(tmp_path / "out")
+    made = compose(asked, out, tmp_path / "c", load=load_recognizer)
     assert made.pools["a"].removed.no_centre == 1
     assert {row["identity"] for row in rows(tmp_path / "out")} == {0, 2}
 

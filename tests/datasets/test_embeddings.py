@@ -3,9 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.datasets.embeddings import embeddings_file, read_embeddings, shard_of, write_embeddings
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 TAR, WHO = "a" * 64, ("small", "b" * 64)

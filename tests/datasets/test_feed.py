@@ -12,9 +12,7 @@ from faces import face, make_dataset, make_pool
 from factory.datasets import index
 from factory.datasets.compose import compose
 from factory.datasets.feed import Feed, decode
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError, parse
 
 SIZE = 32

@@ -1,4 +1,4 @@
-"""Banks: a dataset named by what it holds, its images read at random, styles drawn from it."""
+"""A dataset named by what it holds, and its images read at random."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,8 @@ from faces import face, make_pool
 from factory.datasets.claim import planned, read_claim, write_claim
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.manifest import inherited, merge
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, NamedDataset, content_digest, parse
-from factory.seeding import generator
-from factory.systems.styles import DatasetStyles, StudioStyles
 
 SIZE = 32
 
@@ -81,27 +77,6 @@ def test_content_digest_follows_the_digest_and_not_the_url():
         return content_digest(recipe, {})
 
     assert made("here", "a" * 16) == made("there", "a" * 16) != made("here", "b" * 16)
-
-
-def test_styles_of_a_dataset_cover_it(named: NamedDataset):
-    styles = DatasetStyles(ImageBank(named, SIZE, "options.styles.dataset"))
-    drawn = [styles.draw(generator(seed)) for seed in range(200)]
-    assert {style.number for style in drawn} == set(range(15))
-    assert styles.draw(generator(3)) == drawn[3]
-    assert styles.image(drawn[0]).shape == (SIZE, SIZE, 3)
-    assert styles.key(drawn[0]) == styles.images.key(drawn[0].number)
-    assert styles.truth(drawn[0]) == {}
-
-
-def test_styles_of_the_studio_are_pictures_with_their_truth():
-    styles = StudioStyles(3, SIZE)
-    style = styles.draw(generator(1))
-    assert style == styles.draw(generator(1)) != styles.draw(generator(2))
-    image = styles.image(style)
-    assert image.shape == (SIZE, SIZE, 3) and image.std() > 10
-    np.testing.assert_array_equal(image, styles.image(style))
-    assert {"yaw", "gender", "age"} <= styles.truth(style).keys()
-    assert styles.key(style) != styles.key(styles.draw(generator(2)))
 
 
 def test_what_is_drawn_from_a_bank_names_its_models_and_takes_its_licence(tmp_path: Path):

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.datasets.index import Copies, contents, index, ranks
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 

@@ -9,10 +9,7 @@ import pytest
 
 from factory.datasets import located
 from factory.datasets.located import COPIES, find_file, folder_files, local_file
-from factory.datasets.store import (
-    Store,
-    cache_home,
-)
+from factory.datasets.store import Store, cache_home
 from factory.recipe import InputError
 
 WHAT, ACCEPTED = "recipe field weights.teacher.location", "accepted is a file"
@@ -43,7 +40,7 @@ def test_on_disk_a_file_is_where_it_lies(tmp_path: Path, cache: Path) -> None:
     for location in (f"{file}", f"file://{file}", f"adaface:{file}?channels=bgr", f"onnx:{file}"):
         assert found(location) == file
     assert found(str(file.parent), "b.bin") == file == found(f"file://{file.parent}", "b.bin")
-    assert found("package:recipe.py").read_text().startswith('"""Recipes')
+    assert found("package:plan.py").read_text().startswith('"""The plan')
     assert not cache.exists()
     with pytest.raises(InputError, match=rf"^{WHAT}: no file {file.parent}; {ACCEPTED}$"):
         found(f"onnx:{file.parent}")

@@ -18,9 +18,7 @@ from factory.datasets.manifest import (
     merge,
     shard_file,
 )
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.plan import shards
 from factory.recipe import FaultError, InputError, parse

@@ -12,9 +12,7 @@ from factory.datasets.composition import load_composition, read_rows
 from factory.datasets.feed import Feed
 from factory.datasets.manifest import COMMIT, TAR, shard_file
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar, write_tar
 from factory.datasets.verify import verify
 from factory.evaluation.dataset import samples

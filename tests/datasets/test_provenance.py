@@ -9,9 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from factory.datasets import provenance
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import GenerateRecipe, InputError, Weights, content_digest, load, local_path
 
 IDIFF = Path(__file__).parents[2] / "jobs/recipes/desk/generate/idiff_face.yaml"
@@ -111,7 +109,7 @@ def test_versions_match_the_libraries_and_import_none_of_them():
 
     assert provenance.versions()["numpy"] == numpy.__version__
     code = (
-        "import sys; from factory.provenance import versions; v = versions();"
+        "import sys; from factory.datasets.provenance import versions; v = versions();"
         "assert 'torch' in v and 'simplejpeg' in v, v;"
         "assert not {'torch', 'numpy', 'diffusers', 'ray'} & set(sys.modules)"
     )

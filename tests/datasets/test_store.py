@@ -12,15 +12,8 @@ import pytest
 
 from factory.datasets import store as module
 from factory.datasets.manifest import committed, load_manifest
-from factory.datasets.patience import (
-    in_order,
-)
-from factory.datasets.store import (
-    LOCK,
-    Store,
-    below,
-    parted,
-)
+from factory.datasets.patience import in_order
+from factory.datasets.store import LOCK, Store, below, parted
 from factory.datasets.verify import verify
 from factory.recipe import FaultError, InputError, public
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from factory.datasets.manifest import COMMIT, MANIFEST, REJECTS, TAR, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import index_tar, read_tar, write_tar
 from factory.datasets.verify import Fault, repair, verify
 from factory.recipe import InputError

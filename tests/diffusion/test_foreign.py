@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import IDIFF, SIZE, generating, save_frozen, training
 
 from factory.datasets.provenance import models
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion import foreign
 from factory.diffusion.autoencoder import VQ, VQConfig
 from factory.diffusion.files import load_autoencoder, load_state, read_metadata

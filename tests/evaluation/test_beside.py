@@ -7,15 +7,11 @@ import pytest
 import torch
 from faces import make_dataset
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.beside import FLAGS, Beside
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    save_recognizer,
-)
+from factory.recognition.recognizers import save_recognizer
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import pytest
 from faces import face, make_dataset, make_pool
 from scipy.stats import wasserstein_distance
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation import coverage
 from factory.recipe import InputError
 from factory.recognition.attributes import Attribute, Predictor

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from faces import face, make_dataset
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.recipe import InputError
 

@@ -5,16 +5,11 @@ import pytest
 import torch
 from faces import face, make_dataset
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.features import IMAGENET_MEAN, IMAGENET_SD, extract_dataset, load_features
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 
 
 class Means(torch.nn.Module):

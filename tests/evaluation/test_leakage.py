@@ -9,9 +9,7 @@ import simplejpeg
 from faces import face, make_dataset
 from sklearn.metrics import roc_auc_score
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation import leakage as leaks
 from factory.evaluation.dataset import Embedded, embed_dataset, samples
 from factory.evaluation.leakage import leakage, matched_rows, membership

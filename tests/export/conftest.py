@@ -7,9 +7,7 @@ from typing import Any
 import patches
 import pytest
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import Options, export
 

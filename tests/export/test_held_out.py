@@ -17,9 +17,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from factory.datasets.compose import compose
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.verification import evaluate_distances, read_bin
 from factory.export.export import Options, export
 from factory.export.pairs import write_pairs

@@ -9,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.datasets.compose import compose
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar
 from factory.evaluation.verification import read_bin
 from factory.export.pairs import choose_pairs, read_identity_groups, write_pairs

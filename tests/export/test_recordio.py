@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patches import MAGIC, Made, colours_kept, digest, make, pixels
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.export.about import About
 from factory.export.export import Options, export
 from factory.export.recordio import check_counts, frame

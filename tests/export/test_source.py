@@ -13,9 +13,7 @@ from patches import digest, pixels
 from factory.datasets.compose import compose
 from factory.datasets.composition import Composition, read_rows
 from factory.datasets.materialise import materialise
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar, write_tar
 from factory.export import source as module
 from factory.export.export import Options, export

@@ -7,9 +7,7 @@ import ray
 
 from factory.cluster.connect import connect
 from factory.datasets.claim import read_claim
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.run import generate
 from factory.recipe import GenerateRecipe, parse
 

@@ -15,18 +15,16 @@ import pytest
 
 from factory.datasets.claim import write_claim
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
-from factory.generation.make import Line
-from factory.generation.work import Assignment, ShardWork
+from factory.datasets.store import Store
+from factory.generation.commit import Committer
+from factory.generation.make import Maker
+from factory.generation.work import Assignment
 from factory.plan import shards
 from factory.recipe import GenerateRecipe, content_digest, load
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "jobs/recipes/desk/generate/studio_plain.yaml"
 HOPS = ("connection", "content-length", "expect", "transfer-encoding")  # of one connection each
-STAGES = ("identities", "styles:0", "render", "screen", "commit")
 
 
 @pytest.fixture
@@ -49,9 +47,10 @@ def make_alone() -> Callable[[GenerateRecipe, Store], None]:
     def make(recipe: GenerateRecipe, store: Store) -> None:
         digest = content_digest(recipe, versions())
         write_claim(store, recipe, digest, ())
-        line = Line(Assignment(recipe.model_dump(mode="json"), store, digest, versions()), STAGES)
+        assignment = Assignment(recipe.model_dump(mode="json"), store, digest, versions())
+        maker, committer = Maker(assignment), Committer(assignment)
         for shard in shards(recipe):
-            line(ShardWork(shard))
+            committer(maker(shard))
 
     return make
 

@@ -12,9 +12,7 @@ from factory.cluster import counters
 from factory.cluster.connect import connect
 from factory.datasets.claim import read_claim
 from factory.datasets.manifest import committed
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation.run import generate
 from factory.recipe import GenerateRecipe, parse
 from factory.training.workers import start_board

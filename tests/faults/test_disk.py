@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 
 ROOT = Path(__file__).parents[2]

@@ -14,17 +14,13 @@ import psutil
 import pytest
 import ready
 
-from factory.cluster import engine
+from factory.cluster import workers
 from factory.datasets import store as module
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import merge
 from factory.datasets.provenance import versions
-from factory.datasets.scratch import (
-    scratch,
-)
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.scratch import scratch
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.generation.run import generate
 from factory.plan import shards
@@ -49,8 +45,8 @@ def actors() -> list[psutil.Process]:
 def test_killed_actors_lose_nothing(
     ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "WINDOW_SHARDS", 8)  # Ray is handed the shards in two portions
-    monkeypatch.setattr(engine, "WINDOW_TURNS", 1)
+    monkeypatch.setattr(workers, "WINDOW_ROWS", 8)  # Ray is handed the shards in two portions
+    monkeypatch.setattr(workers, "WINDOW_TURNS", 1)
     recipe, killed = plain("workers.max=2", "workers.num_cpus=0.5"), []
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "killed")

@@ -10,9 +10,7 @@ import pytest
 
 from factory.datasets.claim import write_claim
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.recipe import content_digest
 

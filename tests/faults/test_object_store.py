@@ -9,9 +9,7 @@ import ready
 
 from factory.datasets import store as module
 from factory.datasets.manifest import merge
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.plan import shards
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 
 ROOT = Path(__file__).parents[2]

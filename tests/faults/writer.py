@@ -5,21 +5,20 @@ import sys
 
 from factory.datasets.claim import read_claim
 from factory.datasets.provenance import versions
-from factory.datasets.store import (
-    Store,
-)
-from factory.generation.make import Line
-from factory.generation.work import Assignment, ShardWork
+from factory.datasets.store import Store
+from factory.generation.commit import Committer
+from factory.generation.make import Maker
+from factory.generation.work import Assignment
 from factory.plan import shards
 from factory.recipe import GenerateRecipe, parse
 
 store = Store(sys.argv[1])
 claim = read_claim(store)
-stages = ("identities", "styles:0", "render", "screen", "commit")
-line = Line(Assignment(claim["recipe"], store, claim["content_digest"], versions()), stages)
+assignment = Assignment(claim["recipe"], store, claim["content_digest"], versions())
+make, commit = Maker(assignment), Committer(assignment)
 recipe = parse(claim["recipe"])
 assert isinstance(recipe, GenerateRecipe)
 planned = list(shards(recipe))
 random.shuffle(planned)
 for shard in planned:
-    line(ShardWork(shard))
+    commit(make(shard))

@@ -8,37 +8,37 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pooled
 import pytest
-import ray
-import ray.data
 import ready
 import tiny
 import torch
 
-from factory.cluster import engine
-from factory.cluster.capacity import require
-from factory.cluster.connect import connect
-from factory.cluster.workers import FAILED, REFUSED, Crew, Guarded
+from factory.cluster.capacity import Reservation
+from factory.cluster.workers import FAILED, REFUSED, Guarded, column
 from factory.datasets.claim import check_claim, read_claim, write_claim
 from factory.datasets.manifest import load_shard_manifest, merged
 from factory.datasets.provenance import pinned, versions
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
-from factory.generation import identities
-from factory.generation.bank import BANK_BLOCK, BankActor, fill_bank
-from factory.generation.make import Line
-from factory.generation.run import StageActor, generate, wiring
+from factory.generation import identities, run
+from factory.generation.bank import BANK_BLOCK, BankActor
+from factory.generation.run import (
+    CommitterActor,
+    MakerActor,
+    fill,
+    generate,
+    pools,
+    reservations,
+)
 from factory.generation.work import Assignment, ShardWork
-from factory.plan import shards
+from factory.plan import Shard, shards
 from factory.recipe import FaultError, GenerateRecipe, InputError, bank_digest, content_digest, load
 from factory.systems import create
 
@@ -74,7 +74,7 @@ def tars(folder: Path) -> dict[str, str]:
     }
 
 
-def test_actors_and_wiring_change_no_byte(ray_cluster, tmp_path: Path) -> None:
+def test_the_number_of_actors_and_committers_changes_no_byte(ray_cluster, tmp_path: Path) -> None:
     alone = make(studio("workers.max=1"), tmp_path / "alone")
     assert list(alone) == [f"{shard.name}.tar" for shard in shards(studio())]
     shared = ("workers.max=2", "workers.num_cpus=0.25", "workers.num_gpus=0.5")  # of a declared GPU
@@ -90,48 +90,44 @@ def begin(recipe: GenerateRecipe, folder: Path, count: int) -> dict[str, str]:
     write_claim(store, recipe, digest, ())
     threads = torch.get_num_threads()
     assignment = Assignment(recipe.model_dump(mode="json"), store, digest, made_with)
-    lines = [Line(assignment, crew.stages) for crew in wiring(recipe)]
     if system.banked:
         system.load()
         contexts, wanted = system.draw_contexts(range(BANK_BLOCK)), recipe.identities
         bank = identities.empty_bank(contexts.shape[1])
         bank = identities.extend(bank, contexts, wanted.count, wanted.max_cosine)
         identities.save_block(store, bank, 0, bank_digest(recipe))
-    for shard in islice(shards(recipe), count):
-        work: Any = ShardWork(shard)
-        for line in lines:
-            work = line(work)
+    pooled.through(pools(recipe, assignment), islice(shards(recipe), count))
     torch.set_num_threads(threads)
     return tars(folder)
 
 
-ALONE = {"size": 1}
-SHARED = {"size": 2, "num_cpus": 0.5}
-SPLIT = {"size": 1, "fused": False, "num_cpus": 0.5, "screen_num_cpus": 0.25}
+ALONE = {"max": 1}
+SHARED = {"max": 2, "num_cpus": 0.5}
+APART = {"max": 1, "num_cpus": 0.5, "committers": 1, "committer_num_cpus": 0.25}
 
 
 @pytest.mark.parametrize(
-    ("precision", "attempts", "pool", "begun"),
+    ("precision", "attempts", "workers", "begun"),
     [
-        ("float32", 1, SPLIT, 0),
+        ("float32", 1, APART, 0),
         ("bfloat16", 2, SHARED, 1),
-        pytest.param("float32", 2, SPLIT | {"size": 2}, 0, marks=pytest.mark.slow),
-        pytest.param("bfloat16", 2, SPLIT, 1, marks=pytest.mark.slow),
+        pytest.param("float32", 2, APART | {"max": 2, "min": 1}, 0, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 2, APART, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
-    ray_cluster, tmp_path: Path, precision: str, attempts: int, pool: dict[str, Any], begun: int
+    ray_cluster, tmp_path: Path, precision: str, attempts: int, workers: dict[str, Any], begun: int
 ) -> None:
     """In one process or in actors, from the start or where the process stopped."""
     files = tiny.save_idiff(tmp_path)
 
-    def idiff(pool: dict[str, Any]) -> GenerateRecipe:
+    def idiff(workers: dict[str, Any]) -> GenerateRecipe:
         return tiny.generating(
             *("idiff_face", files, "uniform"),
             identities={"count": 6, "images_each": 3, "source": "uniform"},
             sampler={"name": "dpmsolver++", "steps": 3, "batch_size": 4, "dtype": precision},
             screens={"identity_drift": {"tolerance": 0.5}, "max_attempts": attempts},
-            pool=pool,
+            workers=workers,
         )
 
     whole = begin(idiff(ALONE), tmp_path / "whole", 3)
@@ -141,7 +137,7 @@ def test_a_diffusion_system_gives_the_same_bytes_however_it_is_spread(
     assert (attempts == 1) == all(one.kept + one.reasons["identity_drift"] == 6 for one in tried)
     if begun:
         assert begin(idiff(ALONE), tmp_path / "spread", begun).items() < whole.items()
-    assert make(idiff(pool), tmp_path / "spread") == whole
+    assert make(idiff(workers), tmp_path / "spread") == whole
 
 
 def test_extending_adds_shards_and_touches_none(ray_cluster, tmp_path: Path) -> None:
@@ -165,40 +161,41 @@ def test_a_driver_whose_folder_another_took_over_stops(
     """As one that was suspended while its successor found the lock stale."""
     taken: list[int] = []
 
-    def run(*_: object) -> Iterator[dict[str, Any]]:
+    def made(*_: object) -> Iterator[dict[str, Any]]:
         for number in range(3):
             taken.append(number)
-            made = {"kept": 1, "reasons": {}, "seconds": {}}
-            yield {"manifest": made, "actor": "a", "started": 0.0, "finished": 1.0}
+            manifest = {"kept": 1, "reasons": {}, "seconds": {}}
+            yield {"manifest": manifest, "actor": "a", "started": 0.0, "finished": 1.0}
 
     def check() -> None:
         if len(taken) == 2:
             raise FaultError("another writer")
 
-    monkeypatch.setattr(engine, "preflight", lambda recipe: None)
-    monkeypatch.setattr(engine, "_run", run)
+    monkeypatch.setattr(run, "preflight", lambda recipe: None)
+    monkeypatch.setattr(run, "_run", made)
     said: list[str] = []
     with pytest.raises(FaultError, match="another writer"):
         generate(studio(), Store(tmp_path), (), said.append, check)
     assert taken == [0, 1] and len(said) == 1
 
 
-@pytest.mark.parametrize("actor", [StageActor, BankActor])
+@pytest.mark.parametrize("actor", [MakerActor, BankActor])
 def test_weights_missing_on_a_workers_node_are_a_mistake_of_the_users(
     tmp_path: Path, actor: type
 ) -> None:
     recipe = load(IDIFF, [FLOAT32, f"weights.denoiser.location={tmp_path}/gone.safetensors"])
     raw, store = recipe.model_dump(mode="json"), Store(tmp_path)
-    given = (Assignment(raw, store, "", versions()), ("render",))
-    guarded = Guarded(actor, *(given if actor is StageActor else (raw,)))
-    for row in ("work", "block"):  # told at every row: it has to reach the driver
+    given = (Assignment(raw, store, "", versions()), True)
+    guarded = Guarded(actor, *(given if actor is MakerActor else (raw,)))
+    for row in ("shard", "block"):  # told at every row: it has to reach the driver
         (said,) = guarded({row: np.array([0])})[REFUSED]
         named = r"recipe field weights\.denoiser\.location: no file .*gone\.safetensors"
         assert re.match(rf"node {socket.gethostname()}: {named}", said)
 
 
+@pytest.mark.parametrize("at", ["make", "commit", "commit apart"])
 @pytest.mark.parametrize(
-    ("error", "column", "words"),
+    ("error", "named", "words"),
     [
         (InputError("recipe field x: 3"), REFUSED, "recipe field x: 3"),
         (OSError(28, "No space left"), FAILED, r"\[Errno 28\] No space left"),
@@ -207,183 +204,65 @@ def test_weights_missing_on_a_workers_node_are_a_mistake_of_the_users(
     ],
 )
 def test_what_a_shard_ends_in_is_one_row_with_its_name(
-    tmp_path: Path, error: Exception, column: str, words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+    error: Exception,
+    named: str,
+    words: str,
 ) -> None:
-    def fail(work: ShardWork) -> None:
+    def fails(given: Shard | ShardWork) -> None:
         raise error
 
-    raw = studio().model_dump(mode="json")
-    guarded = Guarded(StageActor, Assignment(raw, Store(tmp_path), "", versions()), ("render",))
-    guarded.actor.line = fail
-    shard = next(shards(studio()))
-    work = np.empty(1, object)
-    work[0] = ShardWork(shard)
-    row = guarded({"work": work})
-    (said,) = row[column]
+    raw, shard = studio().model_dump(mode="json"), next(shards(studio()))
+    assignment, work = Assignment(raw, Store(tmp_path), "", versions()), ShardWork(shard)
+    row: dict[str, Any] = {"shard": column(shard)}
+    if at == "commit apart":
+        guarded = Guarded(CommitterActor, assignment)
+        guarded.actor.commit = fails
+        row = {"work": column(work), "actor": np.array(["a"]), "started": np.array([0.0])}
+    else:
+        guarded = Guarded(MakerActor, assignment, True)
+        guarded.actor.make = fails if at == "make" else lambda shard: work
+        guarded.actor.commit.commit = fails
+        monkeypatch.setattr("ray.get_runtime_context", lambda: pooled.HERE)
+    row = guarded(row)
+    (said,) = row[named]
     assert re.fullmatch(rf"shard {shard.name}: {words}", said)
     assert guarded(row) is row  # as a later pool passes it on
 
 
-def test_rows_of_errors_reach_the_user_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pooled(rows: list[dict[str, Any]]) -> SimpleNamespace:
-        return SimpleNamespace(iter_rows=lambda: rows)
-
-    monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: rows)
-    with pytest.raises(InputError, match=r"^node a: recipe field x$"):
-        list(engine._windows([{REFUSED: "node a: recipe field x"}], 1, pooled, "output u: "))
-    with pytest.raises(FaultError, match=r"^output u: full; the same command goes on from here$"):
-        list(engine._windows([{FAILED: "full"}], 1, pooled, "output u: "))
-
-
-def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        Guarded(StageActor, None)
-
-
-def test_a_bank_is_committed_as_it_grows_and_is_the_same_however_it_was_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "COMMIT_BLOCKS", 2)
-    recipe = load(IDIFF, [FLOAT32, "identities.count=300", "identities.max_cosine=0.6"])
-    assert isinstance(recipe, GenerateRecipe)
-    left = [10**6]
-
-    def drawn(rows: Iterable[dict[str, Any]], *_: Any) -> Iterator[dict[str, Any]]:
-        blocks = np.array([row["block"] for row in rows])
-        late = np.random.default_rng(3).uniform(0, 3, len(blocks))
-        for block in blocks[np.argsort(blocks + late)]:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            indices = range(block * BANK_BLOCK, (block + 1) * BANK_BLOCK)
-            yield {"block": block, "contexts": identities.uniform(9, indices, 16)}
-
-    monkeypatch.setattr(engine, "_windows", drawn)
-    whole = fill_bank(recipe, Store(tmp_path / "whole"), lambda line: None)
-    bank, rows = np.zeros((0, 16), np.float32), []
-    candidates = identities.uniform(9, range(whole.drawn), 16)
-    for row, candidate in enumerate(candidates):  # one after another, as they are numbered
-        if not len(bank) or (bank @ candidate).max() <= 0.6:
-            bank, rows = np.concatenate([bank, candidate[None]]), [*rows, row]
-    assert len(rows) == 300 and rows[-1] == whole.drawn - 1
-    assert whole.candidates.tolist() == rows and (whole.contexts == bank).all()
-    assert whole.reasons == {"identity_collision": whole.drawn - 300}
-
-    store, saved = Store(tmp_path / "killed"), [0]
-    while True:
-        left[0] = 4 * len(saved)
-        try:
-            again = fill_bank(recipe, store, lambda line: None)
-            break
-        except KeyboardInterrupt:
-            saved.append(len(sorted(store.list("bank"))))
-    assert saved == sorted(saved) and len(set(saved)) > 2  # what a kill left is kept
-    files = {name: store.read(name) for name in store.list("bank")}
-    assert files == {name: Store(tmp_path / "whole").read(name) for name in files}
-    assert sorted(files) == sorted(Store(tmp_path / "whole").list("bank"))
-    assert (again.contexts == whole.contexts).all() and again.drawn == whole.drawn
-
-
-def test_a_bank_of_a_folder_that_another_took_over_is_not_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, store = load(IDIFF, [FLOAT32, "identities.count=5"]), Store(tmp_path)
-    assert isinstance(recipe, GenerateRecipe)
-    row = {"block": 0, "contexts": identities.uniform(9, range(BANK_BLOCK), 512)}
-    monkeypatch.setattr(engine, "_windows", lambda *_: iter([row]))
-
-    def check_lock() -> None:
-        raise FaultError("another writer")
-
-    with pytest.raises(FaultError, match="another writer"):
-        fill_bank(recipe, store, lambda line: None, check_lock)
-    assert list(store.list()) == []
-
-
-def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
-    with pytest.raises(InputError, match=r"pool\.num_gpus: 2, but the largest node .* has 1 GPU"):
-        require([("pool.", 1, 1.0, 2.0)])
-    with pytest.raises(InputError, match=r"pool\.size 3 x 0\.5: 1\.5 GPU together"):
-        require([("pool.", 3, 0.5, 0.5)])
-    require([("pool.", 2, 0.25, 0.5)])
-
-
-def test_a_machine_too_busy_for_ray_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[object] = []
-
-    def late(**given: object) -> None:  # what Ray raises after 30 s
-        tried.append(given)
-        time.sleep(0.3)
-        raise Exception("The current node timed out during startup. This could happen because ...")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", late)
-    monkeypatch.setenv(engine.START_SETTING, "1")
-    with pytest.raises(FaultError, match="Ray did not start within 1 s"):
-        connect("")
-    assert len(tried) > 1
-    monkeypatch.setenv(engine.START_SETTING, "soon")
-    with pytest.raises(InputError, match="'soon': accepted is a whole number of seconds"):
-        connect("")
-
-
-def test_without_an_address_only_rays_own_word_joins_a_cluster(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ray itself would join whatever `ray start` left in its temporary folder, dead or alive."""
-    asked: list[object] = []
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **given: asked.append(given["address"]))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    connect("")
-    connect("10.0.0.1:6379")
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    connect("")
-    assert asked == ["local", "10.0.0.1:6379", None]
-
-
-def test_ray_starts_below_a_tmpdir_too_long_for_a_socket(tmp_path: Path) -> None:
-    """As on Slurm; what a worker says proves that it has started there."""
-    long = tmp_path / ("x" * 110)
-    long.mkdir()
-    code = (
-        "import ray\nfrom factory.engine import connect\nconnect('')\n"
-        "print(ray.get(ray.remote(lambda: 'up').remote()))\n"
+def test_makers_commit_unless_committers_stand_apart(tmp_path: Path) -> None:
+    together, apart = (
+        studio("workers.max=4", "workers.min=2"),
+        studio(
+            *(
+                "workers.max=4",
+                "workers.num_cpus=0.5",
+                "workers.num_gpus=0.25",
+                "workers.threads=3",
+            ),
+            *("workers.committers=3", "workers.committer_num_cpus=0.75"),
+        ),
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200,
-        env={**os.environ, "TMPDIR": str(long), "RAY_ADDRESS": "", "RAY_TMPDIR": ""},
-    )  # fmt: skip
-    assert ran.returncode == 0 and ran.stdout == "up\n", ran.stderr
-    assert not ran.stderr
-
-
-def test_a_tmpdir_too_long_for_a_socket_is_one_error_where_no_folder_has_a_short_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    foreign = tmp_path / f"factory-{os.getuid()}"
-    foreign.symlink_to(tmp_path)  # another user's snare
-    monkeypatch.setattr(engine, "SHORT", (str(tmp_path),))
-    monkeypatch.setattr(engine.os, "makedirs", lambda *_, **__: None)
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 40)
-    with pytest.raises(InputError, match=r"TMPDIR /tmp/x+: too long .* paths of \d+ bytes"):
-        engine._below()
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    assert engine._below() is None
-
-
-def test_wiring_runs_the_same_stages_in_the_same_order() -> None:
-    screens = "screens={identity_drift: {tolerance: 0.5}, max_attempts: 2}"
-    fused = wiring(studio(screens))
-    split = wiring(studio(screens, "workers.committers=1", "workers.max=4"))
-    assert [c.size for c in fused] == [2] and [c.size for c in split] == [4, 1, 1, 1]
-    flat = [stage for crew in split for stage in crew.stages]
-    assert list(fused[0].stages) == flat
-    assert flat == [
-        "identities", "styles:0", "render", "screen", "styles:1", "render", "screen", "commit"
-    ]  # fmt: skip
-    assert isinstance(fused[0], Crew)
+    assignment = Assignment({}, Store(tmp_path), "", {})
+    (alone,) = pools(together, assignment)
+    assert (alone.actor, alone.arguments) == (MakerActor, (assignment, True))
+    assert alone.reserved == Reservation("workers.max", "workers.", 4, 1.0, 0.0)
+    assert (alone.least, alone.threads) == (2, 1)
+    first, last = pools(apart, assignment)
+    assert (first.actor, first.arguments) == (MakerActor, (assignment, False))
+    assert (first.least, first.threads) == (4, 3)
+    assert (last.actor, last.arguments) == (CommitterActor, (assignment,))
+    assert (last.least, last.threads) == (3, 1)
+    assert (
+        [first.reserved, last.reserved]
+        == reservations(apart)
+        == [
+            Reservation("workers.max", "workers.", 4, 0.5, 0.25),
+            Reservation("workers.committers", "workers.committer_", 3, 0.75, 0.0),
+        ]
+    )
 
 
 def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_path: Path) -> None:
@@ -448,9 +327,9 @@ def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
     recipe = load(IDIFF, [FLOAT32, *other])
     assert isinstance(recipe, GenerateRecipe)
     assert recipe.weights["teacher"].licence == "Apache-2.0"  # of the file it stands in place of
-    monkeypatch.setattr(engine, "generate", lambda *given: None)
+    monkeypatch.setattr(run, "generate", lambda *given: None)
     with Store(tmp_path / "out").lock("test") as lock:
-        engine.fill(pinned(recipe), lock, None, print)
+        fill(pinned(recipe), lock, None, print)
     made = merged(read_claim(Store(tmp_path / "out")), ())
     assert made.licence == "non-commercial-research"
     (found,) = (model for model in made.models if model.name == "teacher")
@@ -458,7 +337,7 @@ def test_a_dataset_has_the_licence_and_sha256_of_weights_as_they_lie_there(
     shipped = load(IDIFF, [FLOAT32])
     assert isinstance(shipped, GenerateRecipe)
     with Store(tmp_path / "shipped").lock("test") as lock:
-        engine.fill(shipped, lock, None, print)
+        fill(shipped, lock, None, print)
     made, stated = merged(read_claim(Store(tmp_path / "shipped")), ()), shipped.model_dump()
     assert made.licence == stated["licence"]
     models = {model.name: model.model_dump(exclude={"name"}) for model in made.models}

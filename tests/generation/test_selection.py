@@ -12,9 +12,7 @@ from irnet import IRNet
 
 from factory.datasets.images import contents_digest
 from factory.datasets.provenance import models
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.generation import selection
 from factory.generation.selection import Beholder, Seen, select
 from factory.recipe import BankRecipe, FaultError, GenerateRecipe, InputError, load, parse

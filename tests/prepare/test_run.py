@@ -21,21 +21,17 @@ import scrfd
 from others import im2rec, insightface, write_tar
 from PIL import Image
 
-from factory.cluster import engine
+from factory.cluster import capacity, workers
 from factory.datasets.embeddings import embeddings_file, read_embeddings
 from factory.datasets.feed import Feed
 from factory.datasets.manifest import load_manifest, load_shard_manifest
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.prepare import run
 from factory.prepare.run import Preparation, Wishes, check_claim, plan, prepare
 from factory.recipe import FaultError, InputError
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "package:weights/teacher/recognizer.safetensors"
@@ -97,8 +93,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             column[0] = row["task"]
             yield worker({"task": column})
 
-    monkeypatch.setattr(engine, "each", each)
-    monkeypatch.setattr(engine, "cpus", lambda: 1)
+    monkeypatch.setattr(workers, "each", each)
+    monkeypatch.setattr(capacity, "cpus", lambda: 1)
 
 
 def make(source: Path | str, out: Path | str, **wishes: Any) -> tuple[Preparation, Store]:
@@ -208,20 +204,20 @@ def test_a_stopped_run_is_completed_by_the_same_call(here, tmp_path: Path, monke
     source = folders(tmp_path / "source")
     _, whole = make(source, tmp_path / "whole", shard_images=2)
     given, store = plan(Wishes(str(source), "CC-BY-4.0", shard_images=2)), Store(tmp_path / "out")
-    inner, said = engine.each, []
+    inner, said = workers.each, []
 
     def stopping(rows: list, *rest: Any) -> Iterator[Any]:
         yield from inner(rows[:3], *rest)  # type: ignore[call-arg]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "each", stopping)
+    monkeypatch.setattr(workers, "each", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare(given, store, 1, lambda line: None)
     assert [fault.kind for fault in verify(store)] == ["missing_shard"] * 3
     part = tmp_path / "out" / "shards" / "x.tar.part-elsewhere.1.00"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").iterdir()}
     part.write_bytes(b"")
-    monkeypatch.setattr(engine, "each", inner)
+    monkeypatch.setattr(workers, "each", inner)
     prepare(given, store, 1, said.append)
     assert said[0] == "resuming: 3 of 6 shards are committed"
     assert files(tmp_path / "out").items() >= files(tmp_path / "whole").items()
@@ -407,8 +403,8 @@ def test_a_source_that_fails_on_the_way_is_one_error(
     import ray.data
 
     handed, from_items = [], ray.data.from_items
-    monkeypatch.setattr(engine, "WINDOW_SHARDS", 2)
-    monkeypatch.setattr(engine, "WINDOW_TURNS", 1)
+    monkeypatch.setattr(workers, "WINDOW_ROWS", 2)
+    monkeypatch.setattr(workers, "WINDOW_TURNS", 1)
 
     def hand(rows: list[dict[str, Any]], **how: Any) -> Any:
         handed.append(len(rows))

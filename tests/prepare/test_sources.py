@@ -10,9 +10,7 @@ import pytest
 from others import MAGIC, face, im2rec, insightface, write_rec, write_tar
 from PIL import Image
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.prepare import recordio
 from factory.prepare.recipe import entries_of, plan_shards
 from factory.prepare.sources import ItemReader, Listing, list_source

@@ -1,8 +1,89 @@
-"""Addresses: no secret of any store's is ever shown or kept."""
+"""Addresses: what lies where, which options are ours; no secret is ever shown or kept."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
+from raw import BANK, COMPOSE, FR, GENERATE, LOOKALIKE, TRAIN, changed
 
-from factory.recipe import InputError, keyless, public
+import factory
+from factory.recipe import (
+    InputError,
+    file_of,
+    keyless,
+    local_path,
+    parse,
+    public,
+    with_options,
+)
+
+KEYED = (
+    "s3://a-key:a-secret@bucket/x?region=r",
+    "s3://bucket/x?access_key=a-key&secret_key=a-secret&region=r",
+)
+
+
+def test_locations() -> None:
+    inside = local_path("package:plan.py")
+    assert inside.samefile(Path(factory.__file__).parent / "plan.py")
+    for location in ("a/b", "adaface:a/b?channels=bgr", "diffusers:a/b"):
+        assert local_path(location) == Path("a/b")
+    assert local_path("file:///a/b") == Path("/a/b")
+    assert local_path("onnx:package:plan.py") == inside
+
+
+def test_options_are_ours_and_the_rest_of_a_query_is_the_urls() -> None:
+    assert with_options("a?channels=bgr&licence=my+own") == (
+        "a",
+        {"channels": "bgr", "licence": "my own"},
+    )
+    assert with_options("a?colour=bgr") == ("a", {"colour": "bgr"})  # to be refused
+    url = "s3://b/a?endpoint_override=h:1&scheme=http"
+    assert with_options(f"{url}&channels=bgr") == (url, {"channels": "bgr"})
+    assert with_options("s3://b/a?channels=bgr") == ("s3://b/a", {"channels": "bgr"})
+    assert file_of(f"adaface:{url}&channels=bgr") == url == file_of(url)
+
+
+@pytest.mark.parametrize("url", KEYED)
+@pytest.mark.parametrize(
+    ("base", "field", "place"),
+    [
+        (GENERATE, "weights.teacher.location", "{}"),
+        (GENERATE, "weights.teacher.location", "adaface:{}&channels=bgr"),
+        (GENERATE, "screens.real_lookalike.embeddings.location", "{}"),
+        (TRAIN, "data.train", "{}"),
+        (TRAIN, "data.train", ("runs/a", "{}")),
+        (TRAIN, "precompute.sidecar", "{}"),
+        (TRAIN, "weights.start.location", "{}"),
+        (FR, "data.train", "{}"),
+        (FR, "benchmarks", "{}"),
+        (BANK, "candidates.url", "{}"),
+        (BANK, "known.location", "{}"),
+        (COMPOSE, "pools.a.url", "{}"),
+        (COMPOSE, "recognizer.location", "onnx:{}"),
+    ],
+)
+def test_keys_in_an_address_are_refused_and_not_shown(
+    base: dict[str, Any], field: str, place: str | tuple[str, ...], url: str
+) -> None:
+    screened = changed(base, "screens.real_lookalike", LOOKALIKE) if base is GENERATE else base
+
+    def at(address: str) -> dict[str, Any]:
+        kept = place.format(address) if isinstance(place, str) else [place[0], address]
+        return changed(screened, field, kept)
+
+    with pytest.raises(InputError) as caught:
+        parse(at(url))
+    said = str(caught.value)
+    assert said.startswith(f"recipe field {field}: ") and said.count("; ") == 1, said
+    assert "holds credentials" in said and "credentials in the environment" in said
+    assert "a-key" not in said and "a-secret" not in said
+    with pytest.raises(InputError) as caught:  # nor where a field is no address at all
+        parse(changed(base, field.partition(".")[0], [url]))
+    assert "a-secret" not in str(caught.value)
+    for kept in ("s3://bucket/x?region=r&endpoint_override=h:9000", "gs://anonymous@bucket/x"):
+        parse(at(kept))
+
 
 SECRETS = [
     "s3://AKIA:wJal/rXUt+nFEMI@bucket/x",

@@ -24,9 +24,7 @@ from factory.recipe import Backbone, InputError, Weights
 from factory.recognition import foreign
 from factory.recognition.backbones import DEPTHS, IResNet, MobileFaceNet, make_backbone
 from factory.recognition.onnx_graph import OnnxNetwork
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 
 SIZE = 32
 SMALL = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 12, 16), depths=(1, 1, 1, 1))

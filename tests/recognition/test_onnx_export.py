@@ -10,10 +10,7 @@ import torch
 from factory.recipe import Backbone, local_path
 from factory.recognition.backbones import make_backbone
 from factory.recognition.onnx_export import save_onnx
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 
 SMALL = {"embedding_size": 24}
 BACKBONES = {

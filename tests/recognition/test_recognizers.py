@@ -2,16 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import IResNet, make_backbone
-from factory.recognition.recognizers import (
-    FILE,
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer
 
 SIZE = 32
 SMALL = Backbone(name="iresnet", embedding_size=16, widths=(8, 8, 12, 16), depths=(1, 1, 1, 1))

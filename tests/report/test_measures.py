@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.coverage import Predicted, measure_coverage
 from factory.evaluation.dataset import Embedded, samples
 from factory.evaluation.fairness import by_group

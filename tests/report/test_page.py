@@ -9,9 +9,7 @@ from faces import make_dataset
 
 from factory.datasets.claim import CLAIM, write_claim
 from factory.datasets.manifest import merge
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.evaluation.dataset import Embedded
 from factory.evaluation.gap import gap
 from factory.evaluation.quality import Radius, measure

@@ -7,9 +7,7 @@ import pytest
 import ready
 from sweeps import write_sweep
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import InputError
 from factory.report.study import gathered, table, verdict
 from factory.search.results import SWEEP

@@ -9,9 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweeps import AXES, write_sweep
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.report.sweep import sweep_page
 
 

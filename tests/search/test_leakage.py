@@ -8,16 +8,11 @@ import torch
 from faces import face, make_pool
 
 from factory.datasets.compose import compose
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import Backbone, InputError, KnownFaces, Weights, parse
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 from factory.search.leakage import leakage
 
 

@@ -12,37 +12,18 @@ from faces import make_pool
 
 from factory import tracking
 from factory.datasets.provenance import sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import Backbone, FaultError, InputError, KnownFaces
 from factory.recognition.backbones import make_backbone
 from factory.recognition.faces import save_faces
-from factory.recognition.recognizers import (
-    save_recognizer,
-)
+from factory.recognition.recognizers import save_recognizer
 from factory.search import Asha, Choice, Pool, Real, Space
-from factory.search.book import (
-    Book,
-    placeless,
-)
-from factory.search.following import (
-    Following,
-)
-from factory.search.pools import (
-    Pools,
-)
+from factory.search.book import Book, placeless
+from factory.search.following import Following
+from factory.search.pools import Pools
 from factory.search.results import SWEEP
-from factory.search.suggestions import (
-    scheduler,
-    tpe,
-)
-from factory.search.sweep import (
-    check_ended,
-    check_inputs,
-    fitting,
-    sweep,
-)
+from factory.search.suggestions import scheduler, tpe
+from factory.search.sweep import check_ended, check_inputs, fitting, sweep
 from factory.search.tracked import Tracked
 
 ROOT = Path(__file__).parents[2]

@@ -2,9 +2,7 @@
 
 import pytest
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.search import Choice, Space
 from factory.search.tracked import Tracked
 

@@ -10,33 +10,15 @@ import pytest
 import simplejpeg
 from faces import face, make_pool
 
-from factory.cluster import engine
 from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
-from factory.datasets.scratch import (
-    STALE_SECONDS,
-)
-from factory.datasets.store import (
-    LOCK,
-    Store,
-)
+from factory.datasets.scratch import STALE_SECONDS
+from factory.datasets.store import LOCK, Store
 from factory.evaluation.verification import Pairs, write_bin
 from factory.recipe import FaultError, FRRecipe, InputError, parse
 from factory.search import Choice, Space, trial
-from factory.search.pools import (
-    Pools,
-    held,
-)
-from factory.search.trial import (
-    ACCURACY,
-    ENDED,
-    LAST,
-    Judged,
-    Objective,
-    _told,
-    composed,
-    subset,
-)
+from factory.search.pools import Pools, held
+from factory.search.trial import ACCURACY, ENDED, LAST, Judged, Objective, _told, composed, subset
 from factory.training.output import RECORD, claim
 from factory.training.recognition import run
 from factory.training.workers import Worker
@@ -79,7 +61,7 @@ class Clock:
 
     def __init__(self, monkeypatch, then=lambda now: None):
         self.now, self.then = 1e6, then
-        for module in ("search.trial", "shards.store"):
+        for module in ("search.pools", "datasets.store"):
             monkeypatch.setattr(f"factory.{module}.time", self)
 
     def time(self):
@@ -118,8 +100,10 @@ def test_what_a_lost_node_held_is_free_again_once_its_lock_is_stale(tmp_path, mo
 def test_a_pool_that_another_sweep_makes_is_waited_for(tmp_path, monkeypatch, made_dataset):
     url = tmp_path / "pool"
     store, anyone = Store(url), SimpleNamespace()
-    monkeypatch.setattr(engine, "check_sources", lambda recipe: None)
-    monkeypatch.setattr(engine, "fill", lambda *given: pytest.fail("it was made twice"))
+    monkeypatch.setattr("factory.generation.run.check_sources", lambda recipe: None)
+    monkeypatch.setattr(
+        "factory.generation.run.fill", lambda *given: pytest.fail("it was made twice")
+    )
 
     def elsewhere(now):
         if now < start + 300:

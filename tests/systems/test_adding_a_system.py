@@ -12,9 +12,7 @@ from tiny import DIMENSION, SIZE, generating, save_frozen, training
 
 from factory import systems
 from factory.datasets.compose import compose
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.trainable import Place
 from factory.recipe import ComposeRecipe, InputError, parse
 from factory.systems.base import Position

@@ -10,10 +10,7 @@ from faces import make_pool
 from gpu import same_images, same_step
 from tiny import DIMENSION, generating, located, save_frozen, training
 
-from factory.diffusion.dcface import (
-    DCFaceConfig,
-    DCFaceNet,
-)
+from factory.diffusion.dcface import DCFaceConfig, DCFaceNet
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place

@@ -15,35 +15,24 @@ from torch.nn import functional as F
 
 from factory.datasets.claim import write_claim
 from factory.datasets.images import contents_digest
-from factory.datasets.manifest import TAR, ShardManifest, shard_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.manifest import TAR, shard_file
+from factory.datasets.store import Store
 from factory.datasets.tar import read_tar
-from factory.diffusion.dcface import (
-    DCFaceConfig,
-    DCFaceNet,
-    early_features,
-)
+from factory.diffusion.dcface import DCFaceConfig, DCFaceNet, early_features
 from factory.diffusion.examples import features
 from factory.diffusion.files import save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
-from factory.generation.make import Line
-from factory.generation.work import Assignment, ShardWork
+from factory.generation.commit import Committer
+from factory.generation.make import Maker
+from factory.generation.work import Assignment
 from factory.plan import shards
 from factory.recipe import Backbone, GenerateRecipe, InputError, TrainRecipe, content_digest
 from factory.recognition.attributes import STUDIO, AttributeNet, save_predictor
 from factory.recognition.backbones import make_backbone
-from factory.recognition.recognizers import (
-    load_recognizer,
-    save_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer, save_recognizer
 from factory.systems.base import Position
-from factory.systems.dcface import (
-    DCFace,
-    DCFaceTraining,
-)
+from factory.systems.dcface import DCFace, DCFaceTraining
 
 MODEL = tiny.DCFACE
 UNET, CONDITIONS = MODEL["unet"], MODEL["conditions"]
@@ -187,7 +176,7 @@ def test_a_similar_style_is_the_nearest_of_those_drawn(files: dict[str, Path], d
     assert cosines[style.number] > np.sort(cosines)[-4]  # JPEG may swap neighbours
 
 
-def test_faces_of_nobody_pass_through_the_line(files: dict[str, Path], tmp_path: Path):
+def test_faces_of_nobody_are_made_and_committed(files: dict[str, Path], tmp_path: Path):
     weights = located(files, "autoencoder", "teacher") | {
         "denoiser": {"location": str(files["unconditional"])}
     }
@@ -198,11 +187,11 @@ def test_faces_of_nobody_pass_through_the_line(files: dict[str, Path], tmp_path:
     store, digest = Store(tmp_path / "out"), content_digest(recipe, {})
     write_claim(store, recipe, digest, ())
     assignment = Assignment(recipe.model_dump(mode="json"), store, digest, {})
-    line = Line(assignment, ("identities", "styles:0", "render", "screen", "commit"))
+    make, commit = Maker(assignment), Committer(assignment)
     images = []
     for shard in shards(recipe):
-        manifest = line(ShardWork(shard))
-        assert isinstance(manifest, ShardManifest) and manifest.kept == 2
+        manifest = commit(make(shard))
+        assert manifest.kept == 2
         read = list(read_tar(store.read(shard_file(manifest.name, TAR))))
         images += [parts["jpg"] for _, parts in read]
         assert all(b'"cosine": null' in parts["json"] for _, parts in read)

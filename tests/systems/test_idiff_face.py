@@ -15,9 +15,7 @@ from tiny import IDIFF, SIZE, located, save_idiff
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import ShardManifest, commit_shard, merge
 from factory.datasets.provenance import sha256_file
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.datasets.tar import write_tar
 from factory.diffusion.files import load_denoiser, save_weights
 from factory.diffusion.trainable import Place

@@ -1,9 +1,7 @@
 import pytest
 import torch
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FaultError
 from factory.training import checkpoint
 

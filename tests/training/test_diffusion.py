@@ -13,9 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import make_pool
 from gpu import GPU, on_gpu, pretended_gpu
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.files import load_autoencoder
 from factory.recipe import FaultError, InputError, TrainRecipe, Weights, canonical, parse
 from factory.training import checkpoint, diffusion

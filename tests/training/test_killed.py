@@ -18,9 +18,7 @@ from faces import make_pool
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, TrainRecipe, parse
 from factory.training import checkpoint, diffusion, recognition
 from factory.training.output import DONE, RECORD

@@ -8,9 +8,7 @@ from faces import make_pool
 
 from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError, TrainRecipe, load, parse
 from factory.training.output import licence
 

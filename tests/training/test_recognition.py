@@ -10,13 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faces import face, make_pool
 from gpu import GPU, pretended_gpu
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.recipe import FaultError, FRRecipe, InputError, load, parse
-from factory.recognition.recognizers import (
-    load_recognizer,
-)
+from factory.recognition.recognizers import load_recognizer
 from factory.training import recognition
 from factory.training.output import RECORD, claim
 from factory.training.recognition import ARCFACE_TORCH, check, finished, run

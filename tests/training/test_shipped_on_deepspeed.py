@@ -53,13 +53,11 @@ def studio(folder: Path, size: int) -> str:
     from factory.datasets.claim import write_claim
     from factory.datasets.manifest import merge
     from factory.datasets.provenance import versions
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
     from factory.generation.bank import fill_bank
-    from factory.generation.make import Line
-    from factory.generation.run import wiring
-    from factory.generation.work import Assignment, ShardWork
+    from factory.generation.commit import Committer
+    from factory.generation.make import Maker
+    from factory.generation.work import Assignment
     from factory.plan import shards
     from factory.recipe import GenerateRecipe, content_digest
     from factory.systems import create
@@ -73,9 +71,9 @@ def studio(folder: Path, size: int) -> str:
     if create(recipe).banked:
         fill_bank(recipe, store, lambda line: None)
     assignment = Assignment(recipe.model_dump(mode="json"), store, digest, made_with)
-    line = Line(assignment, wiring(recipe)[0].stages)
+    make, commit = Maker(assignment), Committer(assignment)
     for shard in shards(recipe):
-        line(ShardWork(shard))
+        commit(make(shard))
     merge(store, shards(recipe))
     return str(folder)
 
@@ -186,9 +184,7 @@ def test_two_workers_reach_the_loss_of_one(
 def test_one_worker_goes_on_where_two_stopped(
     whole: People, tmp_path: Path, ray_cluster: None
 ) -> None:
-    from factory.datasets.store import (
-        Store,
-    )
+    from factory.datasets.store import Store
 
     tracked: Any = Rows()
     store, half = Store(tmp_path / "out"), STEPS // 2

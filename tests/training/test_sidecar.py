@@ -9,16 +9,12 @@ import tiny
 import torch
 from faces import make_pool
 
-from factory.datasets.store import (
-    Store,
-)
+from factory.datasets.store import Store
 from factory.diffusion.examples import CHUNK, NETWORKS, load_examples
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, Weights
-from factory.systems.dcface import (
-    DCFaceTraining,
-)
+from factory.systems.dcface import DCFaceTraining
 from factory.training.sidecar import Precomputer, precompute
 
 PEOPLE, EACH = 260, 4  # two files of each kind, the second one not full
