@@ -31,10 +31,12 @@ def job(arguments: argparse.Namespace) -> None:
     recipe, listing = given.recipe, given.listing
     print(
         f"{recipe.source}: {listing.kind}, {listing.count:,} images of {recipe.identities.count:,} "
-        f"identities, {listing.ignored:,} other files; {recipe.image.size} px "
-        f"{recipe.image.format}, {len(given.shards)} shards",
+        f"identities, {listing.ignored:,} other files, {listing.hidden:,} hidden; "
+        f"{recipe.image.size} px {recipe.image.format}, {len(given.shards)} shards",
         flush=True,
     )
+    for note in listing.notes:
+        print(note, flush=True)
     for name, model in recipe.weights.items():
         print(f"{name}: {model.location}, licence {model.licence}", flush=True)
     from factory.cluster.connect import connect
@@ -72,6 +74,12 @@ def main() -> NoReturn:
     add("--detector", default="", help="SCRFD detector for --align, FILE.onnx[?licence=NAME]")
     add("--recognizer", default="", help="also keep this recognizer's embeddings")
     add("--synthetic", action="store_true", help="a model made the images: say so in each sidecar")
+    add(
+        "--label",
+        default="",
+        help="where labels stand: FILE, json:FIELD, txt, folder, ...",
+    )
+    add("--identity-level", type=int, help="depth of the folder that is a person (default: 1)")
     add("--unlabelled", action="store_true", help="every image is a person of its own, as in FFHQ")
     add("--shard-images", type=int, default=2000, help="most images of one shard (2000)")
     add("--actors", type=int, default=0, help="workers at once (default: one a CPU)")

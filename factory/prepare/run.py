@@ -1,6 +1,6 @@
 """Preparation from the first look at a source to the merged manifest."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -9,12 +9,16 @@ from typing import Any, Literal
 from factory import stops
 from factory.datasets import catalog, provenance
 from factory.datasets.claim import CLAIM, Claim, claimed
+from factory.datasets.decode import JPEG_MAGIC
 from factory.datasets.embeddings import embeddings_file
 from factory.datasets.manifest import DatasetManifest, committed, load_manifest, merge
 from factory.datasets.store import Store, parted
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
+from factory.prepare.listing import DATASET, Item, Listing
+from factory.prepare.origin import exported
+from factory.prepare.reader import ItemReader
 from factory.prepare.recipe import (
     CAPTURED,
     PrepareRecipe,
@@ -24,7 +28,7 @@ from factory.prepare.recipe import (
     entries_of,
     plan_shards,
 )
-from factory.prepare.sources import DATASET, Item, ItemReader, Listing, list_source
+from factory.prepare.sources import list_source
 from factory.prepare.work import Preparer, PrepareWork, Task
 from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
 
@@ -54,6 +58,8 @@ class Wishes:
     recognizer: str = ""
     synthetic: bool = False
     unlabelled: bool = False
+    label: str = ""
+    identity_level: int | None = None
     shard_images: int = 2000
 
 
@@ -95,7 +101,9 @@ def plan(wishes: Wishes) -> Preparation:
         )
     if wishes.shard_images < 1:
         raise InputError(f"--shard-images {wishes.shard_images}; accepted is 1 or more")
-    source, listing = list_source(wishes.source, wishes.unlabelled)
+    source, listing = list_source(
+        wishes.source, wishes.unlabelled, wishes.label, wishes.identity_level
+    )
     counts = counted(listing)
     weights: dict[str, Weights] = {}
     if wishes.align:
@@ -110,6 +118,7 @@ def plan(wishes: Wishes) -> Preparation:
         identities=counts,
         shard_images=wishes.shard_images,
         resize=wishes.resize,
+        keep=not (wishes.format or wishes.align),
         align=wishes.align,
         detector_size=SIZE if wishes.align else 0,
         detector_threshold=THRESHOLD if wishes.align else 0.0,
@@ -125,6 +134,8 @@ def plan(wishes: Wishes) -> Preparation:
         made = load_manifest(source)
         source_type = made.digitalSourceType
         handed_down = provenance.Inherited(models=made.models, licences=(made.licence,))
+    elif (stated := exported(source)) is not None:
+        handed_down, source_type = stated[0], stated[1] or CAPTURED
     if wishes.synthetic:
         source_type = provenance.DIGITAL_SOURCE_TYPE
     claim = claim_of(recipe, digest, shards, source_type, handed_down)
@@ -244,7 +255,7 @@ def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
     if not size or not kind:
         seen = list(_peeked(source, listing))
         if not kind:
-            kind = "jpg" if all(data.startswith(b"\xff\xd8") for _, data in seen) else "png"
+            kind = _format([data for _, data in seen])
         size = size or _one_size(source, seen)
     return checked(Image, {"size": size, "format": kind}, "--size, --format: image.")
 
@@ -256,6 +267,12 @@ def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
     for entry in entries[::step]:
         yield entry, reader.read(entry)
     reader.close()
+
+
+def _format(seen: Sequence[bytes]) -> Literal["jpg", "png"]:
+    """Return what most of the readable images are; a dataset of JPEG keeps others as PNG."""
+    kinds = [data.startswith(JPEG_MAGIC) for data in seen if dimensions(data) is not None]
+    return "jpg" if kinds and sum(kinds) * 2 >= len(kinds) else "png"
 
 
 def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
@@ -275,6 +292,6 @@ def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
     if first is None:
         raise InputError(
             f"SOURCE {source.url}: none of {len(seen)} images looked at can be read; accepted are "
-            "JPEG, PNG, WebP and BMP"
+            "JPEG, PNG, WebP, BMP, TIFF, PGM, PPM and GIF"
         )
     return first[1][0]

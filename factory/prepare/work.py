@@ -27,13 +27,15 @@ from factory.datasets.tar import read_tar, write_tar
 from factory.plan import ListedShard, sample_key
 from factory.prepare.detector import Detector
 from factory.prepare.images import Made, make_image
+from factory.prepare.listing import Item
+from factory.prepare.reader import ItemReader
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
-from factory.prepare.sources import Item, ItemReader
 from factory.recipe import FaultError, InputError, public
 from factory.recognition.images import batches, decode, fitted
 from factory.seeding import hex16
 
 EMBEDDED_AT_ONCE = 128
+FORMATS = ("jpg", "png")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Preparer:
             yield (
                 key,
                 {
-                    self.given.recipe.image.format: made.data,
+                    made.extension or self.given.recipe.image.format: made.data,
                     "cls": str(identity).encode(),
                     "json": self._sidecar(task, identity, slot, entry, made),
                 },
@@ -183,7 +185,8 @@ class Preparer:
             with store.local(shard_file(manifest.name, TAR)) as path:
                 for key, members in read_tar(path):
                     keys.append(key)
-                    image = decode(members[self.given.recipe.image.format], key)
+                    encoded = next(members[kind] for kind in FORMATS if kind in members)
+                    image = decode(encoded, key)
                     yield fitted(image, recognizer.size, key, self.given.recipe.resize)
 
         made = [recognizer.embed(batch) for batch in batches(images(), EMBEDDED_AT_ONCE)]
