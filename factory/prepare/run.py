@@ -1,10 +1,14 @@
 """Preparation from the first look at a source to the merged manifest."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from factory import stops
 from factory.datasets import catalog, provenance
@@ -41,6 +45,15 @@ PREPARED = Claim(
     free=("shards", "recipe.source", "recipe.weights.detector.location"),
     bound=("recipe.source_kind", "recipe.source_digest"),
 )
+
+
+CHANGED = {
+    "reencoded": "images were encoded again, since their format or depth is no plain JPEG or PNG",
+    "turned": "were turned upright by their EXIF tag",
+    "resized_from": "were scaled",
+    "png beside jpg": "are no JPEG and lie there as PNG, so that no pixel is lost (--format makes "
+    "all images one format)",
+}
 
 
 @dataclass(frozen=True)
@@ -193,10 +206,14 @@ def prepare(
     reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(rows)))
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
+    changed: Counter[str] = Counter()
     with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
-        for number, _ in enumerate(each(rows, Preparer, assignment, reserved), 1):
+        for number, row in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
+            changed.update(json.loads(str(np.ravel(row["made"])[0])))
             say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
+    if changed:
+        say("in this run " + ", ".join(f"{n:,} {CHANGED[how]}" for how, n in changed.items()))
     missing = [shard.name for shard in _todo(given, store)]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")

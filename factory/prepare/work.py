@@ -36,6 +36,7 @@ from factory.seeding import hex16
 
 EMBEDDED_AT_ONCE = 128
 FORMATS = ("jpg", "png")
+CHANGES = ("reencoded", "turned", "resized_from")  # facts that tell of other pixels or bytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Preparer:
         self.versions = check_versions(assignment.versions)
         self.given = assignment
         self.reader = ItemReader(assignment.source, assignment.recipe.source_kind)
+        self.made: Counter[str] = Counter()  # images of the shard that lost their bytes, by how
         self.detector = self.recognizer = None
         if assignment.detector:
             self.detector = Detector(Path(assignment.detector))
@@ -95,7 +97,12 @@ class Preparer:
         """
         (task,) = batch["task"]
         try:
-            return {"manifest": np.array([self.finish(task).model_dump_json()])}
+            self.made.clear()
+            manifest = self.finish(task).model_dump_json()
+            return {
+                "manifest": np.array([manifest]),
+                "made": np.array([json.dumps(self.made)]),
+            }
         except (OSError, InputError, FaultError) as error:
             return {"failed": np.array([f"shard {task.shard.name}: {public(str(error))}"])}
 
@@ -148,6 +155,7 @@ class Preparer:
                     }
                 )
                 continue
+            self.made.update(self._changes(made))
             yield (
                 key,
                 {
@@ -156,6 +164,11 @@ class Preparer:
                     "json": self._sidecar(task, identity, slot, entry, made),
                 },
             )
+
+    def _changes(self, made: Made) -> list[str]:
+        """Return what the user is to know of an image that was kept."""
+        told = [name for name in CHANGES if name in made.facts]
+        return [*told, f"{made.extension} beside jpg"] if made.extension else told
 
     def _sidecar(self, task: Task, identity: int, slot: int, entry: Item, made: Made) -> bytes:
         sidecar = {
