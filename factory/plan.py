@@ -165,8 +165,26 @@ def describe(recipe: GenerateRecipe) -> dict[str, str]:
         "actor-hours": f"{hours(low)} to {hours(high)}",
         "wall time": f"{hours(low / size)} to {hours(high / size)} with {size} actors "
         "(workers.max), start-up aside",
+        "reserves": reserves(recipe),
+        **_gpu_hours(recipe, planned),
         "source": planned.source,
     }
+
+
+def reserves(recipe: GenerateRecipe) -> str:
+    """Return in words what the actors of a recipe reserve at their most."""
+    workers = recipe.workers
+    least = f"{workers.least} to " if workers.least < workers.max else ""
+    gpus = f" + {workers.num_gpus:g} GPU" if workers.num_gpus else ""
+    makers = f"{least}{workers.max} makers x {workers.num_cpus:g} CPU{gpus}"
+    if not workers.committers:
+        return makers
+    return f"{makers}, {workers.committers} committers x {workers.committer_num_cpus:g} CPU"
+
+
+def _gpu_hours(recipe: GenerateRecipe, planned: Totals) -> dict[str, str]:
+    low, high = (recipe.workers.num_gpus * actor for actor in planned.actor_hours)
+    return {"GPU-hours": f"{hours(low)} to {hours(high)}"} if high else {}
 
 
 def _last(recipe: GenerateRecipe) -> Shard:

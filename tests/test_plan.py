@@ -107,3 +107,15 @@ def test_ten_million_people_are_planned_by_arithmetic() -> None:
     assert describe(made)["shards"] == (
         "10,000,000: i0000000-0000001-s0000-10000 to i9999999-10000000-s0000-10000"
     )
+
+
+def test_a_plan_says_what_it_reserves_and_what_gpus_it_costs() -> None:
+    base = recipe((100, 10), 10, None)
+    assert describe(base)["reserves"] == "2 makers x 1 CPU" and "GPU-hours" not in describe(base)
+    workers = {"min": 2, "max": 8, "num_cpus": 2, "num_gpus": 0.5, "committers": 3}
+    wide = parse(base.model_dump(mode="json") | {"workers": workers})
+    assert isinstance(wide, GenerateRecipe)
+    told = describe(wide)
+    assert told["reserves"] == "2 to 8 makers x 2 CPU + 0.5 GPU, 3 committers x 1 CPU"
+    low, high = totals(wide).actor_hours
+    assert told["GPU-hours"] == f"{low * 30:.1f} min to {high * 30:.1f} min"

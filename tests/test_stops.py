@@ -15,7 +15,8 @@ SOON = 15.0  # seconds; it takes five at most where the machine is not busy with
 JOB = """
 import multiprocessing, os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from factory import chain, cli, stops
+from factory import stops
+from factory.commands import chain, cli
 
 def job(arguments):
 {body}
@@ -114,14 +115,15 @@ def test_a_job_that_runs_another_hands_the_signal_on_and_leaves_the_line_to_it(
             print("ready", flush=True)
             time.sleep(600)
     """
-    script(tmp_path, body)
+    inner = script(tmp_path, body).rename(tmp_path / "inner.py")
+    instead = tmp_path / "python"  # of the command that a chain would run
+    instead.write_text(f"#!/bin/sh\nexec {sys.executable} {inner}\n")
+    instead.chmod(0o755)
     outer = f"""
-        os.chdir({str(tmp_path)!r})
+        sys.executable = {str(instead)!r}
         made = chain.Chain(Path("."), "", "", (1,), Path("."))
         made.step("inner", "inner")
     """
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "job.py").rename(tmp_path / "jobs/inner.py")
     file = script(tmp_path, outer)
     number = signal.SIGINT if group else signal.SIGTERM
     found = stop([file], tmp_path, number, ready, group=group)
@@ -144,7 +146,9 @@ def test_a_child_that_is_still_importing_shows_nothing_of_its_own(tmp_path: Path
 def test_a_job_that_is_still_importing_says_the_line(tmp_path: Path) -> None:
     file = tmp_path / "jobs/slow.py"
     file.parent.mkdir()
-    file.write_text("import time\nfrom factory import cli\nprint('ready')\ntime.sleep(600)\n")
+    file.write_text(
+        "import time\nfrom factory.commands import cli\nprint('ready')\ntime.sleep(600)\n"
+    )
     check(stop([file], tmp_path, signal.SIGINT, ready), signal.SIGINT)
 
 

@@ -28,17 +28,18 @@ IDIFF: dict[str, Any] = {
     "context_tokens": 2,
     "learn_empty_context": True,
 }
+ADM: dict[str, Any] = {  # the U-Net of DCFace, CemiFace and others built on it
+    "size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "widths": [32, 32],
+    "attention": [False, True],
+    "unresized": [],
+    "head_channels": 16,
+    "norm_groups": 2,
+}
 DCFACE: dict[str, Any] = {
-    "unet": {
-        "size": 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "widths": [32, 32],
-        "attention": [False, True],
-        "unresized": [],
-        "head_channels": 16,
-        "norm_groups": 2,
-    },
+    "unet": ADM,
     "conditions": {
         "embedding_size": DIMENSION,
         "map_channels": 8,

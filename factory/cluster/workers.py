@@ -19,6 +19,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from factory.cluster.capacity import Reservation, require
+from factory.cluster.waiting import wait_for
 from factory.recipe import FaultError, InputError, public
 
 WINDOW_ROWS, WINDOW_TURNS = 1000, 50  # see `flow`
@@ -139,6 +140,7 @@ def flow(
         InputError: an actor found a mistake of the user's.
         FaultError: a disk, store or GPU failed.
     """
+    wait_for(pools[0].reserved)
     window = max(WINDOW_ROWS, WINDOW_TURNS * sum(pool.reserved.size for pool in pools))
     left = iter(rows)
     while handed := list(islice(left, window)):

@@ -48,7 +48,7 @@ def job(arguments: argparse.Namespace) -> None:
             arguments.tracking_uri, "prepare", recipe.name, recipe, output=store.url
         ) as tracked,
     ):
-        manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check)
+        manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check, print)
         tracked.dataset(recipe.name, store.url, given.content_digest)
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
         tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})

@@ -1,1 +1,1 @@
-"""Datasets on disk and back: shards, manifests, claims, views over them, where they come from."""
+"""Datasets on disk: shards, manifests, claims, compositions and provenance."""

@@ -1,4 +1,4 @@
-"""Known models of others: where they come from and under which licence. Facts, no weights."""
+"""A catalog of other projects' models: their sources and licences. It holds no weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ RESEARCH = "non-commercial-research"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a model, or of a pack of models, that others publish.
+    """The facts about a model, or a pack of models, that another project publishes.
 
     Attributes:
-        name: what its publisher calls it; for a pack of insightface the name of its folder.
-        files: stems of its files, without suffix.
-        licence: of the weights, as the publisher states it; "unknown" where nothing is stated.
-        source: where it is published.
-        note: what else a user has to know.
+        name: the publisher's name for it; for a pack of insightface the name of its folder.
+        files: names of its files without suffix.
+        licence: the licence of the weights that the publisher states; "unknown" if there is none.
+        source: the page where it is published.
+        note: further facts for a user.
         pack: whether `insightface:NAME` finds it.
-        archive: the address insightface downloads it from; empty where that is done by hand.
+        archive: the address that insightface downloads it from; "" if a user must do it by hand.
     """
 
     name: str
@@ -104,16 +104,16 @@ CATALOG = (
 
 
 def find(name: str) -> Entry | None:
-    """Return the first entry of this name, or that has a file of this stem; case is ignored."""
+    """Return the first entry with this name or with a file of this name; case is ignored."""
     name = name.lower()
     return next((e for e in CATALOG if name in (e.name.lower(), *e.files)), None)
 
 
 def entry_of(path: PurePath) -> Entry | None:
-    """Return what is known of a file of weights, if anything is.
+    """Return the entry of a file of weights; None if the catalog has none.
 
-    The catalog knows files by their stem or by the name of their folder, which is how publishers
-    name them.
+    A file is found by its name without suffix or by the name of its folder, since publishers name
+    them so.
     """
     return find(path.stem) or find(path.parent.name)
 
@@ -130,6 +130,6 @@ def packs() -> Iterator[Entry]:
 
 
 def by_hand(entry: Entry) -> str:
-    """Say how a pack gets onto a machine, with its licence."""
+    """Return how to get a pack onto a machine, with its licence."""
     how = "add ?download=yes to fetch it" if entry.archive else _BY_HAND
     return f"{how} (licence {entry.licence}; {entry.source})"

@@ -1,8 +1,8 @@
-"""Embeddings of a pool under a recognizer, and what they say of it: cosines to the centres.
+"""Embeddings of a pool under a recognizer, and each image's cosine to its centre.
 
-Embeddings that stand beside a dataset's shards are read. Those that do not are computed and kept in
-a local cache, in the same form, one file a shard: a dataset that has grown, or a run that was
-interrupted, costs only the shards that are new.
+Embeddings beside a dataset's shards are read. Missing ones are computed and kept in a local cache,
+in the same form, one file a shard. After growth or an interruption only the new shards are
+computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +34,9 @@ def pool_embeddings(
     Args:
         store: the dataset.
         shards: the sha256 of each shard's tar.
-        index: where its N > 0 samples lie.
-        recognizer_sha256: names the recognizer.
-        load: loads it; called only when a shard's embeddings are nowhere yet.
+        index: the index of its N > 0 samples.
+        recognizer_sha256: sha256 of the recognizer's weights.
+        load: loads the recognizer; called only if a shard's embeddings must be computed.
         cache: folder of the cache; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress for each shard that is computed.
 
@@ -70,10 +70,10 @@ def pool_embeddings(
 
 
 def centre_cosines(embedded: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the cosine of each image to its centre, float64 [N]; NaN where there is none.
+    """Return the cosine of each image to its centre, float64 [N]; NaN if there is no centre.
 
-    The centre is the mean of the unit embeddings of the identity's other images, so that an
-    identity of one image has none, nor has one whose other images cancel out.
+    The centre is the mean of the unit embeddings of the identity's other images. There is none if
+    the identity has one image, or if the other images' embeddings sum to zero.
 
     Args:
         embedded: raw embeddings, [N, D].

@@ -1,4 +1,4 @@
-"""Claims: an output folder says whose it is before its first file is made."""
+"""Claims: a file in an output folder says what the folder is for, before anything else is made."""
 
 import json
 from collections.abc import Iterator
@@ -20,25 +20,25 @@ from factory.recipe import (
 )
 
 CLAIM = "recipe.json"
-COMPOSITION = "composition.json"  # a view's, in the place of a claim
+COMPOSITION = "composition.json"  # a composition has this file instead of a claim
 COUNTS = ("identities.count", "identities.images_each")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """How a kind of output says whose it is, before anything else is written there.
+    """The claim of one kind of output folder.
 
-    A folder that holds anything else is refused, and so is one of another recipe; nothing is ever
-    mixed into what somebody else keeps.
+    A folder is refused if it holds other files, or the output of another recipe, so that a command
+    never adds to somebody else's files.
 
     Attributes:
         file: the claim's name in the folder.
-        what: what the folder holds, in words.
+        what: what the folder holds, for errors.
         flag: the argument that names the folder.
-        own: beginnings of names that may lie there before the claim does.
-        free: beginnings of fields in which a run that goes on may differ, since no byte follows
-            from them.
-        bound: fields that begin so and still decide.
+        own: prefixes of names that the folder may hold before it has a claim.
+        free: prefixes of fields that may differ when a run is resumed, because they change no
+            bytes.
+        bound: fields that begin with such a prefix and must be equal all the same.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Claim:
     bound: tuple[str, ...] = ()
 
     def read(self, store: Store) -> dict[str, Any] | None:
-        """Return what the folder's claim says; None where the folder is empty.
+        """Return the folder's claim; None if the folder is empty.
 
         Raises:
             InputError: the claim is damaged, or the folder holds something else.
@@ -68,10 +68,10 @@ class Claim:
         return None
 
     def check(self, store: Store, wanted: dict[str, Any]) -> dict[str, Any] | None:
-        """Compare the folder's claim with the one wanted, and return it; None where there is none.
+        """Compare the folder's claim with `wanted`, and return it; None if there is no claim.
 
         Raises:
-            InputError: the folder holds something else, or that of another recipe.
+            InputError: the folder holds something else, or the output of another recipe.
         """
         found = self.read(store)
         differing = [] if found is None else self.differing(found, wanted)
@@ -82,7 +82,7 @@ class Claim:
     def differing(
         self, found: dict[str, Any], wanted: dict[str, Any]
     ) -> list[tuple[str, Any, Any]]:
-        """Return (field, old, new) of every deciding field in which two claims differ."""
+        """Return (field, old, new) for each field that must be equal in two claims but is not."""
         return [
             (field, old, new)
             for field, old, new in differences(found, json.loads(json.dumps(wanted)))
@@ -90,23 +90,23 @@ class Claim:
         ]
 
     def write(self, store: Store, claim: dict[str, Any]) -> None:
-        """State whose folder it is."""
+        """Write the claim into the folder."""
         store.write(self.file, json.dumps(claim, indent=1, sort_keys=True).encode())
 
     def another(self, store: Store, differing: list[tuple[str, Any, Any]]) -> InputError:
-        """Return the error of a folder whose claim differs from the one wanted, field by field."""
+        """Return the error for a folder of another recipe; it names the fields that differ."""
         said = (f"{field} is {old!r} there, {new!r} here" for field, old, new in differing)
         return self.refused(store, f"holds {self.what} of another recipe: {', '.join(said)}")
 
     def refused(self, store: Store, why: str) -> InputError:
-        """Return the error of a folder that is not to be written to."""
+        """Return the error for a folder that must not be written to."""
         return InputError(
             f"{self.flag} {store.url}: {why}; accepted is an empty folder, or {self.what} of the "
             "same recipe"
         )
 
 
-# Where the work is done and what it costs changes no byte.
+# A run may change the actors and the expected cost, because they change no bytes.
 DATASET = Claim(CLAIM, "the dataset", free=("workers.", "cost."), bound=("workers.threads",))
 
 
@@ -124,15 +124,15 @@ def read_claim(store: Store) -> dict[str, Any]:
 
 
 def claimed(store: Store, kind: str, claim: Claim = DATASET) -> dict[str, Any] | None:
-    """Return the claim of a folder that is to hold a dataset; None where nothing is there yet.
+    """Return the claim of an output folder for a dataset; None if the folder is empty.
 
     Args:
         store: the output folder.
-        kind: of the recipe that is to be made there.
-        claim: how the folder is claimed.
+        kind: the kind of the recipe to run.
+        claim: the kind of claim to expect.
 
     Raises:
-        InputError: the folder holds something else, or what a recipe of another kind made.
+        InputError: the folder holds something else, or the output of another kind of recipe.
     """
     found = claim.read(store)
     if found is None:
@@ -147,11 +147,11 @@ def claimed(store: Store, kind: str, claim: Claim = DATASET) -> dict[str, Any] |
 
 
 def planned(claim: dict[str, Any]) -> Iterator[Shard | Slice]:
-    """Yield every shard a claim plans, in order.
+    """Yield every shard that a claim plans, in order.
 
-    A generated dataset's plan follows from its recipe. A dataset made of images that were there
-    before lists its shards in the claim's `shards`: (first identity, end, first slot, end, images).
-    A materialised composition has positions: as many as the claim's `images`.
+    A generated dataset's plan follows from its recipe. A dataset of existing images lists its
+    shards in the claim's `shards`: (first identity, end, first slot, end, images). A materialised
+    composition has positions, as many as the claim's `images`.
 
     Raises:
         InputError, KeyError, TypeError, ValueError: the claim is damaged.
@@ -174,10 +174,10 @@ def _unnamed(field: str, stated: Any) -> bool:
 
 
 def kept(store: Store, recipe: GenerateRecipe) -> GenerateRecipe:
-    """Return the recipe with the precision its folder is claimed with, where it says `auto`.
+    """Return the recipe with `auto` replaced by the precision in its folder's claim.
 
     Raises:
-        InputError: the folder holds what a recipe of another kind made.
+        InputError: the folder holds something else, or the output of another kind of recipe.
     """
     found = claimed(store, recipe.kind)
     return recipe if found is None else kept_precision(recipe, found["recipe"])
@@ -190,15 +190,16 @@ def check_claim(
 
     Args:
         store: the output folder.
-        recipe: what is to be made there, as `kept` returns it.
-        versions: of the libraries that compute pixels here.
+        recipe: the recipe to run, as `kept` returns it.
+        versions: versions of the libraries that compute pixels on this machine.
         extend: whether the dataset may grow.
 
     Returns:
-        The extents the dataset had before it grew to what the recipe asks for.
+        The extents (identities, images each) that the dataset had before, oldest first.
 
     Raises:
-        InputError: the folder is another recipe's, holds something else, or would have to grow.
+        InputError: the folder is another recipe's, holds something else, would have to shrink, or
+            would have to grow without `extend`.
     """
     found = claimed(store, recipe.kind)
     if found is None:
@@ -248,15 +249,16 @@ def write_claim(
     inherited: Inherited | None = None,
     models: tuple[Model, ...] | None = None,
 ) -> None:
-    """State whose folder it is; called under the folder's lock.
+    """Write a dataset's claim; the caller holds the folder's lock.
 
     Args:
         store: the output folder.
-        recipe: what is made there.
+        recipe: the recipe of the dataset.
         digest: its content digest, with the versions of this environment.
-        grown: the extents it had before.
-        inherited: what the datasets that images are drawn from hand down.
-        models: the recipe's, as their files lie there; default: as the recipe states them.
+        grown: the extents that the dataset had before.
+        inherited: models and licences of the datasets that images are drawn from.
+        models: the recipe's models, with sha256 and licence of their files; default: as the recipe
+            states them.
     """
     claim = {
         "recipe": recipe.model_dump(mode="json"),
@@ -272,7 +274,7 @@ def write_claim(
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (field, old, new) of every value in which two JSON objects differ."""
+    """Yield (field, old, new) for each value in which two JSON objects differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
             inner = f"{path}.{name}" if path else name

@@ -1,7 +1,7 @@
-"""Composing: a view over pools becomes an index over their shards. Nothing is generated again.
+"""Composing: a compose recipe becomes an index over the shards of its pools; no image is copied.
 
-A composition is a pure function of its recipe and of the pools' content: labels, order and draws
-depend on names, keys and the seed, never on what was composed before.
+A composition is a pure function of its recipe and the pools' content: labels, order and draws
+depend on names, keys and the seed, never on earlier compositions.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ from factory.datasets.store import Store
 from factory.recipe import ComposeRecipe, InputError, PoolView, digest
 from factory.seeding import seed64
 
-VIEW = Claim(COMPOSITION, "the composition", own=(INDEX,))  # written last: it is the commit
+VIEW = Claim(COMPOSITION, "the composition", own=(INDEX,))  # written last, as the commit
 
 Say = Callable[[str], None]
 Load = Callable[[str], Any]
 
 
 class TooFewError(InputError):
-    """Pools are what the recipe says, but hold less than it asks of them: another try is vain."""
+    """The pools hold fewer images or identities than the recipe asks for; a retry cannot help."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OpenPool:
 
     @cached_property
     def image_size(self) -> int:
-        """Return the height of its first image in pixels."""
+        """Return the height of the first image in pixels."""
         with Copies(self.store, self.shards).open(self.index.shards[self.index.shard[0]]) as file:
             file.read(int(self.index.offset[0]))
             return len(decode(file.read(int(self.index.size[0]))))
@@ -72,13 +72,13 @@ class OpenPool:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is taken of one pool.
+    """The images that a composition takes of one pool.
 
     Attributes:
         rows: int64 [n], rows of the pool's index, in key order.
-        cosine: float32 [n], NaN where no band asked for it.
-        share: images with repeats the budget gives the pool; None without a budget.
-        removed: what the band and `least_images` left out.
+        cosine: float32 [n], cosines to the centres; NaN without a band.
+        share: the pool's share of the budget, in images with repeats; None without a budget.
+        removed: how many images the band and `least_images` left out.
     """
 
     rows: np.ndarray
@@ -94,21 +94,21 @@ def compose(
     say: Say = lambda line: None,
     load: Load | None = None,
 ) -> Composition:
-    """Write a composition's index, then what it is made of; the latter is the commit.
+    """Write a composition: its index, then `composition.json`, which commits it.
 
-    Reads the pools' indexes, and images only where a `centre_band` needs embeddings that the cache
-    lacks. Doing it again changes nothing; equal recipes over equal pools give equal bytes.
+    This reads the pools' indexes. It reads images only if a `centre_band` needs embeddings that the
+    cache lacks. Equal recipes over equal pools give equal bytes, so a second call changes nothing.
 
     Args:
-        recipe: what to compose.
-        out: the composition's folder; `out.lock` is the caller's to hold.
+        recipe: the compose recipe.
+        out: the composition's folder; the caller holds `out.lock`.
         cache: folder of indexes and embeddings; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress now and then.
-        load: loads the recognizer that a reference names, for pools with a `centre_band`.
+        load: loads the recognizer of a location, for pools with a `centre_band`.
 
     Raises:
-        TooFewError: a pool is too small for what is asked of it.
-        InputError: a pool is not a finished dataset or another one than the recipe says, or `out`
+        TooFewError: a pool holds fewer images or identities than the recipe asks for.
+        InputError: a pool is not a finished dataset, or not the one that the recipe names, or `out`
             holds another composition.
     """
     _refuse_other(out, recipe)
@@ -148,10 +148,11 @@ def compose(
 
 
 def budget(recipe: ComposeRecipe) -> dict[str, int | None]:
-    """Return how many images of an epoch each pool provides; None for all it has.
+    """Return how many images of an epoch each pool provides; None means all.
 
-    `images` is shared out in proportion to the weights; what rounding down leaves goes to the
-    largest remainders, among equals to the first name. The shares sum to `images`.
+    The recipe's `images` is divided in proportion to the weights and rounded down. The rest goes to
+    the pools with the largest remainders, among equals to the first name. The shares sum to
+    `images`.
     """
     names = sorted(recipe.pools)
     if recipe.images is None:
@@ -175,21 +176,21 @@ def select(
 ) -> Chosen:
     """Choose a pool's images.
 
-    The band filters first, then `least_images`, `identities` and `images_each`. A budget is spent
-    identity by identity where `images_each` is given, and else in rounds, one image of each
-    identity at a time.
+    The band filters first, then `least_images`, `identities` and `images_each`. If `images_each` is
+    given, the share is filled identity by identity; otherwise in rounds of one image of each
+    identity.
 
     Args:
-        name: of the pool, for messages.
-        view: what is asked of it.
-        seed: the recipe's.
-        index: the pool's.
-        share: images with repeats; at most `repeat - 1` of them stay unspent.
-        among: the only identities accepted; default: all.
-        cosines: of each image to its centre, float64 [N], where there is a band.
+        name: the pool's name, for messages.
+        view: the recipe's view of the pool.
+        seed: the recipe's seed.
+        index: the pool's index.
+        share: the pool's share in images with repeats; at most `repeat - 1` of it stay unused.
+        among: the only identities to accept; default: all.
+        cosines: the cosine of each image to its centre, float64 [N], if there is a band.
 
     Raises:
-        TooFewError: fewer identities or images qualify than are asked for.
+        TooFewError: fewer identities or images qualify than the view asks for.
     """
     offered = np.arange(len(index))
     if among is not None:
@@ -245,7 +246,7 @@ def select(
 
 
 class _Recognizer:
-    """The recognizer a band is measured under; loaded when its embeddings are not cached."""
+    """The recognizer that measures a band; it is loaded only if embeddings are not cached."""
 
     def __init__(self, recipe: ComposeRecipe, load: Load | None) -> None:
         self.weights = recipe.recognizer if _banded(recipe) else None
@@ -273,7 +274,7 @@ class _Recognizer:
         return self.weights.sha256
 
     def models(self) -> list[Model]:
-        """Return the recognizer as a model that touched the composition, if a band asked for it."""
+        """Return the recognizer as a model that touched the composition, if there is a band."""
         if self.weights is None:
             return []
         part = self.weights
@@ -318,7 +319,7 @@ def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
 
 
 def _refuse_repeated(pools: list[OpenPool]) -> None:
-    """One person must not get two labels, nor an epoch images of two sizes."""
+    """Refuse pools that would give a person two labels, or an epoch images of two sizes."""
     for number, pool in enumerate(pools):
         field = f"recipe field pools.{pool.name}"
         for other in pools[:number]:
@@ -359,7 +360,7 @@ def _in_band(
 
 
 def _criteria(view: PoolView) -> str:
-    """Say what a pool's images have to meet, for messages."""
+    """Return the conditions on a pool's images, for messages."""
     said = []
     if view.centre_band is not None:
         said.append(f"centre_band {list(view.centre_band)}")

@@ -1,7 +1,7 @@
-"""A composition on disk: an index over the shards of its pools, and what it is made of.
+"""A composition on disk: an index over the shards of its pools, and a description.
 
-OUT/index.parquet      one row an image taken: its label, and where it lies in which pool
-OUT/composition.json   the recipe, the pools' digests and counts, written last: it is the commit
+OUT/index.parquet      one row for each image: its label, its pool and its place there
+OUT/composition.json   the recipe, the pools' digests and counts; it is written last, as the commit
 """
 
 import hashlib
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 
 
 class Removed(Part):
-    """What a pool offered and a composition left out before it counted anything."""
+    """How many of a pool's images a composition left out at first, by reason."""
 
     below_band: Natural = 0
     above_band: Natural = 0
@@ -51,7 +51,7 @@ class Removed(Part):
 
 
 class Taken(Part):
-    """What a composition has of one pool; images are counted without repeats unless said."""
+    """What a composition takes of a pool; only `images_with_repeats` and `share` count repeats."""
 
     url: str
     content_digest: str
@@ -71,7 +71,7 @@ class Taken(Part):
 
 
 class Composition(Part):
-    """What a composition is: the content of its `composition.json`."""
+    """The content of a composition's `composition.json`."""
 
     recipe: dict[str, Any]
     content_digest: str
@@ -83,7 +83,7 @@ class Composition(Part):
     pools: dict[str, Taken]
     models: tuple[Model, ...]
     licence: str = Field(description="The strictest of the pools' and their models'.")
-    digital_source_type: str = Field(description="Of the pools, joined by AND where they differ.")
+    digital_source_type: str = Field(description="Of the pools; joined by AND if they differ.")
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Rows:
         pool: int32 [N], row of `pools`.
         pools: names of the pools.
         shard: int32 [N], row of `shards`.
-        shards: (row of `pools`, shard's name) of each shard an image lies in.
+        shards: (row of `pools`, name) of each shard that holds one of the images.
         key: bytes [N], the image's key in its pool, ASCII (numpy's S type).
         identity: int64 [N], the image's label in its pool.
-        offset, size: of the image in its tar, in bytes.
-        sidecar_offset, sidecar_size: of its JSON sidecar; size 0 where it has none.
-        repeat: int32 [N], times an epoch holds it.
-        cosine: float32 [N], to its identity's centre; NaN where no band asked for it.
+        offset, size: place and size of the image in its tar, in bytes.
+        sidecar_offset, sidecar_size: the same of its JSON sidecar; size 0 if it has none.
+        repeat: int32 [N], how often an epoch holds the image.
+        cosine: float32 [N], to the identity's centre; NaN without a band.
     """
 
     label: np.ndarray
@@ -151,7 +151,7 @@ def source_licence(store: Store) -> str:
 
 
 def load_composition(store: Store) -> Composition:
-    """Read what a composition is; InputError where there is none or it is not one."""
+    """Read a folder's `composition.json`; InputError if it is missing or malformed."""
     if not store.exists(COMPOSITION):
         raise InputError(f"{store.url}: no composition there ({COMPOSITION} is missing)")
     try:
@@ -163,7 +163,7 @@ def load_composition(store: Store) -> Composition:
 
 
 def read_rows(store: Store, composition: Composition) -> Rows:
-    """Read the images of a composition; InputError when the index is not the one it states."""
+    """Read the index of a composition; InputError if its sha256 is not the stated one."""
     data = store.read(INDEX) if store.exists(INDEX) else b""
     if hashlib.sha256(data).hexdigest() != composition.index_sha256:
         raise InputError(
@@ -194,7 +194,7 @@ def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> li
     """Return a local path of each of `rows.shards`; remote ones are copied to the cache once.
 
     Raises:
-        InputError: a pool is another dataset by now, or a shard is gone.
+        InputError: a pool is now another dataset, or a shard is gone.
     """
     paths: dict[tuple[int, str], Path] = {}
     for number, name in enumerate(rows.pools):
@@ -208,15 +208,15 @@ def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> li
 
 
 def pool_manifest(name: str, taken: Taken, used: Iterable[str]) -> DatasetManifest:
-    """Return the manifest of a composition's pool, which has to be the one composed.
+    """Return the manifest of a composition's pool, after a check that the pool has not changed.
 
     Args:
-        name: the pool's, for errors.
-        taken: what the composition has of it.
-        used: names of the shards that have to be there.
+        name: the pool's name, for errors.
+        taken: what the composition states of the pool.
+        used: names of the shards that the pool must have.
 
     Raises:
-        InputError: it is another dataset by now, or a shard is gone.
+        InputError: the pool is now another dataset, or a shard is gone.
     """
     store = Store(taken.url)
     manifest = load_manifest(store)
@@ -233,6 +233,6 @@ def pool_manifest(name: str, taken: Taken, used: Iterable[str]) -> DatasetManife
 
 
 def _coded(values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Return the codes, int32 [N], and the texts they stand for."""
+    """Return the codes of a column, int32 [N], and the texts that the codes stand for."""
     whole = values.unify_dictionaries().combine_chunks()
     return whole.indices.to_numpy().astype(np.int32), whole.dictionary.to_pylist()

@@ -1,8 +1,8 @@
-"""Embeddings beside a dataset's shards: computed once, one parquet file a shard and recognizer.
+"""Embeddings beside a dataset's shards: one parquet file for each shard and recognizer.
 
-`embeddings/SHA256/SHARD.parquet`, named by the sha256 of the recognizer's weights, has the columns
-`key` and `embedding` (raw, float32) in the order of the shard, and states the recognizer's name and
-the sha256 of the tar it was computed from.
+`embeddings/SHA256/SHARD.parquet`, where SHA256 is that of the recognizer's weights, has the columns
+`key` and `embedding` (raw, float32) in the order of the shard. Its metadata states the recognizer's
+name and the sha256 of the tar that it was computed from.
 """
 
 import io
@@ -20,11 +20,11 @@ SUFFIX = ".parquet"
 
 
 class Embedder(Protocol):
-    """What is asked of a recognizer."""
+    """The properties of a recognizer that datasets need."""
 
     @property
     def size(self) -> int:
-        """Height and width in pixels of the images it takes."""
+        """Return the height and width of its images in pixels."""
         ...
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -33,12 +33,12 @@ class Embedder(Protocol):
 
 
 def embeddings_file(recognizer_sha256: str, shard: str) -> str:
-    """Return where the embeddings of a shard under a recognizer lie in its store."""
+    """Return the name of the file with a shard's embeddings under a recognizer."""
     return f"{FOLDER}/{recognizer_sha256}/{shard}{SUFFIX}"
 
 
 def shard_of(name: str) -> str:
-    """Return the shard whose embeddings a file of the store holds."""
+    """Return the name of the shard whose embeddings a file of the store holds."""
     return PurePosixPath(name).name.removesuffix(SUFFIX)
 
 
@@ -54,11 +54,11 @@ def write_embeddings(
 
     Args:
         store: the dataset.
-        shard: its name.
-        tar_sha256: of the shard's tar, as its manifest states it.
-        recognizer: name and sha256 of the weights.
-        keys: of the N samples, in the order of the shard.
-        embeddings: float32 [N, D], raw.
+        shard: the shard's name.
+        tar_sha256: the sha256 of the shard's tar, from its manifest.
+        recognizer: the recognizer's name and the sha256 of its weights.
+        keys: keys of the N samples, in the order of the shard.
+        embeddings: raw embeddings, float32 [N, D].
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -77,11 +77,11 @@ def write_embeddings(
 def read_embeddings(
     store: Store, shard: str, tar_sha256: str, recognizer_sha256: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return keys and raw embeddings, float32 [N, D], of one shard, in its order.
+    """Return the keys and raw embeddings, float32 [N, D], of a shard, in the shard's order.
 
     Raises:
-        FileNotFoundError: they were not computed.
-        InputError: they were computed from another tar.
+        FileNotFoundError: the embeddings are not computed yet.
+        InputError: the embeddings were computed from another tar.
     """
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""An image of a dataset as the bytes of its file."""
+"""Encoding an image of a dataset as JPEG or PNG."""
 
 import io
 

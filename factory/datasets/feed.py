@@ -1,8 +1,8 @@
-"""Batches of labelled images, read at random from the shards of datasets or of compositions.
+"""Batches of labelled images, read at random from the shards of datasets or compositions.
 
-The order of an epoch is a permutation keyed by seed and epoch. A place in the training is therefore
-just its step: a resumed training goes on with the next image of the same order, and the number
-of workers only decides who decodes which part of the same global batch.
+The order of an epoch is a permutation keyed by seed and epoch, so that the step alone says which
+images come next. A resumed training goes on with the next images of the same order. The number of
+workers only decides which worker decodes which part of a global batch.
 """
 
 import queue
@@ -20,7 +20,7 @@ from factory.datasets.store import Store
 from factory.recipe import InputError, public
 from factory.seeding import generator, seed64
 
-AHEAD = 3  # batches decoded before they are asked for
+AHEAD = 3  # batches that are decoded in advance
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class Batch:
 
 
 class Feed:
-    """Reads images at random from committed shards, memory growing only with the index.
+    """Reads images at random from committed shards; memory grows only with the index.
 
     Args:
         urls: datasets or compositions, local or remote; remote shards are copied to `cache` once.
         batch_size: images of a global batch, over all workers.
         seed: the recipe's seed, which keys the order.
-        size: height and width every image must have.
+        size: height and width that every image must have.
         identities: use only the first N identities, counted over the datasets in order.
         images_each: use only the first N images of each identity, in key order.
-        shuffle_labels: a control: deal the labels out anew, so that they carry nothing.
+        shuffle_labels: a control: permute the labels over all images.
         rank: this worker's number.
         world: number of workers; divides `batch_size`.
         cache: folder of indexes and of copies of remote shards; default `cache_home()`.
         resize: resize images of another size bilinearly instead of refusing them.
 
     Raises:
-        InputError: there is no dataset, a shard is not what its manifest says, a composition's pool
-            has changed, a sample lacks its image or label, the data are fewer than one batch, or
-            `batch_size` does not divide by `world`.
+        InputError: there is no dataset, a shard differs from its manifest, a composition's pool has
+            changed, a sample lacks its image or label, there are fewer images than one batch, or
+            `world` does not divide `batch_size`.
     """
 
     def __init__(
@@ -118,16 +118,17 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the full global batches of one epoch; what remains is left out of that epoch."""
+        """Return the number of full global batches of an epoch; the other images are left out."""
         return len(self) // self.batch_size
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield this worker's part of the batches of global steps [start, stop).
 
-        A thread reads and decodes ahead, so that a training does not wait for images.
+        A thread reads and decodes in advance, so that a training does not wait for images.
 
         Raises:
-            InputError: an image cannot be read or has another size; names shard and key.
+            InputError: an image cannot be read or has another size; the message names its shard
+                and key.
         """
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
         ended = threading.Event()
@@ -139,7 +140,7 @@ class Feed:
                         return
                     ready.put(self.batch(step))
                 ready.put(None)
-            except BaseException as error:  # handed to the reader, which raises it
+            except BaseException as error:  # the reading side raises it again
                 ready.put(error)
 
         thread = threading.Thread(target=fill, name="feed", daemon=True)
@@ -209,7 +210,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one dataset or composition, and where each lies.
+    """The images of one dataset or composition, and their places in its shards.
 
     Attributes:
         paths: local paths of its shards.
@@ -218,7 +219,7 @@ class Images:
         shard: int32 [N], row of `paths`.
         offset: int64 [N], in bytes.
         size: int32 [N], in bytes.
-        repeat: int32 [N], times an epoch holds the image.
+        repeat: int32 [N], how often an epoch holds the image.
     """
 
     paths: list[Path]
@@ -230,12 +231,12 @@ class Images:
     repeat: np.ndarray
 
     def rows(self, rows: np.ndarray) -> "Images":
-        """Return some of the images, in the order of their row numbers."""
+        """Return the images of some rows, in the order of `rows`."""
         arrays = (getattr(self, name)[rows] for name in ARRAYS)
         return Images(self.paths, *arrays)
 
     def numbered(self, labels: np.ndarray, first_path: int) -> "Images":
-        """Return the images with other labels, and their paths counted from another number."""
+        """Return the images with new labels, and with `shard` counted from `first_path`."""
         return replace(self, labels=labels, shard=self.shard + first_path)
 
 
@@ -246,7 +247,7 @@ def images_of(store: Store, cache: Path | None) -> Images:
     """Return the images of a dataset in the order of their keys, or those of a composition.
 
     Raises:
-        InputError: there is neither, or it is not what it states to be.
+        InputError: there is neither, or its files differ from what its manifests state.
     """
     if is_composition(store):
         return _composed(store, cache)
@@ -267,6 +268,6 @@ def _composed(store: Store, cache: Path | None) -> Images:
 
 
 def _chosen(found: Images, identities: int | None, images_each: int | None) -> Images:
-    """Return the first images of the first identities, each as often as it is repeated."""
+    """Return the first images of the first identities, each repeated as `found.repeat` says."""
     rows = first_rows(found.labels, identities, images_each)
     return found.rows(np.repeat(rows, found.repeat[rows]))

@@ -1,7 +1,7 @@
 """The images of a dataset, read at random.
 
-A recipe names a dataset by where it lies and by the digest of what it holds; only the digest enters
-the content digest of what is made from it.
+A recipe names a dataset by its address and by the digest of its content. Only that digest enters
+the content digest of a dataset that is made from it.
 """
 
 import json
@@ -16,29 +16,31 @@ from factory.recipe import InputError, NamedDataset, digest, local_path
 
 
 def contents_digest(store: Store) -> str:
-    """Return 16 hex digits naming what a dataset holds: its shards and their sha256."""
+    """Return the digest of a dataset's content, 16 hex digits: its shards and their sha256."""
     return digest(dict(sorted(contents(store).items())))
 
 
 class ImageBank:
-    """The images of a dataset, in the order of their keys; shards are copied or opened when needed.
+    """The images of a dataset, in the order of their keys; a shard is copied or opened when needed.
 
     Attributes:
-        store: where they lie; url: the same, to be shown.
+        size: height and width of the images in pixels.
+        store: the dataset's store.
+        url: its address without credentials.
         labels: int64 [N].
     """
 
     def __init__(self, named: NamedDataset, size: int, field: str, firsts: bool = False) -> None:
-        """Find every image.
+        """Open the dataset and find its images.
 
         Args:
             named: the dataset.
-            size: height and width its images must have.
+            size: height and width that its images must have.
             field: the recipe field that names it, for errors.
-            firsts: only the first image of each identity.
+            firsts: use only the first image of each identity.
 
         Raises:
-            InputError: there is no dataset, or it holds something else than the recipe says.
+            InputError: there is no dataset, or its digest is not the one in the recipe.
         """
         packaged = named.url.startswith("package:")
         store = Store(local_path(named.url) if packaged else named.url)
@@ -83,12 +85,12 @@ class ImageBank:
         return np.stack([self.image(row) for row in rows])
 
     def encoded(self, row: int) -> bytes:
-        """Return an image's file as it lies in its shard."""
+        """Return the bytes of an image's file from its shard."""
         place = self._rows[row]
         return self._read(place, int(self._index.offset[place]), int(self._index.size[place]))
 
     def sidecar(self, row: int) -> dict:
-        """Return what the dataset says of an image; empty where it says nothing."""
+        """Return an image's sidecar; empty if it has none."""
         place = self._rows[row]
         size = int(self._index.sidecar_size[place])
         if not size:

@@ -1,7 +1,7 @@
-"""Where every sample of a dataset lies in its shards, so that images can be read at random.
+"""The index of a dataset: the place of every sample in its shards, for reading at random.
 
-An index is made by reading a dataset once, and kept on local disk under a name that its shards'
-sha256 decide: it is made again only when the dataset has grown.
+An index is made by reading the dataset once. It is kept on local disk under a name that follows
+from the shards' sha256, so that it is made again only after the dataset has grown.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ from factory.datasets.tar import TarError, members
 from factory.recipe import InputError
 
 IMAGES = ("jpg", "jpeg", "png")
-FORMAT = "1"  # of the files in the cache
-OPEN_FILES = 256  # descriptors held at once; a dataset may have ten thousand shards
+FORMAT = "1"  # of the index files in the cache
+OPEN_FILES = 256  # most open files of a reader; a dataset may have ten thousand shards
 
 Contents = Mapping[str, str]
 
@@ -45,11 +45,11 @@ class Index:
         shards: names of its committed shards, sorted.
         shard: int32 [N], row of `shards`.
         keys: bytes [N], ASCII (numpy's S type).
-        labels: int64 [N], as the samples' `.cls` state them.
+        labels: int64 [N], from the samples' `.cls`.
         offset: int64 [N], of the image in its tar, in bytes.
         size: int32 [N], of the image in bytes.
-        sidecar_offset: int64 [N], of the JSON sidecar.
-        sidecar_size: int32 [N], 0 where a sample has none.
+        sidecar_offset: int64 [N], of the JSON sidecar in its tar, in bytes.
+        sidecar_size: int32 [N], of the sidecar in bytes; 0 if a sample has none.
     """
 
     shards: tuple[str, ...]
@@ -70,10 +70,10 @@ COLUMNS = ("shard", "keys", "labels", "offset", "size", "sidecar_offset", "sidec
 
 
 def contents(store: Store) -> dict[str, str]:
-    """Return the sha256 of each committed shard's tar, by name in sorted order.
+    """Return the sha256 of each committed shard's tar by the shard's name, sorted by name.
 
     Raises:
-        InputError: nothing is committed there.
+        InputError: no shard is committed.
     """
     names = sorted(committed(store))
     if not names:
@@ -90,16 +90,16 @@ def contents(store: Store) -> dict[str, str]:
 
 
 def index(store: Store, shards: Contents | None = None, cache: Path | None = None) -> Index:
-    """Return the index of a dataset, from the cache where it has one.
+    """Return the index of a dataset, from the cache if it is there.
 
     Args:
         store: the dataset, local or remote.
-        shards: the sha256 of each shard to be indexed; default: of all that are committed.
+        shards: the sha256 of each shard to index; default: of all committed shards.
         cache: folder of the cache; default `cache_home()`.
 
     Raises:
-        InputError: there is no committed shard, a shard is not what its manifest says, or a sample
-            lacks its image or label.
+        InputError: no shard is committed, a shard differs from its manifest, or a sample lacks its
+            image or label.
     """
     held = dict(sorted((contents(store) if shards is None else shards).items()))
     cache = cache or cache_home()
@@ -112,27 +112,27 @@ def index(store: Store, shards: Contents | None = None, cache: Path | None = Non
     pq.write_table(pa.table({name: getattr(found, name) for name in COLUMNS}), sink)
     try:
         Store(path.parent).write(path.name, sink.getvalue())
-    except OSError as error:  # costs the next start its time, and nothing else
+    except OSError as error:  # the next start makes the index again
         print(f"index of {store.url} not kept: {error}", flush=True)
     return found
 
 
 class Copies:
-    """Local paths of a dataset's shards; those of a remote one are copied to the cache once."""
+    """Local paths of a dataset's shards; shards of a remote one are copied to the cache once."""
 
     def __init__(self, store: Store, shards: Contents, cache: Path | None = None) -> None:
-        """Name the copies by content, as `contents` states it; copies nothing yet."""
+        """Take the sha256 of each shard, which names its copy; copies nothing yet."""
         self.store, self.shards = store, shards
         self.folder = (cache or cache_home()) / "shards"
 
     def path(self, name: str) -> Path:
-        """Return where a shard lies, or where its copy is to lie."""
+        """Return the path of a local shard, or of a remote shard's copy."""
         if self.store.root is not None:
             return self.store.root / shard_file(name, TAR)
         return self.folder / f"{self.shards[name]}{TAR}"
 
     def fetch(self, names: Sequence[str]) -> list[Path]:
-        """Return the paths of shards, having copied those that are remote and not here yet."""
+        """Copy remote shards that have no copy yet, and return the paths of all."""
 
         def fetched(name: str) -> Path:
             path = self.path(name)
@@ -143,20 +143,20 @@ class Copies:
         return list(in_order(fetched, names, self.store.workers))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a shard to be read in order: the local file, the copy or the remote one."""
+        """Open a shard for reading in order: the local file, the copy or the remote file."""
         path = self.path(name)
         return path.open("rb") if path.exists() else self.store.open_input(shard_file(name, TAR))
 
 
 class Reader:
-    """Reads pieces of many local files, holding no more than `OPEN_FILES` of them open."""
+    """Reads pieces of many local files; at most `OPEN_FILES` of them are open at once."""
 
     def __init__(self) -> None:
-        """Open nothing yet."""
+        """Start without open files."""
         self._open: OrderedDict[Path, int] = OrderedDict()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Return `size` bytes of a file from `offset` on, fewer at its end."""
+        """Return `size` bytes of a file from `offset` on, or fewer at the end of the file."""
         if path in self._open:
             self._open.move_to_end(path)
         else:
@@ -172,7 +172,7 @@ class Reader:
 
 
 def ranks(labels: np.ndarray) -> np.ndarray:
-    """Return how many earlier rows have each row's label, int64 [N]."""
+    """Return for each row how many earlier rows have the same label, int64 [N]."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     new = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(labels) else order
@@ -223,7 +223,7 @@ def _samples(copies: Copies, name: str, number: int) -> list[np.ndarray]:
                     sidecars[member.key] = member.offset, len(member.data)
     except (TarError, ValueError) as error:
         raise InputError(f"{what}: {error}; jobs/verify.py says more") from error
-    if sha.hexdigest() != copies.shards[name]:  # its places would be kept for the right content
+    if sha.hexdigest() != copies.shards[name]:  # else wrong places would stay in the cache
         raise InputError(
             f"{what}: sha256 {sha.hexdigest()}, its manifest says {copies.shards[name]}; "
             "jobs/verify.py --repair removes it, and generate makes it again"

@@ -1,4 +1,4 @@
-"""Licences in order: what a dataset inherits is the strictest of those of its parts."""
+"""Licences by strictness: a dataset inherits the strictest licence of its parts."""
 
 from collections.abc import Iterable
 
@@ -23,14 +23,15 @@ LICENCES = (  # from the most permissive to the strictest
     "proprietary",
     "unknown",
 )
-FORBIDS = "CC-BY-NC-4.0"  # commercial use, as all that are stricter
+FORBIDS = "CC-BY-NC-4.0"  # this licence and all stricter ones forbid commercial use
 
 
 def strictest(licences: Iterable[str]) -> str:
-    """Return the licence a dataset inherits: the strictest of those of its recipe and models.
+    """Return the licence that a dataset inherits: the strictest of its recipe's and its models'.
 
-    A licence that is not in `LICENCES` keeps its name, since nobody has compared its terms; several
-    such, and the strictest that is in it where that forbids commercial use, are joined by AND.
+    A licence that is not in `LICENCES` keeps its name, because nobody has compared its terms. Such
+    licences are joined by AND, together with the strictest one of `LICENCES` if that forbids
+    commercial use.
     """
     found = {part for licence in licences for part in licence.split(" AND ")} or {"unknown"}
     known = sorted(found & set(LICENCES), key=LICENCES.index)[-1:]

@@ -1,8 +1,8 @@
-"""Files named by a location: on local disk as they lie, behind a URL as copies in the cache.
+"""Files named by a location: a local file is used in place, a file behind a URL is copied.
 
-A copy is named by the file's address, size and time of change: a node fetches a file once, and one
-that was replaced again. Of a store that tells no times, every process fetches it once. What a copy
-holds is compared with a sha256 by whoever was told one.
+A copy in the cache is named by the file's address, size and time of change. A node therefore
+fetches a file once, and again after it was replaced. If a store tells no times, every process
+fetches the file once. A caller that knows a sha256 compares it with the copy's.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from factory.datasets.store import Store, cache_home, parted
 from factory.recipe import InputError, file_of, local_path, public
 
 COPIES = "weights"  # folder of the cache
-_fetched: set[Path] = set()  # by this process, of stores that tell no times
+_fetched: set[Path] = set()  # copies that this process fetched from stores that tell no times
 
 
 def local_file(location: str, what: str, accepted: str, inside: str = "") -> Path:
-    """Return a local path of the file a location names.
+    """Return a local path of the file that a location names.
 
     Args:
         location: a path, `package:PATH`, a URL as `Store` opens it, or one of them behind a prefix
             of `factory.recipe.FOREIGN`, with options.
-        what: names the location in errors, such as "recipe field weights.teacher.location".
-        accepted: ends the error of a file that is not there, such as "accepted is a file".
-        inside: the file that is meant where the location is a folder.
+        what: the name of the location in errors, such as "recipe field weights.teacher.location".
+        accepted: the end of the error for a missing file, such as "accepted is a file".
+        inside: the file to take if the location is a folder.
 
     Raises:
         InputError: there is no such file, or the URL cannot be read.
@@ -39,7 +39,7 @@ def local_file(location: str, what: str, accepted: str, inside: str = "") -> Pat
 
 
 def find_file(location: str, what: str, inside: str = "") -> Path | None:
-    """Return what `local_file` does, or None where there is no such file."""
+    """Return a local path of the file as `local_file` does, or None if there is no such file."""
     if not _is_remote(location):
         path = _on_disk(location, inside)
         return path if path.is_file() else None
@@ -49,7 +49,7 @@ def find_file(location: str, what: str, inside: str = "") -> Path | None:
 
 
 def folder_files(location: str, suffix: str, what: str) -> list[Path]:
-    """Return local paths of the files of one suffix right in a folder, in the order of their names.
+    """Return local paths of a folder's files with one suffix, sorted by name; no subfolders.
 
     Raises:
         InputError: the URL cannot be read.
@@ -73,23 +73,23 @@ def _on_disk(location: str, inside: str) -> Path:
 
 
 def _places(url: str, inside: str) -> Iterator[tuple[Store, str]]:
-    """Yield where the file may be: at the URL, else inside of it."""
+    """Yield the possible places of the file: the URL itself, then `inside` below it."""
     place, query = parted(url)
     folder, _, name = place.rpartition("/")
-    if not folder.endswith("/"):  # otherwise the URL is of a bucket
+    if not folder.endswith("/"):  # otherwise the URL is a bucket
         yield Store(folder + query), name
     if inside:
         yield Store(place + query), inside
 
 
 def _copied(store: Store, name: str) -> Path | None:
-    """Return the copy of a file, fetched where it is not here yet; None where there is no file."""
+    """Return the copy of a file, fetching it if needed; None if there is no such file."""
     version = store.version(name)
     if version is None:
         return None
     known = hashlib.sha256("\n".join(map(str, (store.url, name, *version))).encode()).hexdigest()
     folder = parted(store.url)[0].rpartition("/")[2]
-    # Folder and file keep their names: the catalog of licences knows weights by them.
+    # Folder and file keep their names, by which the catalog finds the licences of weights.
     path = cache_home() / COPIES / known / folder / name
     if not path.exists() or (version[1] is None and path not in _fetched):
         store.fetch(name, path)
@@ -101,6 +101,6 @@ def _copied(store: Store, name: str) -> Path | None:
 def _explained(location: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: no address of a store, or of a file in it
+    except (OSError, ValueError) as error:  # ValueError: not a valid address or file name
         reason = " ".join(public(str(error)).split())
         raise InputError(f"{public(what)}: {public(location)} cannot be read ({reason})") from error

@@ -1,4 +1,4 @@
-"""Manifests: the commit of a shard, and the merge of all commits into a dataset's manifest."""
+"""Manifests: a shard's manifest commits it, and the merge of all is the dataset's manifest."""
 
 import json
 from collections import Counter
@@ -35,25 +35,25 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def shard_file(name: str, suffix: str) -> str:
-    """Return where a file of a shard lies in its store; suffix is TAR, REJECTS or COMMIT."""
+    """Return the name of a shard's file in its store; suffix is TAR, REJECTS or COMMIT."""
     return f"{FOLDER}/{name}{suffix}"
 
 
 class ShardManifest(Part):
-    """What one shard holds and how it was made. Its existence is the commit."""
+    """What one shard holds and how it was made; a shard is committed if its manifest exists."""
 
     name: str
-    sha256: Sha256 = Field(description="Of the tar.")
-    bytes: Natural = Field(description="Of the tar.")
-    planned: Natural = Field(description="Slots of the shard.")
-    kept: Natural = Field(description="Samples in the tar.")
-    reasons: dict[str, Natural] = Field(description="Rejected images by reason, every attempt.")
+    sha256: Sha256 = Field(description="Sha256 of the tar.")
+    bytes: Natural = Field(description="Size of the tar.")
+    planned: Natural = Field(description="Number of slots of the shard.")
+    kept: Natural = Field(description="Number of samples in the tar.")
+    reasons: dict[str, Natural] = Field(description="Rejected images of all attempts, by reason.")
     missing: tuple[str, ...] = Field(description="Keys of the slots that stayed empty, in order.")
     seconds: dict[str, float] = Field(description="Time spent, by stage.")
     content_digest: str
     system: str
     versions: dict[str, str] = Field(
-        description="Of the libraries that compute pixels; of a GPU, its name and CUDA's version."
+        description="Of the libraries that compute pixels; with a GPU, its name and CUDA's version."
     )
     rejects_sha256: Sha256
 
@@ -89,7 +89,7 @@ class DatasetTotals(Part):
 
 
 class DatasetManifest(Part):
-    """What a dataset holds: the merge of its shards' manifests, with its recipe."""
+    """What a dataset holds: its recipe and the merge of its shards' manifests."""
 
     recipe: dict[str, Any]
     grown: tuple[Extent, ...]
@@ -99,19 +99,19 @@ class DatasetManifest(Part):
     totals: DatasetTotals
     models: tuple[Model, ...]
     licence: str = Field(description="The strictest of the recipe's and its models'.")
-    created_with: dict[str, str] = Field(description="Versions; several where machines differed.")
+    created_with: dict[str, str] = Field(description="Versions; several if machines differed.")
     digitalSourceType: str = DIGITAL_SOURCE_TYPE
 
 
 def commit_shard(store: Store, tar: Path, rejects: Path, manifest: ShardManifest) -> None:
-    """Bring a finished shard to its final names, the manifest last.
+    """Copy a finished shard's files to their final names; the manifest comes last.
 
-    Doing it again, or in two processes at once, is harmless: the names are fixed and equal work
-    gives equal bytes. A shard that is committed already stays as it is; one whose tar was lost
-    gets it back, where what was made again is what its manifest says.
+    A second call, even in another process at the same time, does no harm: the names are fixed and
+    equal work gives equal bytes. A committed shard stays as it is. If a committed shard has lost
+    its tar, the new tar is stored, provided that its sha256 is the one in the manifest.
 
     Raises:
-        FaultError: the manifest of a lost tar says something else.
+        FaultError: the tar was lost, and the new one differs from what the manifest says.
     """
     home, commit = shard_file(manifest.name, TAR), shard_file(manifest.name, COMMIT)
     stated = store.exists(commit)
@@ -126,7 +126,7 @@ def commit_shard(store: Store, tar: Path, rejects: Path, manifest: ShardManifest
 
 
 def _check_remade(store: Store, remade: ShardManifest) -> None:
-    """Raise FaultError where the manifest that is there is not of the same bytes."""
+    """Raise FaultError if the manifest in the store states other bytes than the new one."""
     try:
         held = load_shard_manifest(store, remade.name)
     except ValueError as error:
@@ -144,7 +144,7 @@ def _check_remade(store: Store, remade: ShardManifest) -> None:
 
 
 def committed(store: Store) -> set[str]:
-    """Return the names of the shards that have both a tar and a manifest, by one listing."""
+    """Return the names of the shards that have both a tar and a manifest; lists the store once."""
     tars, commits = set(), set()
     for path in store.list(FOLDER):
         name = path.removeprefix(f"{FOLDER}/")
@@ -175,7 +175,7 @@ def load_shard_manifest(store: Store, name: str) -> ShardManifest:
 
 
 def load_manifest(store: Store) -> DatasetManifest:
-    """Read the manifest of a dataset; InputError where there is none or it is not one."""
+    """Read the manifest of a dataset; InputError if it is missing or malformed."""
     if not store.exists(MANIFEST):
         raise InputError(f"{store.url}: no finished dataset there ({MANIFEST} is missing)")
     if store.exists(CLAIM):
@@ -189,15 +189,15 @@ def load_manifest(store: Store) -> DatasetManifest:
 
 
 def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
-    """Merge the manifests of all planned shards into the dataset's, and write it.
+    """Merge the manifests of all planned shards into the dataset's manifest, and write it.
 
     Args:
-        store: the dataset's folder, claimed (`shards.claim`).
+        store: the dataset's folder, with its claim (`datasets.claim`).
         shards: every planned shard, in the order of the plan.
 
     Raises:
-        InputError: there is no claim, a planned shard is missing, a manifest is not readable, or
-            shards were made with another content digest than the claim's.
+        InputError: there is no claim, a planned shard is missing, a manifest is unreadable, or a
+            shard has another content digest than the claim.
     """
     made = merged(read_claim(store), _loaded(store, shards))
     content = to_bytes(made)
@@ -207,10 +207,10 @@ def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
 
 
 def inherited(stores: Iterable[Store]) -> Inherited | None:
-    """Return the models and licences of finished datasets; None where there are none of them.
+    """Return the models and licences of finished datasets; None if there are no datasets.
 
     Raises:
-        InputError: one of them is not finished.
+        InputError: a dataset is not finished.
     """
     found = [load_manifest(store) for store in stores]
     if not found:
@@ -220,7 +220,7 @@ def inherited(stores: Iterable[Store]) -> Inherited | None:
 
 
 def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> DatasetManifest:
-    """Return the dataset's manifest: a pure function of its claim and its shards' manifests."""
+    """Return the dataset's manifest, a pure function of its claim and its shards' manifests."""
     entries: list[ShardEntry] = []
     reasons: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
@@ -239,7 +239,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
         for library, version in one.versions.items():
             versions.setdefault(library, set()).add(version)
     recipe = claim["recipe"]
-    if "models" in claim:  # as their files lay there; of a composition also its pools'
+    if "models" in claim:  # as their files were; a composition's include those of its pools
         models = tuple(Model(**part) for part in claim["models"])
     else:
         models = tuple(
@@ -269,7 +269,7 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
 
 
 def to_bytes(manifest: DatasetManifest) -> bytes:
-    """Return the file a dataset's manifest is kept in: equal manifests, equal bytes."""
+    """Return the bytes of a manifest's file; equal manifests give equal bytes."""
     return json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
 
 

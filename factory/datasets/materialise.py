@@ -1,7 +1,7 @@
-"""A composition as a dataset of its own: tar shards, globally shuffled, for any reader.
+"""Materialising: a composition becomes a dataset of its own, globally shuffled, for any reader.
 
-Its samples have positions instead of identities and slots: shard pA-B holds positions [A, B) of an
-order that the composition's seed draws, and a sample's key is its position.
+Samples have positions instead of identities and slots. Shard pA-B holds positions [A, B) of an
+order that the composition's seed draws, and the key of a sample is its position.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factory.datasets.claim import CLAIM, Claim
+from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.composition import (
     Composition,
     Rows,
@@ -46,16 +46,16 @@ def materialise(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> DatasetManifest:
-    """Write a composition's images, repeats expanded, as a dataset that needs no pool.
+    """Write a composition's images, with repeats, as a dataset that does not need the pools.
 
-    Sidecars keep what they said and add `label`, `pool` and `source_key`. Committed shards are
-    kept: the same command resumes. Images are streamed; memory holds the index and its order.
+    Sidecars keep their fields and get `label`, `pool` and `source_key`. Committed shards are kept,
+    so that the same command resumes. Images are streamed; memory holds the index and its order.
 
     Args:
         composition: folder of a composition.
-        to: folder of the dataset; `to.lock` is the caller's to hold.
+        to: folder of the dataset; the caller holds `to.lock`.
         cache: folder of copies of remote shards; default `factory.datasets.index.cache_home()`.
-        say: receives a line of progress a shard.
+        say: receives a line of progress for each shard.
 
     Raises:
         InputError: there is no composition, a pool has changed, or `to` holds something else.
@@ -105,6 +105,7 @@ def _sample(rows: Rows, row: int, paths: list[Path], reader: Reader) -> dict[str
 
 
 def _claim(to: Store, made: Composition) -> None:
+    claimed(to, made.recipe["kind"], MATERIALISED)  # names another kind, not all of its fields
     claim = {
         "recipe": made.recipe,
         "grown": [],

@@ -1,4 +1,4 @@
-"""Patience with a store behind a URL: what failed for the moment is tried again."""
+"""Retries: requests to a store behind a URL that fail for the moment are repeated."""
 
 import functools
 import random
@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from factory.recipe import public
 
 LOCAL_WORKERS, REMOTE_WORKERS = 2, 8
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before a remote store is asked again
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # longest pauses between repeated requests
 FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
 A = TypeVar("A")
 B = TypeVar("B")
@@ -19,9 +19,9 @@ P = ParamSpec("P")
 
 
 def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[Any, P], B]:
-    """Repeat a method of a store behind a URL, as a whole, when the store does not answer well.
+    """Make a store's method repeat itself if a remote store fails with a passing error.
 
-    A store has `url`, and `root`, its folder where it lies on local disk.
+    The object must have `url` and `root`; `root` is None if the store is remote.
     """
 
     @functools.wraps(method)
@@ -42,7 +42,7 @@ def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[An
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """Yield `function` of each item in order, computed by threads a few items ahead."""
+    """Yield `function(item)` for each item in order; threads compute a few items in advance."""
     pending: deque[Future[B]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: the models and libraries that made its pixels, and their licences."""
+"""Provenance: the models and libraries that made a dataset's pixels, and their licences."""
 
 import hashlib
 import json
@@ -26,8 +26,8 @@ from factory.recipe import (
 
 DIGITAL_SOURCE_TYPE = "trainedAlgorithmicMedia"  # IPTC's term for an image made by a trained model
 ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' for p in FOREIGN)}"
-OURS = "face-data-factory/"  # begins the format that files of ours state
-RECOGNIZER = "recognizer.safetensors"  # of a folder that holds one
+OURS = "face-data-factory/"  # beginning of the format that our own files state
+RECOGNIZER = "recognizer.safetensors"  # the file to read if a location is a folder
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
 R = TypeVar("R", GenerateRecipe, BankRecipe)
 
@@ -42,17 +42,17 @@ class Model(Part):
 
 
 class Inherited(Part):
-    """What a dataset takes over from the datasets its images are drawn from."""
+    """The models and licences that a dataset inherits from the datasets it draws from."""
 
     models: tuple[Model, ...] = ()
     licences: tuple[str, ...] = ()
 
 
 def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
-    """Return the models a recipe names, with sha256 and licence of the files as they lie there.
+    """Return the models that a recipe names, with the sha256 and licence of their files.
 
     Raises:
-        InputError: a file is missing, or is not the one whose sha256 the recipe states.
+        InputError: a file is missing, or its sha256 is not the one that the recipe states.
     """
     return tuple(
         Model(
@@ -66,15 +66,15 @@ def models(weights: Mapping[str, Weights]) -> tuple[Model, ...]:
 
 
 def licence_of(weights: Weights, what: str) -> str:
-    """Return the licence of a network: the recipe's, or a stricter one that is known of its file.
+    """Return the licence of a network: the recipe's, or its file's if that is stricter.
 
-    Known is what the file's own metadata states, else what the catalog says of its publisher.
-    `licence=NAME` among the location's options stands in for both: it belongs to this file, where
-    the recipe's may be left from the one that a location was put in place of.
+    The file's licence is the one in its metadata, else the catalog's for its publisher. The option
+    `licence=NAME` of a location replaces both, because it belongs to this file, whereas the
+    recipe's licence may be left from a location that was overridden.
 
     Args:
         weights: the file, or a reference such as `insightface:NAME`.
-        what: names the location in errors.
+        what: the name of the location in errors.
 
     Raises:
         InputError: the location is a URL that cannot be read.
@@ -84,7 +84,7 @@ def licence_of(weights: Weights, what: str) -> str:
 
 
 def _known(location: str, what: str) -> str:
-    """Return the licence that a file states or the catalog knows; empty where neither does."""
+    """Return the licence that a file states or the catalog knows; "" if neither does."""
     file = find_file(location, what, RECOGNIZER)
     if file is not None and file.suffix == ".safetensors" and (stated := _stated(file)):
         return stated
@@ -94,13 +94,13 @@ def _known(location: str, what: str) -> str:
 
 
 def _stated(file: Path) -> str:
-    """Return the licence in the metadata of a file of ours; empty for a file of others."""
+    """Return the licence in the metadata of one of our files; "" for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "numpy") as opened:
             facts = opened.metadata() or {}
-    except SafetensorError:  # whoever loads it says what it should have been
+    except SafetensorError:  # the loader reports a damaged file
         return ""
     if not facts.get("format", "").startswith(OURS):
         return ""
@@ -108,13 +108,13 @@ def _stated(file: Path) -> str:
 
 
 def pinned(recipe: R) -> R:
-    """Return a recipe that states the sha256 of all its weights, reading those it leaves open.
+    """Return the recipe with the sha256 of all its weights; missing ones are read from the files.
 
-    What is made must name the weights it was made with: otherwise others that take their place
-    under the same location would go on with a dataset that is half done.
+    A dataset must name the weights that make it. Otherwise, if somebody replaced a file, a resumed
+    run would finish the dataset with other weights.
 
     Raises:
-        InputError: a file that has to be read is missing.
+        InputError: a file whose sha256 is not stated is missing.
     """
     stated = {
         name: part.model_copy(update={"sha256": part.sha256 or checked_sha256(name, part)})
@@ -124,13 +124,13 @@ def pinned(recipe: R) -> R:
 
 
 def checked_sha256(name: str, weights: Weights) -> str:
-    """Return the sha256 of a file of weights, 64 hex digits, having compared it with the recipe's.
+    """Return the sha256 of a file of weights, 64 hex digits, after a comparison with the recipe's.
 
-    A file behind a URL is fetched to this node's cache first. Where the recipe states no sha256,
-    whatever lies there is taken, from disk or from a URL.
+    A file behind a URL is first fetched to this node's cache. If the recipe states no sha256, any
+    file is accepted.
 
     Raises:
-        InputError: the file is missing, or its sha256 is not the one the recipe states.
+        InputError: the file is missing, or its sha256 is not the one that the recipe states.
     """
     field = f"recipe field weights.{name}"
     found = sha256_file(local_file(weights.location, f"{field}.location", ACCEPTED))
@@ -149,10 +149,10 @@ def sha256_file(path: str | Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that compute pixels, by name; no imports.
+    """Return the installed versions of the libraries that compute pixels, by name.
 
-    A library that is not installed computes no pixels and is left out. Of the factory itself it is
-    the version that last changed what a recipe's images are.
+    Nothing is imported. A library that is not installed is left out. The factory's own entry is the
+    last version that changed a recipe's images (`factory.PIXELS`).
     """
     found = {"factory": factory.PIXELS}
     for name in PIXEL_LIBRARIES:
@@ -163,13 +163,13 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
-    """Return this node's versions, having refused to work with others than the run began with.
+    """Return this node's versions, after a check that they equal those where the run was started.
 
-    What follows a `+` may differ: `2.13.0+cpu` where the run was started and `2.13.0` on nodes with
-    GPUs are builds of one version.
+    The part after a `+` may differ: `2.13.0+cpu` where the run was started and `2.13.0` on nodes
+    with GPUs are builds of one version.
 
     Args:
-        stated: versions by name, as `versions` returned them where the run was started.
+        stated: the result of `versions` where the run was started.
 
     Raises:
         InputError: a library has another version here, or is not installed.

@@ -1,7 +1,8 @@
 """The frames of MXNet's RecordIO format, which `factory.prepare` reads and `factory.export` writes.
 
-A record is the magic, a word whose upper three bits say whether it is whole or which piece of a
-payload it is and whose lower 29 bits are the length, then the payload, padded to four bytes.
+A record is a magic number, a word, and the payload padded to four bytes. The upper three bits of
+the word say whether the payload is whole or which piece of one it is; the lower 29 bits are its
+length in bytes.
 """
 
 import struct
@@ -16,11 +17,11 @@ LONGEST = (1 << LENGTH_BITS) - 1
 
 
 def framed(kind: int, data: bytes) -> bytes:
-    """Return a piece of a payload with its word before it and its padding behind it."""
+    """Return a piece of a payload with the magic number and word before it and padding after it."""
     return WORD.pack(MAGIC, kind << LENGTH_BITS | len(data)) + data + bytes(-len(data) % 4)
 
 
 def kind_and_length(word: bytes) -> tuple[int, int] | None:
-    """Read a piece's word; None where there is none."""
+    """Return (kind, length) from the 8 bytes before a piece; None if they are not a frame's."""
     magic, state = WORD.unpack(word) if len(word) == WORD.size else (0, 0)
     return (state >> LENGTH_BITS, state & LONGEST) if magic == MAGIC else None

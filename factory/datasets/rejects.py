@@ -1,4 +1,4 @@
-"""The rejects of a shard: the images that were tried and not kept, as parquet beside its tar."""
+"""The rejects of a shard: facts about its rejected images, as parquet beside its tar."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ FIELDS = (
     ("score", pa.float32()),
     ("cosine", pa.float32()),
 )
-SOURCE = ("source", pa.string())  # of prepared images: what they were called
+SOURCE = ("source", pa.string())  # the original name of a prepared image
 
 
 def write_rejects(
@@ -25,10 +25,10 @@ def write_rejects(
     """Write the rejected images of a shard.
 
     Args:
-        path: of the parquet file.
-        rows: one an image: values by the names of `FIELDS` and of the further ones; a name that
-            is missing is null.
-        further: fields beyond `FIELDS`, name and type.
+        path: the parquet file.
+        rows: for each image its values by the names of `FIELDS` and `further`; a missing name is
+            null.
+        further: (name, type) of fields beyond `FIELDS`.
     """
     schema = pa.schema([*FIELDS, *further])
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)

@@ -1,4 +1,4 @@
-"""Scratch folders on this machine's disk, and the removal of those that a killed process left."""
+"""Scratch folders on the local disk, and the removal of those that killed processes left."""
 
 import functools
 import os
@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STALE_SECONDS = 90.0  # a lock or a part of another host that did not move for so long is dead
+STALE_SECONDS = 90.0  # a lock or unfinished file of another host counts as dead after this time
 SCRATCH = "factory-"
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Lend a folder on the local disk for as long as the block runs.
+    """Lend a folder on the local disk while the block runs.
 
-    A killed process leaves its folder behind; the next process on the machine that asks for one
-    removes it.
+    A killed process leaves its folder behind. The next process on this machine that asks for a
+    folder removes it.
     """
     sweep_scratch()
     folder = Path(tempfile.gettempdir()) / f"{SCRATCH}{process_token()}"
@@ -34,7 +34,7 @@ def scratch() -> Iterator[Path]:
 
 @functools.cache
 def sweep_scratch() -> None:
-    """Remove the scratch folders of this user's dead processes, once a process."""
+    """Remove the scratch folders of this user's dead processes; each process does it once."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}{socket.gethostname()}.*.*"):
         try:
             ours = folder.stat().st_uid == os.getuid()
@@ -45,12 +45,17 @@ def sweep_scratch() -> None:
 
 
 def process_token() -> str:
-    """Return a name that states its process and is used once."""
+    """Return a unique name that states this host and process."""
     return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 def is_dead(path: Path, token: str) -> bool:
-    """Tell whether the process that a token states has left `path` behind."""
+    """Tell whether the process that made `path` is dead.
+
+    Args:
+        path: a file or folder whose name ends with the token.
+        token: a name from `process_token`.
+    """
     host, _, rest = token.rpartition(".")[0].rpartition(".")
     if host == socket.gethostname() and rest.isdigit():
         return not is_alive(int(rest))
@@ -61,7 +66,7 @@ def is_dead(path: Path, token: str) -> bool:
 
 
 def is_alive(pid: Any) -> bool:
-    """Tell whether a process of this machine lives."""
+    """Tell whether a process of this machine is alive."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:

@@ -1,9 +1,9 @@
 """A store: one folder of files, on local disk or behind a URL.
 
-Local files are written aside, flushed and moved, so that a name is either absent or complete. An
-object store publishes what it was given; there only a shard's manifest, written last, proves that
-the shard is complete. Requests to a remote store are repeated for half a minute and more before
-they fail. One writer at a time holds the store's lock.
+A local file is written under another name, flushed and renamed, so that a file is either absent or
+complete. An object store may publish an incomplete file; there only a shard's manifest, which is
+written last, proves that the shard is complete (docs/contracts.md 2). Requests to a remote store
+are repeated for about half a minute before they fail. One writer at a time holds the store's lock.
 """
 
 import json
@@ -26,10 +26,10 @@ from factory.recipe import FaultError, InputError, public
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
-PART = ".part-"  # stands inside the name of a file that is still being written
+PART = ".part-"  # part of the name of a file that is still being written
 LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
-SETTLE_SECONDS = 1.0  # between writing a lock and reading it back, where creation is not exclusive
+SETTLE_SECONDS = 1.0  # between writing a lock and reading it back if creation is not exclusive
 COPY_BYTES = 1 << 20
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 
@@ -37,8 +37,8 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 class Store:
     """The files of one dataset, by relative names with forward slashes.
 
-    Every method that takes a name raises ValueError when the name is absolute, has an empty, `.`
-    or `..` part, and FileNotFoundError when a file that is read does not exist.
+    Every method that takes a name raises ValueError if the name is absolute or has an empty, `.` or
+    `..` part, and FileNotFoundError if a file to be read does not exist.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -49,10 +49,10 @@ class Store:
                 options such as `?endpoint_override=`), or any other URL that fsspec knows.
 
         Raises:
-            InputError: the URL is of no known kind.
+            InputError: the URL has an unknown scheme or names no bucket.
         """
         self._address = str(url)
-        self._root: Path | None = None  # absolute, since actors may work in another folder
+        self._root: Path | None = None  # absolute, because actors may work in another folder
         if not self._address:
             raise InputError("store: '' is no address; accepted is a local path or a URL")
         _check_names(self._address)
@@ -69,12 +69,12 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Return the address without credentials: to be shown, not to be opened."""
+        """Return the address without credentials; use it to show the store, not to open it."""
         return public(self._address)
 
     @property
     def root(self) -> Path | None:
-        """Return the local folder, or None when the store is remote."""
+        """Return the local folder, or None if the store is remote."""
         return self._root
 
     def __repr__(self) -> str:
@@ -82,12 +82,12 @@ class Store:
         return f"Store({self.url!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to actors as the address; each opens its own connection."""
+        """Pickle the address only; each actor opens its own connection."""
         return Store, (self._address if self._root is None else self._root,)
 
     @property
     def workers(self) -> int:
-        """Return how many files are worth reading at once."""
+        """Return how many files to read at once."""
         return LOCAL_WORKERS if self._root is not None else REMOTE_WORKERS
 
     @patient
@@ -109,9 +109,10 @@ class Store:
 
     @patient
     def version(self, name: str) -> tuple[int, int | None] | None:
-        """Return what changes when a file is replaced; None where there is no file.
+        """Return values that change when a file is replaced; None if there is no file.
 
-        Its size in bytes and its time of change in nanoseconds, None where the store tells none.
+        They are its size in bytes and its time of change in nanoseconds. The time is None if the
+        store does not tell it.
         """
         if self._root is not None:
             path = self._local(name)
@@ -127,18 +128,18 @@ class Store:
 
     @patient
     def open_input(self, name: str) -> IO[bytes]:
-        """Open a file to be read in order, without loading it whole."""
+        """Open a file for reading in order, without loading it whole."""
         return self._stream(name)
 
     @patient
     def open_random(self, name: str) -> IO[bytes]:
-        """Open a file to be read at any place; every read of a remote one is a request."""
+        """Open a file for reading at any place; each read of a remote file is a request."""
         if self._root is not None:
             return self._local(name).open("rb")
         return cast(IO[bytes], self._fs.open_input_file(self._key(name)))
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of all files below a folder, in no order; "" is the whole store."""
+        """Yield the names of all files below a folder, in any order; "" is the whole store."""
         if self._root is not None:
             start = self._local(prefix) if prefix else self._root
             for folder, _, names in os.walk(start):
@@ -149,14 +150,14 @@ class Store:
         yield from (name for name, _ in self._files(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size in bytes of each file below a folder, in no order; see `list`."""
+        """Return the size in bytes of each file below a folder, in any order; see `list`."""
         if self._root is not None:
             return {name: self.size(name) for name in self.list(prefix)}
         return dict(self._files(prefix))
 
     @patient
     def delete(self, name: str) -> None:
-        """Remove a file; one that does not exist is no error."""
+        """Remove a file if it exists."""
         if self._root is not None:
             self._local(name).unlink(missing_ok=True)
         elif self._info(name) is not None:
@@ -164,10 +165,10 @@ class Store:
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file to be written in order; an older one of this name is replaced at the end.
+        """Open a file for writing in order; an older file of this name is replaced at the end.
 
-        After an error inside the block a local file is as it was; an object store may keep what
-        was written so far.
+        After an error inside the block a local file is unchanged; an object store may keep what was
+        written so far.
         """
         if self._root is not None:
             with _aside(self._local(name)) as part:
@@ -178,25 +179,25 @@ class Store:
 
     @patient
     def write(self, name: str, data: bytes) -> None:
-        """Write a file in one piece; an older one of this name is replaced."""
+        """Write a file in one piece; an older file of this name is replaced."""
         with self.open_output(name) as out:
             out.write(data)
 
     @patient
     def put(self, local: Path, name: str) -> None:
-        """Copy a local file to a name; the local file stays."""
+        """Copy a local file into the store under a name; the local file stays."""
         with local.open("rb") as file, self.open_output(name) as out:
             shutil.copyfileobj(file, out, COPY_BYTES)
 
     @patient
     def fetch(self, name: str, local: Path) -> None:
-        """Copy a file to a local path, which is complete or absent at any moment."""
+        """Copy a file to a local path; the copy is either absent or complete at any moment."""
         with self._stream(name) as file, _aside(local) as part:
             shutil.copyfileobj(file, part, COPY_BYTES)
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """Lend a local path of a file: itself, or a temporary copy of a remote one."""
+        """Lend a local path of a file: its own, or that of a temporary copy of a remote file."""
         if self._root is not None:
             yield self._local(name)
             return
@@ -206,7 +207,7 @@ class Store:
             yield path
 
     def sweep(self) -> tuple[str, ...]:
-        """Remove parts left by writers that died, and return their names."""
+        """Remove the unfinished files of dead writers, and return their names."""
         removed = []
         for name in self.list() if self._root is not None else ():
             if PART in name and is_dead(self._local(name), name.rpartition(PART)[2]):
@@ -216,16 +217,17 @@ class Store:
 
     @contextmanager
     def lock(self, owner: str) -> Iterator["Lock"]:
-        """Hold the store as its only writer for as long as the block runs.
+        """Hold the store's lock while the block runs, so that there is only one writer.
 
-        Creation is exclusive on local disk. An object store has no portable exclusive creation:
-        there the lock is written and read back, which keeps out all but simultaneous starters.
+        On local disk the lock file is created exclusively. Object stores have no portable exclusive
+        creation; there the lock is written and read back, which fails only if two writers start at
+        the same moment.
 
         Args:
-            owner: what holds the lock, shown to whoever is refused, such as "generate".
+            owner: the holder's name in the error of a refused writer, such as "generate".
 
         Raises:
-            InputError: another writer holds the lock; names its host, process and age.
+            InputError: another writer holds the lock; the message has its host, process and age.
         """
         lock = Lock(self, owner)
         lock.take()
@@ -275,7 +277,7 @@ class Store:
 
 
 class Lock:
-    """The lock of a store: a small JSON file renewed by a thread while it is held."""
+    """The lock of a store: a small JSON file, which a thread renews while the lock is held."""
 
     def __init__(self, store: Store, owner: str) -> None:
         """Prepare a lock; `take` takes it."""
@@ -287,7 +289,7 @@ class Lock:
         self._thread = threading.Thread(target=self._renew, name="store-lock", daemon=True)
 
     def take(self) -> None:
-        """Take the lock, over a dead holder's if need be, and start to renew it."""
+        """Take the lock, if need be from a dead holder, and start to renew it."""
         root = self.store.root
         if root is None or not _create(root / LOCK, self._content()):
             holder = self._holder()
@@ -301,7 +303,7 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise FaultError when another writer has taken the lock meanwhile."""
+        """Raise FaultError if another writer has taken the lock."""
         if self.lost:
             raise FaultError(
                 f"output {self.store.url}: another writer took its lock, since this one did not "
@@ -309,7 +311,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Stop renewing, and remove the lock when it is still ours."""
+        """Stop renewing, and remove the lock if it is still this one's."""
         self._stop.set()
         self._thread.join()
         holder = self._holder()
@@ -327,7 +329,7 @@ class Lock:
         return json.dumps(content).encode()
 
     def _holder(self) -> dict[str, Any] | None:
-        """Return who holds the lock: None for nobody, an empty dict when it is unreadable."""
+        """Return the lock's content: None without a lock, an empty dict if it is unreadable."""
         try:
             holder = json.loads(self.store.read(LOCK))
         except FileNotFoundError:
@@ -344,7 +346,7 @@ class Lock:
                     self.lost = True
                     return
                 self.store.write(LOCK, self._content())
-            except OSError as error:  # a store that is away for a moment; the next beat tries again
+            except OSError as error:  # the store does not answer; the next beat tries again
                 print(f"lock of {self.store.url} not renewed: {error}", flush=True)
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
@@ -366,14 +368,14 @@ class Lock:
 
 
 def cache_home() -> Path:
-    """Return where copies and indexes are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
+    """Return the folder of copies and indexes: below `XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "face-data-factory"
 
 
 def parted(url: str) -> tuple[str, str]:
-    """Split an address into where it leads, without a slash at its end, and its query.
+    """Split an address into its place, without a slash at the end, and its query.
 
-    The query begins with its question mark; what is on local disk has none.
+    The query begins with the question mark; it is "" for a local path.
     """
     remote = "://" in url and not url.startswith("file://")
     place, mark, query = url.partition("?") if remote else (url, "", "")
@@ -381,7 +383,7 @@ def parted(url: str) -> tuple[str, str]:
 
 
 def below(url: str, name: str) -> str:
-    """Return the address of a file or folder below another; a query stays at the end."""
+    """Return the address of a file or folder below another one; a query stays at the end."""
     place, query = parted(url)
     return f"{place}/{name}{query}"
 
@@ -432,7 +434,7 @@ def _safe(name: str) -> str:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
-    """Open a part beside `path`; move it there, flushed, when the block ends without an error."""
+    """Open a new file beside `path`; after a block without an error, flush it and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}{PART}{process_token()}")
     try:
@@ -448,7 +450,7 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _create(path: Path, data: bytes) -> bool:
-    """Create a file with its content at once; False when it exists already."""
+    """Create a file together with its content; return False if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -458,13 +460,13 @@ def _create(path: Path, data: bytes) -> bool:
         file.flush()
         try:
             os.link(file.name, path)
-        except OSError:  # it exists, or the file system has no links: settled by reading back
+        except OSError:  # it exists, or the file system has no links; the caller reads it back
             return False
     return True
 
 
 def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system lets a folder be flushed
+    with suppress(OSError):  # some file systems cannot flush a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,8 +1,9 @@
-"""Tar files of samples: written byte for byte reproducibly, read and checked in one pass.
+"""Tar files of samples: written with reproducible bytes, read and checked in one pass.
 
-A sample is a key and its members: `0000012_0003` with `cls`, `jpg` and `json` lies in the tar as
-three files `KEY.EXTENSION`. Format: POSIX.1-1988 ustar, regular files only. Members are sorted by
-name and carry mtime 0, uid and gid 0 and mode 0644, so that equal content gives equal bytes.
+A sample is a key and its members: `0000012_0003` with `cls`, `jpg` and `json` is stored as three
+files `KEY.EXTENSION` (docs/contracts.md 4). The format is POSIX.1-1988 ustar with regular files
+only. Members are sorted by name and have mtime 0, uid and gid 0 and mode 0644, so that equal
+content gives equal bytes.
 """
 
 import hashlib
@@ -21,15 +22,15 @@ EXTENSION = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MEMBER = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 END = bytes(2 * BLOCK)
 ADLER_MODULUS = 65521
-BLANK = b" " * 8  # the checksum counts its own field as spaces
-# a regular file, no link, ustar's magic; no user, group, device and prefix
+BLANK = b" " * 8  # the checksum field counts as spaces in its own sum
+# type regular file, no link name, ustar's magic; no user, group, device and prefix
 PLAIN = b"0" + bytes(100) + b"ustar\00000" + bytes(247)
 
 Sample = tuple[str, dict[str, bytes]]
 
 
 class TarError(ValueError):
-    """A tar that is truncated, damaged or not one of ours; names the byte offset."""
+    """A tar is truncated, damaged or has another form; the message names the byte offset."""
 
     def __init__(self, offset: int, detail: str) -> None:
         """Keep the offset in bytes beside the message."""
@@ -59,7 +60,7 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> tuple[str, int]:
     """Write samples to a tar, one after another, and return its sha256 and size in bytes.
 
     Args:
-        path: the file to write; an older one is replaced. Nothing is left there after an error.
+        path: the file to write; it replaces an older one. After an error there is no file.
         samples: (key, {extension: bytes}); keys match [A-Za-z0-9_-]+ and strictly increase.
 
     Raises:
@@ -114,15 +115,15 @@ def _member(name: str, extension: str, data: bytes) -> bytes:
 
 
 def members(file: IO[bytes], seen: Callable[[bytes], object] | None = None) -> Iterator[Member]:
-    """Yield the members of an open tar, holding no more than a window and one member in memory.
+    """Yield the members of an open tar; memory holds one window and one member.
 
     Args:
-        file: a binary stream standing at the start of the tar.
-        seen: called with every piece of the stream as it is read, such as a hash's `update`.
+        file: a binary stream at the start of the tar.
+        seen: is called with every piece of the stream when it is read, such as a hash's `update`.
 
     Raises:
-        TarError: truncated, a header's checksum is wrong, a member is not a regular file with a
-            name such as `key.ext`, or bytes other than zeros follow the end.
+        TarError: the tar is truncated, a header's checksum is wrong, a member is not a regular file
+            with a name such as `key.ext`, or bytes other than zeros follow the end.
     """
     window, base, at = b"", 0, 0  # `at` counts inside the window, which starts at byte `base`
 
@@ -166,13 +167,13 @@ def members(file: IO[bytes], seen: Callable[[bytes], object] | None = None) -> I
 
 
 def _parse(header: bytes, offset: int) -> tuple[str, int]:
-    """Return the name and size a header states, having checked every field that matters."""
+    """Check a header's fields and return the name and size that it states."""
     try:
         size = int(header[124:136].rstrip(b"\0 "), 8)
         stated = int(header[148:156].rstrip(b"\0 "), 8)
     except ValueError:
         raise TarError(offset, "damaged member header") from None
-    # adler32's lower half is 1 + the sum of the bytes, at the speed of C
+    # The lower half of adler32 is 1 + the sum of the bytes; this is faster than Python's sum.
     found = (adler32(header[:148] + BLANK + header[156:]) & 0xFFFF) - 1
     if (found - stated) % ADLER_MODULUS:
         raise TarError(offset, "damaged member header (checksum)")
@@ -185,7 +186,7 @@ def _parse(header: bytes, offset: int) -> tuple[str, int]:
 
 
 def read_tar(source: bytes | Path) -> Iterator[Sample]:
-    """Yield (key, {extension: bytes}) of each sample; raises TarError like `members`.
+    """Yield (key, {extension: bytes}) for each sample; raises TarError like `members`.
 
     Args:
         source: the bytes of a tar, or the path of one.
@@ -205,6 +206,6 @@ def read_tar(source: bytes | Path) -> Iterator[Sample]:
 
 
 def index_tar(path: Path) -> list[tuple[str, str, int, int]]:
-    """Return (key, extension, offset, size) of each member, in bytes, to read them at random."""
+    """Return (key, extension, offset, size) of each member, in bytes, for reading at random."""
     with path.open("rb") as file:
         return [(m.key, m.extension, m.offset, len(m.data)) for m in members(file)]

@@ -1,4 +1,4 @@
-"""Verification: every fault of a dataset folder, found in one pass over its bytes and named."""
+"""Verification: it reads a dataset's folder once and names every fault."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from factory.plan import Shard, Slice, position_key, sample_key
 from factory.recipe import InputError
 
 BANK = "bank"
-MEASURES = "measures/"  # what measure.py and evaluate.py said of the dataset
+MEASURES = "measures/"  # results of the commands measure and evaluate
 OURS = {CLAIM, MANIFEST, LOCK, "README.md", "LICENSE", "report.html"}
 MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
@@ -68,12 +68,12 @@ KEPT_BY_REPAIR = {MISSING_SHARD, MISSING_MERGE, FOREIGN_FILE, CHANGED_BANK, UNRE
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a dataset.
+    """A fault of a dataset.
 
     Attributes:
-        kind: one of the kinds this module declares.
-        name: the file of the dataset that is faulty.
-        detail: what was found, and what would be right.
+        kind: one of the kinds that this module declares.
+        name: the faulty file.
+        detail: what was found, and what is expected.
     """
 
     kind: str
@@ -81,13 +81,13 @@ class Fault:
     detail: str
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the fault as one line."""
         return f"{self.name}: {self.kind}: {self.detail}"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What every shard of a dataset must agree with; without `image` any known format will do."""
+    """Values that every shard of a dataset must have; an empty `image` accepts all formats."""
 
     content_digest: str
     system: str
@@ -102,18 +102,18 @@ class Expected:
 
 @dataclass(frozen=True)
 class Checked:
-    """A shard that was looked at; the manifest is None where it cannot be merged."""
+    """The result of checking a shard; the manifest is None if it cannot be merged."""
 
     manifest: ShardManifest | None
     faults: list[Fault]
 
 
 def verify(store: Store, deep: bool = True) -> list[Fault]:
-    """Return every fault of a dataset, in the order of the plan; none means that it is whole.
+    """Return every fault of a dataset, in the order of the plan; an empty list if it is whole.
 
     Args:
         store: the folder of a dataset.
-        deep: read every byte; otherwise only names, sizes and manifests are compared.
+        deep: read every byte; otherwise compare only names, sizes and manifests.
 
     Raises:
         InputError: there is no dataset.
@@ -159,10 +159,10 @@ def check_shard(
 
     Args:
         store: the folder of the dataset.
-        shard: what was planned.
+        shard: the planned shard.
         names: every file of the folder.
-        expected: what the shard must agree with.
-        deep: read the tar and the rejects; otherwise compare the tar's size only.
+        expected: values that the shard must have.
+        deep: read the tar and the rejects; otherwise compare only the tar's size.
     """
     tar, commit, rejects = (shard_file(shard.name, suffix) for suffix in (TAR, COMMIT, REJECTS))
     if commit not in names:
@@ -204,10 +204,10 @@ def check_shard(
 
 
 def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
-    """Remove what is faulty, so that generate makes it again; return the names removed.
+    """Remove faulty files, so that generate makes them again; return their names.
 
-    A faulty shard loses its manifest first, then its tar and rejects. Files that are not the
-    dataset's own, the bank and the claim stay.
+    Of a faulty shard the manifest goes first, then the tar and the rejects. The bank, the claim and
+    foreign files stay.
     """
     removed: set[str] = set()
 
@@ -288,7 +288,7 @@ def _bank(store: Store, names: set[str]) -> Iterator[Fault]:
 
 
 class _Findings:
-    """Faults of one tar: of each kind the first in words, the others counted."""
+    """Faults of one tar: the first of each kind in words, and a count of the others."""
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}
@@ -334,7 +334,7 @@ def _tar(
 
 
 def _grouped(found: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield (key, [(extension, data)]) of members that follow each other with one key."""
+    """Yield (key, [(extension, data)]) for each run of members with the same key."""
     key, sample = "", []
     for name, _, data in found:
         this, _, extension = name.partition(".")
@@ -384,7 +384,7 @@ def _sample(
 
 
 def _positioned(key: str, parts: dict[str, bytes], shard: Slice, findings: _Findings) -> None:
-    """Check a sample whose key is its position; only its sidecar knows its label."""
+    """Check a sample whose key is its position; only the sidecar states its label."""
     if not (key.isdecimal() and shard.start <= int(key) < shard.stop and len(key) == POSITION):
         findings.add(FOREIGN_KEY, f"{key} is no position of this shard")
         return
@@ -398,7 +398,7 @@ def _positioned(key: str, parts: dict[str, bytes], shard: Slice, findings: _Find
 
 
 def _sidecar(data: bytes, identity: int, slot: int, expected: Expected) -> str:
-    """Return what is wrong with a sidecar; nothing when it is right."""
+    """Return what is wrong with a sidecar; "" if it is right."""
     try:
         found = SIDECAR.validate_json(data)
         attempt, seed, cosine = found["attempt"], found["seed"], found["cosine"]

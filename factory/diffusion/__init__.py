@@ -1,1 +1,1 @@
-"""Parts the diffusion systems share: networks, conditioning, schedules, losses."""
+"""Parts that the diffusion systems share: networks, conditioning, schedules, losses."""

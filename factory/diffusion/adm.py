@@ -1,9 +1,9 @@
 """The ADM denoiser: a U-Net whose self-attention takes further keys and values from outside.
 
-One class at both scales (papers.md 1.1; the network of Dhariwal and Nichol 2021 as DCFace uses it):
-one normalization in a residual block is scaled and shifted by time step and feature, residual
+One class serves both scales (docs/papers.md 1.1; the network of Dhariwal and Nichol 2021 as DCFace
+uses it). Time step and feature scale and shift one normalization in each residual block, residual
 blocks resize, and condition tokens join the keys and values of self-attention. DCFace and CemiFace
-share it. Tokens and channels stay in `channels_last` order, in which the reshapes copy nothing.
+share it. Tokens and channels stay in `channels_last` order, so that the reshapes copy nothing.
 """
 
 import math
@@ -26,13 +26,13 @@ class ADMConfig(Part):
     size: Positive = Field(default=112, description="Height and width of its images or latents.")
     in_channels: Positive = 3
     out_channels: Positive = Field(
-        default=6, description="Those after the first in_channels are neither trained nor used."
+        default=6, description="Channels after the first in_channels are not trained and not used."
     )
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 128, 256, 256, 512, 512)
     attention: tuple[bool, ...] = (False, False, False, False, True, False)
-    blocks: Positive = Field(default=1, description="Per level on the way down; one more up.")
+    blocks: Positive = Field(default=1, description="Blocks of a level going down; one more up.")
     unresized: tuple[Natural, ...] = Field(
-        default=(4,), description="Levels that hand their map to the next one at its size."
+        default=(4,), description="Levels that pass their map to the next one without resizing."
     )
     head_channels: Positive = 64
     norm_groups: Positive = 32
@@ -83,12 +83,12 @@ class ADMConfig(Part):
 
     @property
     def feature_channels(self) -> int:
-        """Return the size of the time embedding, which is that of `feature` too."""
+        """Return the size of the time embedding and of `feature`."""
         return 4 * self.widths[0]
 
 
 class ADMBlock(nn.Module):
-    """Two convolutions, the map resized before the first; scale and shift carry the time."""
+    """Two convolutions; the map may be resized before the first, the time scales and shifts it."""
 
     def __init__(
         self,
@@ -125,10 +125,10 @@ class ADMBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention whose keys and values are the map's own and those handed in (papers.md 1.1).
+    """Self-attention with the map's own keys and values and outside ones (docs/papers.md 1.1).
 
-    The softmax runs over H*W own keys and M outside ones. A head's channels are laid out as query,
-    key, value in the projection, and as key, value in what is handed in.
+    The softmax runs over H*W own keys and M outside keys. A head's channels are laid out as query,
+    key, value in the projection, and as key, value in `keys`.
     """
 
     def __init__(self, channels: int, config: ADMConfig) -> None:
@@ -140,7 +140,7 @@ class AttentionBlock(nn.Module):
         self.out = _zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """Return a map of x's shape [B, A, H, W]; `keys` is [B, M, 2A] or nothing."""
+        """Return a map of x's shape [B, A, H, W]; `keys` is [B, M, 2A] or None."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         query, key, value = _by_head(self.project(tokens), self.heads, 3)
         if keys is not None:
@@ -157,7 +157,7 @@ class AttentionBlock(nn.Module):
 
 
 class ADMLevel(nn.Module):
-    """A residual block and, where the level attends, an attention block."""
+    """A residual block and, if the level has attention, an attention block."""
 
     def __init__(self, inputs: int, outputs: int, attend: bool, config: ADMConfig) -> None:
         """Make the pair."""
@@ -172,7 +172,7 @@ class ADMLevel(nn.Module):
 
 
 class ADM(nn.Module):
-    """The denoiser: noisy images [B, C, H, W] and time steps [B] -> what the loss predicts."""
+    """The denoiser: noisy images [B, C, H, W] and time steps [B] -> noise or velocity."""
 
     def __init__(self, config: ADMConfig) -> None:
         """Make the network with fresh weights; the last convolution starts at zero."""
@@ -217,8 +217,8 @@ class ADM(nn.Module):
         Args:
             x: noisy images or latents [B, in_channels, H, W].
             t: time steps [B] in [0, T).
-            keys: adapted condition tokens [B, M, 2A], per head key then value; None for none.
-            feature: [B, 4 * base], added to the time embedding; None for nothing.
+            keys: adapted condition tokens [B, M, 2A], for each head key then value; or None.
+            feature: [B, 4 * base], added to the time embedding; or None.
         """
         time = self.time(t)
         if feature is not None:

@@ -1,8 +1,8 @@
-"""The autoencoders latent diffusion stands on.
+"""The autoencoders of latent diffusion.
 
-Desk scale has a small one of its own: at 64 px the usual full-resolution convolutions would eat
-the whole budget, so a pixel-unshuffle stem halves the image first. Paper scale uses diffusers'
-VQModel in the shape of LDM's VQ-f4. Both answer `encode` and `decode` alike.
+Desk scale has a small one of its own. At 64 px the usual convolutions at full resolution would take
+the whole time budget, so a pixel-unshuffle stem halves the image first. Paper scale uses diffusers'
+VQModel in the shape of LDM's VQ-f4. Both have the same methods `encode` and `decode`.
 """
 
 from typing import Annotated, Literal, Protocol
@@ -25,12 +25,12 @@ class AutoencoderConfig(Part):
     encoder_blocks: tuple[Positive, Positive] = (1, 2)
     decoder_blocks: tuple[Positive, Positive] = (2, 3)
     noise: Annotated[float, Field(ge=0.0)] = Field(
-        default=0.1, description="Noise on normalized latents in training: what decoding forgives."
+        default=0.1, description="Noise on normalized latents in training; decoding tolerates it."
     )
 
 
 class VQConfig(Part):
-    """LDM's VQ-f4 (papers.md 2.1): 128 px <-> 3x32x32, latents before quantization, unscaled."""
+    """LDM's VQ-f4 (docs/papers.md 2.1): 128 px <-> 3x32x32 latents, not quantized, not scaled."""
 
     kind: Literal["vq"] = "vq"
     size: Positive = 128
@@ -41,7 +41,7 @@ class VQConfig(Part):
 
 
 class Autoencoder(Protocol):
-    """What the systems use: images float [B, 3, S, S] in [-1, 1] <-> normalized latents."""
+    """The interface that systems use: images float [B, 3, S, S] in [-1, 1] <-> latents."""
 
     config: AutoencoderConfig | VQConfig
 
@@ -55,7 +55,7 @@ class Autoencoder(Protocol):
 
 
 class Residual(nn.Module):
-    """Two normalized convolutions around which the input is carried."""
+    """Two normalized convolutions, whose result is added to the input."""
 
     def __init__(self, channels: int) -> None:
         """Make a block that starts as the identity."""
@@ -75,9 +75,9 @@ class Residual(nn.Module):
 class Bottleneck(nn.Module):
     """The desk autoencoder; its latents have zero mean and unit variance in each channel.
 
-    The variance is normalized over the training batch, the running statistics are stored and used
-    afterwards. Noise on the normalized latents bounds what a latent can carry and teaches the
-    decoder to forgive a denoiser's errors; it stands in for a KL term.
+    In training, latents are normalized over the batch; afterwards the stored running statistics are
+    used. Noise on the normalized latents limits the information in a latent and teaches the decoder
+    to tolerate a denoiser's errors. It replaces a KL term.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
         )
 
     def freeze_encoder(self) -> None:
-        """Train the decoder alone: latents stay what a denoiser has learned."""
+        """Train the decoder alone, so that a denoiser's latents stay valid."""
         self.encoder.requires_grad_(False)
         self.encoder_frozen = True
 
@@ -122,7 +122,7 @@ class Bottleneck(nn.Module):
         return self
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return what training compares with `images`; `noise` is standard, of latent shape."""
+        """Return images [B, 3, S, S] decoded from noisy latents; `noise` is standard noise."""
         return self.decode(self.encode(images) + self.config.noise * noise)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Bottleneck(nn.Module):
 
 
 class VQ(nn.Module):
-    """diffusers' VQModel with the latents and the decoder use of LDM's `VQModelInterface`."""
+    """diffusers' VQModel, used as LDM's `VQModelInterface`: it encodes without quantization."""
 
     def __init__(self, config: VQConfig) -> None:
         """Make the network with fresh weights."""
@@ -168,14 +168,15 @@ class VQ(nn.Module):
 
 
 def make_autoencoder(config: AutoencoderConfig | VQConfig) -> Bottleneck | VQ:
-    """Make the autoencoder a configuration names, with fresh weights."""
+    """Make the autoencoder of a configuration, with fresh weights."""
     return Bottleneck(config) if isinstance(config, AutoencoderConfig) else VQ(config)
 
 
 def edge_loss(images: Tensor, targets: Tensor) -> Tensor:
     """Return the mean absolute error of horizontal and vertical differences.
 
-    It weighs what L1 neglects: fine contours, by which people differ. Both float [B, 3, S, S].
+    It gives weight to fine contours, by which people differ and which L1 neglects. Both tensors are
+    float [B, 3, S, S].
     """
     across = (images.diff(dim=3) - targets.diff(dim=3)).abs().mean()
     down = (images.diff(dim=2) - targets.diff(dim=2)).abs().mean()

@@ -1,4 +1,4 @@
-"""How an identity enters a denoiser: projection, contextual partial dropout, the empty context."""
+"""Conditioning a denoiser on an identity: projection, partial dropout, the empty context."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,10 +13,10 @@ from factory.seeding import generator
 class ContextProjection(nn.Module):
     """Project an embedding, drop some of its elements in training, or replace it by the empty one.
 
-    Contextual partial dropout (CPD, papers.md 2.2; IDiff-Face section 3.3) is element-wise
-    inverted dropout on the projected context: one mask for all blocks of a forward pass, kept
-    values scaled by 1 / (1 - rate), off in evaluation. The empty context replaces the projected
-    context after it, so that no element of the empty context is ever dropped.
+    Contextual partial dropout (CPD, docs/papers.md 2.2; IDiff-Face section 3.3) is element-wise
+    inverted dropout on the projected context. All blocks of a forward pass share one mask, kept
+    values are scaled by 1 / (1 - rate), and it is off in evaluation. The empty context replaces the
+    projected context after the dropout, so that none of its elements is dropped.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class ContextProjection(nn.Module):
         """Return projected contexts [batch, outputs].
 
         Args:
-            context: embeddings [batch, inputs], or None: the empty context for every sample.
+            context: embeddings [batch, inputs], or None for the empty context in every sample.
             batch: number of samples.
-            keep: bool [batch, outputs]; required in training when the rate is above 0.
+            keep: bool [batch, outputs]; required in training if the rate is above 0.
             empty: bool [batch], samples that get the empty context.
 
         Raises:
-            ValueError: training with a rate above 0 and no `keep`.
+            ValueError: `keep` is missing in training with a rate above 0.
         """
         if context is None:
             return self.empty.expand(batch, -1)
@@ -82,8 +82,8 @@ def draw_masks(
     """Draw the masks of one training batch from its seed.
 
     Returns:
-        (keep, empty): bool [batch, channels], true with probability 1 - cpd_rate; bool [batch],
-        true with probability empty_prob.
+        (keep, empty): keep is bool [batch, channels], true with probability 1 - cpd_rate; empty is
+        bool [batch], true with probability empty_prob.
     """
     draws = generator(seed)
     keep = draws.random((batch, channels), dtype=np.float32) >= cpd_rate

@@ -1,4 +1,4 @@
-"""DCFace's network: the ADM U-Net with tokens of who the face is and how the picture looks."""
+"""DCFace's network: the ADM U-Net with identity tokens and style tokens (docs/papers.md 1.1)."""
 
 from typing import Annotated, Literal
 
@@ -16,10 +16,12 @@ from factory.recognition.backbones import IResNet, make_backbone
 class ConditionsConfig(Part):
     """Sizes of the mixer's conditions; the defaults are the paper's."""
 
-    embedding_size: Positive = Field(default=512, description="Of the identity's embedding.")
-    map_channels: Positive = Field(default=512, description="Of its spatial features.")
+    embedding_size: Positive = Field(default=512, description="Size of the identity's embedding.")
+    map_channels: Positive = Field(default=512, description="Channels of its spatial features.")
     map_size: Positive = Field(default=7, description="Their height and width.")
-    style_channels: Positive = Field(default=64, description="Of the early features of a style.")
+    style_channels: Positive = Field(
+        default=64, description="Channels of a style's early features."
+    )
     style_size: Positive = Field(default=56, description="Their height and width.")
     style_grid: Literal[1, 3, 5, 7] = Field(default=5, description="k of the k x k patches.")
     style_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
@@ -27,10 +29,10 @@ class ConditionsConfig(Part):
     learn_empty: bool = Field(default=False, description="Learn empty tokens, for guidance.")
     identity_encoder: Literal["r18", "r34", "r50", "r100"] | None = Field(
         default=None,
-        description="Train this network on identity images, as the paper does; without one the "
-        "teacher stands in, frozen.",
+        description="Train this network on identity images, as the paper does; default: the frozen "
+        "teacher.",
     )
-    identity_size: Positive = Field(default=112, description="Of the images that network takes.")
+    identity_size: Positive = Field(default=112, description="Image size of that network.")
 
 
 class DCFaceConfig(Part):
@@ -41,13 +43,12 @@ class DCFaceConfig(Part):
 
 
 class DCFaceNet(nn.Module):
-    """The denoiser with its conditioner; without `conditions` it samples faces of nobody.
+    """The denoiser with its conditioner; without `conditions` it is an unconditional model.
 
-    What it is given, in this order: the identity's raw embedding [B, D] and spatial features
-    [B, C, h, w], or in their place its image [B, 3, S, S] where the network has an identity
-    encoder of its own; the style's early features [B, C, H, H]; in training, what dropout keeps of
-    them, and which samples are without identity and without style, bool [B, 2]. Nothing given
-    stands for the empty tokens.
+    `given` holds in this order: the identity's raw embedding [B, D] and spatial features
+    [B, C, h, w], or its image [B, 3, S, S] if the network has an identity encoder; the style's
+    early features [B, C, H, H]; in training, the elements that dropout keeps of them, bool, and
+    which samples are without identity and without style, bool [B, 2]. None means the empty tokens.
     """
 
     def __init__(self, config: DCFaceConfig) -> None:
@@ -88,7 +89,7 @@ class DCFaceNet(nn.Module):
             x: noisy images or latents [B, C, H, W].
             t: time steps [B] in [0, T).
             given: see the class.
-            keep: not used; dropout's mask is part of what is given.
+            keep: not used, because `given` holds the dropout's mask.
             empty: bool [B], samples that get the empty tokens.
         """
         if not given:
@@ -99,7 +100,11 @@ class DCFaceNet(nn.Module):
         return self.denoise(x, t, self.mixed(*conditions), keep, empty)
 
     def mixed(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens [B, M, token_channels] and the addition to the time embedding."""
+        """Return the tokens [B, M, token_channels] and the addition to the time embedding.
+
+        Args:
+            given: the conditions, as the class describes `given`.
+        """
         if self.encoder is None:
             embedding, spatial, *style = given
         else:
@@ -116,9 +121,9 @@ class DCFaceNet(nn.Module):
         keep: Tensor | None = None,
         empty: Tensor | None = None,
     ) -> Tensor:
-        """Predict as `forward` does, from what `mixed` returned: sampling mixes only once.
+        """Predict as `forward` does, with the result of `mixed` as `given`; sampling mixes once.
 
-        `empty` may be bool [B, 2], for identity and style apart.
+        `empty` may also be bool [B, 2], for identity and style separately.
         """
         if not self.has_conditions:
             return self.unet(x, t)
@@ -137,7 +142,7 @@ class DCFaceNet(nn.Module):
 
 
 def early_features(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
-    """Return a recognizer's features at the end of stage 1, float [B, C, H, H], for style.
+    """Return a recognizer's features after stage 1, float [B, C, H, H], for styles.
 
     Args:
         teacher: frozen IResNet.

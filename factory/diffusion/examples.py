@@ -1,8 +1,8 @@
-"""What a denoiser learns from: a dataset's latents, embeddings and more, computed once and kept.
+"""Training examples of a denoiser: a dataset's latents, embeddings and more, computed once.
 
-A training step then costs only the denoiser. Each kind is an array of its own on disk, named by
-what it is computed from, so that systems share what they have in common. What is computed from an
-image is kept twice, for the image as it is and mirrored.
+A training step then only runs the denoiser. Each kind of example is one array on disk, named by a
+digest of its inputs, so that systems share equal arrays. Arrays that networks compute have two
+halves: for the images, and for their mirror images.
 """
 
 import functools
@@ -32,7 +32,7 @@ from factory.recognition.backbones import IResNet
 BATCH = 64
 NETWORKS = ("latents", "embeddings", "norms", "maps")  # kinds that frozen networks make
 KINDS = ("images", *NETWORKS, "truth")
-CHUNK = 16 * BATCH  # images of one file of a sidecar
+CHUNK = 16 * BATCH  # images in one file of a sidecar folder
 MAP_LAYER = "layer4.0"  # DCFace's spatial identity features: the first unit of stage 4
 
 
@@ -41,7 +41,7 @@ class Frozen:
     """The networks that see each image once, before the training.
 
     Attributes:
-        autoencoder: encodes images to latents; None where the denoiser works on pixels.
+        autoencoder: encodes images to latents; None if the denoiser works on pixels.
         teacher: network from [B, 3, size, size] in [-1, 1] to embeddings [B, D].
         teacher_size: height and width of the teacher's images.
     """
@@ -53,14 +53,14 @@ class Frozen:
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """What examples are computed from.
+    """The inputs from which examples are computed.
 
     Attributes:
-        feed: the dataset, with a batch size of 1; its first epoch's order is the order kept.
+        feed: the dataset, with a batch size of 1; the arrays have its first epoch's order.
         urls: the datasets of the feed.
-        kinds: which of `KINDS` are wanted.
+        kinds: the wanted `KINDS`.
         frozen: the networks.
-        digests: of `data`, `teacher` and, where there is one, `autoencoder`.
+        digests: digests of `data`, `teacher` and, if there is one, `autoencoder`.
         low_precision: compute in bfloat16.
         attributes: columns of `truth`.
     """
@@ -74,7 +74,7 @@ class ExampleSource:
     attributes: tuple[str, ...] = ()
 
     def named(self) -> dict[str, str]:
-        """Return the name of each array wanted, of labels and keys too: its kind and a digest."""
+        """Return the name of each wanted array, labels and keys included: its kind and a digest."""
         about = {"data": self.digests["data"], "images": len(self.feed)}
         seen = {**about, "low_precision": self.low_precision}
         teacher = self.digests["teacher"]
@@ -90,17 +90,17 @@ class ExampleSource:
 
 @dataclass(frozen=True)
 class Examples:
-    """A dataset as its generator sees it; N images, mapped from disk.
+    """The arrays of a dataset of N images, mapped from disk.
 
     Attributes:
         labels: int64 [N].
         keys: names of the samples, ASCII bytes [N].
         peers: int64 [N], the images ordered by label.
-        first: int64 [classes + 1], where each label's images begin in `peers`.
+        first: int64 [classes + 1], the place in `peers` where each label's images begin.
         images: uint8 [N, S, S, 3] RGB.
         latents: float16 [2, N, C, H, W]; the second half is of the mirrored images.
         embeddings: float16 [2, N, D], unit vectors.
-        norms: float16 [2, N], the lengths the embeddings had.
+        norms: float16 [2, N], the lengths of the raw embeddings.
         maps: float16 [2, N, C, h, w], the teacher's features after the first unit of stage 4.
         truth: float32 [N, A], the attributes named in `attributes`, of the unmirrored image.
         attributes: names of truth's columns.
@@ -124,11 +124,11 @@ class Examples:
         raise AttributeError(name)
 
     def clean(self, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return what the denoiser should find, float32 [B, C, H, W]: latents, else pixels.
+        """Return the denoiser's targets, float32 [B, C, H, W]: latents if there are any, or pixels.
 
         Args:
-            flip: int64 [B], 1 where the mirrored image is meant.
-            rows: int64 [B].
+            flip: int64 [B], 1 for the mirrored image, else 0.
+            rows: rows of the examples, int64 [B].
         """
         if "latents" in self.arrays:
             return self.latents[flip, rows].astype(np.float32)
@@ -142,18 +142,18 @@ class Examples:
 
 
 def embed(teacher: nn.Module, size: int, pixels: Tensor) -> Tensor:
-    """Return unit embeddings float32 [B, D] of images [B, 3, S, S], resized where need be.
+    """Return unit embeddings float32 [B, D] of images [B, 3, S, S], resized if needed.
 
     Args:
         teacher: network from [B, 3, size, size] in [-1, 1].
-        size: height and width it takes.
+        size: height and width of the teacher's images.
         pixels: images in [-1, 1].
     """
     return F.normalize(teacher(resized(pixels, size)).float(), dim=1)
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
-    """Return images [B, 3, size, size]."""
+    """Return images resized to [B, 3, size, size], bilinearly with antialiasing."""
     if pixels.shape[2] == size:
         return pixels
     if pixels.requires_grad and pixels.is_cuda:
@@ -162,7 +162,7 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 def _multiplied(pixels: Tensor, size: int) -> Tensor:
-    """Resize by two matrix products, whose gradient repeats itself on a GPU."""
+    """Resize by two matrix products, whose gradient is deterministic on a GPU."""
     matrix = _resizing(pixels.shape[2], size).to(pixels.device)
     with torch.autocast(pixels.device.type, enabled=False):
         return matrix @ pixels.float() @ matrix.T
@@ -170,7 +170,7 @@ def _multiplied(pixels: Tensor, size: int) -> Tensor:
 
 @functools.cache
 def _resizing(size: int, wanted: int) -> Tensor:
-    """Return what resizing multiplies columns by, float32 [wanted, size]."""
+    """Return the matrix that resizes columns, float32 [wanted, size]."""
     columns = torch.eye(size)[None, None]
     return F.interpolate(columns, (wanted, size), mode="bilinear", antialias=True)[0, 0]
 
@@ -196,7 +196,10 @@ def features(teacher: nn.Module, size: int, pixels: Tensor) -> tuple[Tensor, Ten
 
 
 def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
-    """Return 16 hex digits naming what decides latents: a decoder trained further changes none."""
+    """Return 16 hex digits of the encoder's weights; further training of the decoder changes none.
+
+    Only these weights decide latents.
+    """
     hashed = hashlib.sha256()
     for name, value in sorted(autoencoder.state_dict().items()):
         if "decoder." not in name and "post_quant" not in name:
@@ -205,16 +208,16 @@ def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
 
 
 def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = None) -> Examples:
-    """Return a dataset's arrays, from the cache where it has them.
+    """Return a dataset's arrays, from the cache if it has them.
 
     Args:
-        source: what they are computed from.
+        source: the inputs of the arrays.
         cache: folder of the cache.
-        sidecar: where a pool of actors left what the networks make; None computes it here.
+        sidecar: folder in which actors left the networks' arrays; None computes them here.
 
     Raises:
-        InputError: a sample lacks an attribute, attributes are wanted of a composition, or the
-            sidecar lacks images.
+        InputError: a sample lacks an attribute, attributes are wanted from a composition, or the
+            sidecar folder lacks images.
     """
     named = source.named()
     paths = {kind: cache / f"{name}.npy" for kind, name in named.items()}
@@ -230,7 +233,7 @@ def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = No
             here = {kind: path for kind, path in made.items() if kind not in found}
             if here:
                 compute(source, here, range(len(source.feed)))
-            for kind, path in made.items():  # another worker's move of the same bytes is harmless
+            for kind, path in made.items():  # another worker may move the same bytes as well
                 os.replace(path, paths[kind])
     arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in source.kinds}
     labels = np.load(paths["labels"])
@@ -240,12 +243,12 @@ def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = No
 
 
 def chunk_file(name: str, first: int) -> str:
-    """Return where a sidecar has the `CHUNK` images from `first` on of an array."""
+    """Return the sidecar folder's file with an array's `CHUNK` images from `first` on."""
     return f"{name}/{first:09d}.npy"
 
 
 def _gather(sidecar: Store, name: str, count: int, path: Path) -> None:
-    """Join an array's chunks to one file."""
+    """Join the chunks of an array into one file."""
     array: np.memmap | None = None
     for first in range(0, count, CHUNK):
         file = chunk_file(name, first)
@@ -266,10 +269,10 @@ def compute(source: ExampleSource, made: dict[str, Path], rows: range) -> None:
     """Write arrays of some images in one pass over them.
 
     Args:
-        source: what they are computed from.
-        made: the file of each kind wanted, as Numpy writes it.
-        rows: the images, in the order kept; of all kinds but labels, keys and images the second
-            half is of the mirrored images.
+        source: the inputs of the arrays.
+        made: the .npy file of each wanted kind.
+        rows: the images, in the order of the arrays. The second half of latents, embeddings, norms
+            and maps is of the mirrored images.
     """
     feed, frozen, attributes = source.feed, source.frozen, source.attributes
     device = next(frozen.teacher.parameters()).device

@@ -1,6 +1,6 @@
-"""Weights on disk: safetensors that say what they are and how to build the network they fit.
+"""Weights on disk: safetensors whose metadata states their kind and their network's sizes.
 
-A VQModel that diffusers saved stands in for an autoencoder's file (`factory.diffusion.foreign`).
+A VQModel that diffusers saved is accepted as an autoencoder, too (`factory.diffusion.foreign`).
 """
 
 import json
@@ -26,7 +26,7 @@ from factory.diffusion.foreign import is_vqmodel, vq_config, vq_state
 from factory.recipe import InputError, Weights, checked
 
 FORMAT = "face-data-factory/"
-RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
+RANDOM_INIT = "random-init"  # a location that means fresh weights, for smoke tests
 
 M = TypeVar("M", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
@@ -40,8 +40,8 @@ def save_weights(
     Args:
         path: the file.
         kind: `denoiser` or `autoencoder`.
-        module: its floating-point tensors are kept as float16, in half the bytes.
-        config: JSON-able description from which the network is built again.
+        module: the network; its floating-point tensors are stored as float16.
+        config: JSON-able description from which the network can be built again.
         facts: further metadata, such as `licence`.
     """
     state = {
@@ -56,12 +56,12 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
     """Return the metadata of a weights file, after checking its sha256 and its format.
 
     Args:
-        weights: where it lies.
+        weights: the file.
         name: its name among the recipe's `weights`, for messages.
-        kind: what it must be, `denoiser` or `autoencoder`.
+        kind: the kind that it must be, `denoiser` or `autoencoder`.
 
     Raises:
-        InputError: the file is missing, altered, or something else.
+        InputError: the file is missing, changed, or of another kind.
     """
     checked_sha256(name, weights)
     if kind == "autoencoder" and is_vqmodel(weights):
@@ -88,11 +88,11 @@ def load_state(
     """Load a weights file into a network.
 
     Args:
-        weights: where it lies.
+        weights: the file.
         module: the network.
         name: its name among the recipe's `weights`, for messages.
-        fresh: prefixes of parameters that may keep their fresh values where the file has none of
-            their name and shape; with any given, what else the file holds is left out.
+        fresh: prefixes of parameters that keep their fresh values if the file has none of their
+            name and shape. If any are given, tensors of the file that do not fit are ignored.
 
     Returns:
         Names of the parameters that kept their fresh values.
@@ -120,16 +120,16 @@ def load_state(
 def load_denoiser(
     weights: Weights, build: Callable[[dict[str, Any]], D], name: str = "denoiser"
 ) -> tuple[D, dict[str, Any]]:
-    """Build the denoiser a file describes, in evaluation mode.
+    """Build the denoiser that a file describes, in evaluation mode.
 
     Args:
-        weights: where it lies.
+        weights: the file.
         build: makes the network from the file's `config`.
         name: its name among the recipe's `weights`, for messages.
 
     Returns:
-        The network, and the file's `config`: the network's sizes under `model`, and what its
-        training decided, such as the prediction type.
+        The network, and the file's `config`: the network's sizes under `model`, and choices of its
+        training such as the prediction type.
     """
     config = json.loads(read_metadata(weights, name, "denoiser")["config"])
     network = build(config)
@@ -138,17 +138,17 @@ def load_denoiser(
 
 
 def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> Bottleneck | VQ:
-    """Build the autoencoder a file describes, frozen and in evaluation mode.
+    """Build the autoencoder that a file describes, frozen and in evaluation mode.
 
     Args:
-        weights: where it lies.
-        size: height and width of the recipe's images, which a VQModel of diffusers takes; a file
-            of our own says what it takes.
+        weights: the file.
+        size: height and width of the recipe's images. A VQModel of diffusers gets this size; one of
+            our own files states its size itself.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
-        InputError: the file is missing, altered, or something else, or images of this size are not
-            halved evenly by the VQModel.
+        InputError: the file is missing, changed, or of another kind, or the VQModel cannot halve
+            images of this size evenly.
     """
     config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
     if is_vqmodel(weights):
@@ -167,12 +167,12 @@ def _path(weights: Weights, name: str) -> Path:
 
 
 def channels_last(module: M) -> M:
-    """Return the network with its convolutions' weights in the order in which they run fastest."""
+    """Return the network with its weights in channels_last order, in which it runs fastest."""
     return cast(Any, module).to(memory_format=torch.channels_last)  # torch types it for tensors
 
 
 def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig:
-    """Validate an autoencoder's sizes; `kind` says which of the two it is."""
+    """Validate an autoencoder's sizes; `kind` says which of the two autoencoders it is."""
     kind = raw.get("kind", "bottleneck")
     if kind not in ("bottleneck", "vq"):
         raise InputError(f"{what}kind: {kind!r}; accepted: bottleneck, vq")

@@ -1,11 +1,11 @@
-"""Autoencoders of others: a VQModel as diffusers saves it, which is how LDM's VQ-f4 is at hand.
+"""Other projects' autoencoders: a VQModel as diffusers saves it, such as LDM's VQ-f4.
 
 `diffusers:FOLDER/diffusion_pytorch_model.safetensors`, or `.bin`, names the weights; FOLDER may be
-a URL. `config.json` beside them says the architecture. A recipe's sha256 is of the weights alone:
-what the config says is seen in their shapes, or must be as `VQ` is built. Two fields are free.
-`sample_size`: the recipe says how large images are. `scaling_factor`: latents are not scaled, as
-LDM and IDiff-Face take those of VQ-f4 (papers.md 2.1); diffusers writes its default of 0.18215 into
-every config that states none.
+a URL. `config.json` beside them states the architecture. A recipe's sha256 covers the weights
+alone, because their shapes show what the config says, or the config must equal what `VQ` builds.
+Two fields of the config are ignored. `sample_size`, because the recipe states the size of images.
+`scaling_factor`, because LDM and IDiff-Face do not scale VQ-f4's latents (docs/papers.md 2.1), and
+diffusers writes its default of 0.18215 into every config that states none.
 """
 
 import json
@@ -32,8 +32,8 @@ SIZES = {  # ours -> VQModel's
     "widths": "block_out_channels",
     "blocks": "layers_per_block",
 }
-UNSEEN = {"act_fn": "silu", "norm_num_groups": 32}  # what no shape tells
-ATTENTION = {  # its parts in 2022, when diffusers published VQ-f4 -> now
+UNSEEN = {"act_fn": "silu", "norm_num_groups": 32}  # fields that no shape of a tensor shows
+ATTENTION = {  # names of 2022, when diffusers published VQ-f4 -> names of today
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
@@ -47,14 +47,14 @@ def is_vqmodel(weights: Weights) -> bool:
 
 
 def vq_config(weights: Weights, name: str) -> VQConfig:
-    """Return the sizes that the config beside a VQModel states; `size` is left as it is by default.
+    """Return the sizes that the config beside a VQModel states; `size` keeps its default.
 
     Args:
-        weights: where the VQModel lies.
+        weights: the VQModel's file.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
-        InputError: there is no config beside the weights, or it is of something else.
+        InputError: there is no config beside the weights, or it is not that of such a VQModel.
     """
     field = f"recipe field weights.{name}.location"
     file, options = with_options(weights.location.removeprefix(PREFIX))
@@ -84,11 +84,11 @@ def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
     """Return a VQModel's tensors under the names of `VQ`, read without running code.
 
     Args:
-        weights: where the VQModel lies.
+        weights: the VQModel's file.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
-        InputError: the file is missing, or is no state dict.
+        InputError: the file is missing, or is not a state dict.
     """
     field = f"recipe field weights.{name}.location"
     path = local_file(weights.location, field, ACCEPTED)
@@ -97,7 +97,7 @@ def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not one
+    except Exception as error:  # torch raises many kinds of errors for other files
         reason = str(error).splitlines()[0]
         raise InputError(f"{field}: {path} holds no weights ({reason}); {ACCEPTED}") from error
     if not isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Losses of denoisers and autoencoders, and how a teacher is asked without being fooled."""
+"""Losses of denoisers and autoencoders, and changes to images that keep a teacher reliable."""
 
 import numpy as np
 import torch
@@ -10,26 +10,26 @@ from factory.recognition.backbones import IResNet
 
 
 def identity_cosine(teacher: nn.Module, pixels: Tensor, wanted: Tensor) -> Tensor:
-    """Return the cosine of the teacher's embedding of each image to the one wanted, float [B].
+    """Return the cosine of the teacher's embedding of each image to the wanted one, float [B].
 
     Args:
         teacher: frozen network from [B, 3, S, S] to [B, D].
-        pixels: images in [-1, 1], through which gradients pass.
+        pixels: images in [-1, 1]; gradients pass through them.
         wanted: embeddings [B, D] of any length.
     """
     return F.cosine_similarity(teacher(pixels).float(), wanted.float(), dim=1)
 
 
 def perceptual_loss(teacher: nn.Module, made: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean squared distance of a recognizer's early features of two images.
+    """Return the mean squared distance between a recognizer's early features of two images.
 
-    Features of the stem and the first two layers, of unit length over the channels at each place,
-    as in Zhang et al. 2018 (LPIPS) but with weights of one.
+    The features are those of the stem and the first two layers. They have unit length over the
+    channels at each place, as in Zhang et al. 2018 (LPIPS), but all weights are one.
 
     Args:
         teacher: frozen IResNet.
-        made: images [B, 3, S, S] in [-1, 1], through which gradients pass.
-        wanted: what they should look like, of the same shape.
+        made: images [B, 3, S, S] in [-1, 1]; gradients pass through them.
+        wanted: the images that they should look like, of the same shape.
     """
     if not isinstance(teacher, IResNet):
         raise InputError(
@@ -55,12 +55,13 @@ def _features(teacher: IResNet, pixels: Tensor) -> list[Tensor]:
 
 
 def draw_glances(draws: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw how a teacher looks at each image of a batch, from the batch's generator.
+    """Draw the changes to each image of a batch before a teacher sees it (`glance`).
 
     Returns:
-        (theta, sigma, grain): float [B, 2, 3], affine maps for `glance` with a flip in half of
-        the images, a shift of up to 6 % of the width and a scale within 8 %; float [B], blur in
-        pixels, 0 in half of them; float [B], noise on [-1, 1] pixels, up to 0.08.
+        (theta, sigma, grain). theta: affine maps, float [B, 2, 3], with a flip in half of the
+        images, a shift of up to 6 % of the width and a scale within 8 %. sigma: blur in pixels,
+        float [B], 0 in half of the images. grain: standard deviation of noise on [-1, 1] pixels,
+        float [B], up to 0.08.
     """
     flip = np.where(draws.random(batch) < 0.5, -1.0, 1.0)
     scale = draws.uniform(0.92, 1.08, batch)
@@ -78,10 +79,10 @@ def draw_glances(draws: np.random.Generator, batch: int) -> tuple[Tensor, Tensor
 
 
 def glance(pixels: Tensor, theta: Tensor, sigma: Tensor, grain: Tensor, noise: Tensor) -> Tensor:
-    """Move, blur and roughen images before a teacher sees them.
+    """Move and blur images and add noise to them before a teacher sees them.
 
-    A teacher that always sees the same pixels is fooled by patterns no other network reads as
-    the identity. Differentiable in `pixels`.
+    Without this, a denoiser learns patterns that only this teacher reads as the identity. The
+    result is differentiable in `pixels`.
 
     Args:
         pixels: float [B, 3, S, S] in [-1, 1].

@@ -1,4 +1,4 @@
-"""How the desk autoencoder is trained: absolute errors, contours, and a teacher's view of them."""
+"""Training of the desk autoencoder: absolute errors, contours and a teacher's features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 
 Weight = Annotated[float, Field(ge=0.0)]
-GRID = 8  # sample pictures: originals and reconstructions, this many of each
+GRID = 8  # number of originals and of reconstructions in the sample pictures
 
 
 class ReconstructionOptions(Part):
-    """What an autoencoder's loss weighs."""
+    """The weights of an autoencoder's losses."""
 
     edges: Weight = Field(default=1.0, description="Differences between neighbouring pixels.")
     perceptual: Weight = Field(default=0.0, description="The teacher's early features.")
     identity: Weight = Field(default=0.0, description="1 - cosine of the teacher's embeddings.")
     freeze_encoder: bool = Field(
-        default=False, description="Train the decoder alone, so that latents stay what they are."
+        default=False, description="Train the decoder alone, so that latents do not change."
     )
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pixels float [B, 3, S, S] in [-1, 1], standard noise of latent shape, and sample keys."""
+    """A batch: pixels float [B, 3, S, S] in [-1, 1], standard noise for latents, sample keys."""
 
     pixels: Tensor
     noise: Tensor
@@ -45,7 +45,7 @@ class ImageBatch:
 
 
 class AutoencoderTraining(Trainable):
-    """Train the bottleneck autoencoder to give back what it saw."""
+    """Train the bottleneck autoencoder to reconstruct images."""
 
     file_name = "autoencoder.safetensors"
 
@@ -108,7 +108,7 @@ class AutoencoderTraining(Trainable):
             yield ImageBatch(pixels, noise.to(self.device), batch.keys)
 
     def loss(self, module: nn.Module, batch: ImageBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return L1 + edges + perceptual + identity, weighted by the options."""
+        """Return L1 + edges + perceptual + identity, weighted by the options, and each part."""
         made = module(batch.pixels, batch.noise)
         parts = {
             "l1": (made - batch.pixels).abs().mean(),
@@ -126,7 +126,7 @@ class AutoencoderTraining(Trainable):
         return loss, {name: float(value.detach()) for name, value in parts.items()}
 
     def samples(self, module: nn.Module) -> np.ndarray:
-        """Return originals above their reconstructions."""
+        """Return two rows, uint8 [2, n, S, S, 3]: originals and their reconstructions."""
         assert isinstance(module, Bottleneck)
         images = self.feed.batch(0).images[:GRID]
         with torch.inference_mode():

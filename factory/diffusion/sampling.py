@@ -1,4 +1,4 @@
-"""Sampling with noise keyed by position: every image has its own numpy generator."""
+"""Sampling with noise that is keyed by position: each image has its own numpy generator."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> Tenso
     """Return standard normal noise, float32 [len(seeds), *shape].
 
     Args:
-        seeds: one 64-bit seed an image.
+        seeds: one 64-bit seed for each image.
         shape: shape of one image's latents.
-        step: 0 for the initial noise, n for what the n-th sampling step adds; each has a stream
-            of its own.
+        step: 0 for the initial noise, n for the noise that the n-th sampling step adds; each step
+            has a stream of its own.
     """
     rows = [
         generator(seed64(seed, "noise", step)).standard_normal(shape, np.float32) for seed in seeds
@@ -43,12 +43,12 @@ def sample_latents(
 
     Args:
         predict: (noisy latents [B, *shape], time steps [B]) -> noise or velocity, guided or not.
-        seeds: one 64-bit seed an image; neighbours in the batch do not enter.
+        seeds: one 64-bit seed for each image; an image does not depend on others of the batch.
         shape: shape of one image's latents.
-        process: the noise process the network was trained with.
+        process: the noise process that the network was trained with.
         sampler: name, steps and eta.
-        device: where to compute; noise is drawn on the CPU in any case. Default the CPU.
-        clip: hold x0-hat to -1 ... 1, the range of pixels; `ddpm` and `ddim` can.
+        device: the device to compute on; default: the CPU. Noise is always drawn on the CPU.
+        clip: hold x0-hat to -1 ... 1, the range of pixels; only `ddpm` and `ddim` can do this.
     """
     scheduler = make_scheduler(process, sampler, clip)
     x = draw_noise(seeds, shape, 0).to(device) * scheduler.init_noise_sigma
@@ -68,9 +68,9 @@ def sample_latents(
 def _ancestral_step(
     scheduler: Any, predicted: Tensor, t: int, x: Tensor, seeds: Sequence[int], number: int
 ) -> Tensor:
-    """Take one DDPM step (Ho et al. 2020, equation 7) with sqrt(beta) times positional noise.
+    """Take one DDPM step (Ho et al. 2020, equation 7) with sqrt(beta) times noise by position.
 
-    diffusers' own step draws from a torch generator, which keeps 32 bits of a seed.
+    diffusers' own step draws from a torch generator, which keeps only 32 bits of a seed.
     """
     previous = int(scheduler.previous_timestep(t))
     kept = scheduler.alphas_cumprod[t]
@@ -100,18 +100,18 @@ def guided(
     rescale: float = 0.0,
     timesteps: int = 1000,
 ) -> Predict:
-    """Return a prediction under classifier-free guidance, u + scale (c - u).
+    """Return a predictor with classifier-free guidance, u + scale (c - u) (docs/papers.md 5).
 
     Args:
-        network: called as (x, t, given, keep=None, empty=mask); its empty context was learned,
-            unless `scale` is 1.
-        given: what the images are made from, a tensor or a tuple of tensors [B, ...]; None samples
+        network: called as (x, t, given, keep=None, empty=mask); unless `scale` is 1, its empty
+            context must have been learned.
+        given: the conditions of the images, a tensor or a tuple of tensors [B, ...]; None samples
             without an identity.
         scale: 1 is off and calls the network once.
-        interval: share t/T of the process, both ends included, inside which guidance is on
-            (Kynkaanniemi et al. 2024).
-        rescale: how far the guided prediction's spread returns to the unguided one's, 0 to 1
-            (Lin et al. 2024, equations 15 and 16): guidance saturates colours.
+        interval: guidance is on while t/T lies in this interval, both ends included (Kynkaanniemi
+            et al. 2024).
+        rescale: how far the guided prediction gets the conditional one's spread back, 0 to 1, since
+            guidance saturates colours (Lin et al. 2024, equations 15 and 16).
         timesteps: T.
     """
 
@@ -137,7 +137,7 @@ def _doubled(given: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
 
 
 def guide(with_context: Tensor, without: Tensor, scale: float, rescale: float) -> Tensor:
-    """Combine two predictions [B, C, H, W]: u + scale (c - u), then rescale its spread."""
+    """Combine two predictions [B, C, H, W] to u + scale (c - u), then rescale the spread."""
     combined = without + scale * (with_context - without)
     if not rescale:
         return combined

@@ -1,7 +1,8 @@
-"""The noise process: how much noise at each step, what the network predicts, what follows from it.
+"""The noise process: the noise at each step, the network's target, and what a prediction implies.
 
-Betas and samplers are diffusers'; this module adds the closed forms the losses need (Ho et al.
-2020, equations 4 and 15; Salimans and Ho 2022 for velocity; Hang et al. 2023 for min-SNR).
+Betas and samplers come from diffusers. This module adds the closed forms that the losses need
+(docs/papers.md 0.2; Ho et al. 2020, equations 4 and 15; Salimans and Ho 2022 for velocity; Hang et
+al. 2023 for min-SNR).
 """
 
 import sys
@@ -19,10 +20,10 @@ from factory.recipe import Part, Positive, Sampler
 
 @contextmanager
 def _light() -> Iterator[None]:
-    """Import diffusers in the block without what its schedulers name and our use never calls.
+    """Import diffusers in the block without two modules that its schedulers import in vain.
 
-    torch's compiler and scipy's statistics take longer to import than all else that a worker
-    needs, and every worker imports. Whoever asks for them after the block gets the real ones.
+    torch's compiler and scipy's statistics take longer to import than everything else that a worker
+    needs, and our use never calls them. An import after the block gets the real modules.
     """
     unused = {"torch._dynamo": ModuleType("torch._dynamo"), "scipy.stats": ModuleType("stats")}
     unused["torch._dynamo"].__dict__["allow_in_graph"] = lambda made: made  # a decorator
@@ -45,7 +46,7 @@ with _light():
 
 
 class Process(Part):
-    """The noise process of a training; it is kept with the weights and rules their sampling."""
+    """The noise process of a training; the weights' file keeps it for sampling."""
 
     timesteps: Positive = 1000
     beta_start: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-4
@@ -66,7 +67,7 @@ class Process(Part):
 
 
 class Noising:
-    """The closed forms of a process. Latents are float [B, C, H, W], steps integers [B].
+    """The closed forms of a process; latents are float [B, C, H, W], time steps are integers [B].
 
     Attributes:
         process: the process.
@@ -91,11 +92,11 @@ class Noising:
         return t.float() / self.process.timesteps
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t."""
+        """Return x_t, the noisy latents."""
         return self.signal(t) * clean + self.sigma(t) * noise
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return what the network should predict: the noise, or the velocity."""
+        """Return the network's target: the noise or the velocity."""
         if self.process.prediction == "epsilon":
             return noise
         return self.signal(t) * noise - self.sigma(t) * clean
@@ -113,18 +114,18 @@ class Noising:
         return self.sigma(t) * noisy + self.signal(t) * predicted
 
     def moved(self, predicted: Tensor, change: Tensor, t: Tensor) -> Tensor:
-        """Return the prediction whose implied noise is higher by `change`, x_t staying as it is.
+        """Return the prediction whose implied noise is higher by `change` at the same x_t.
 
-        Velocity is (eps - sigma x_t) / signal, so that it moves by change / signal.
+        Velocity is (eps - sigma x_t) / signal, so it changes by change / signal.
         """
         return predicted + (
             change if self.process.prediction == "epsilon" else change / self.signal(t)
         )
 
     def weight(self, t: Tensor, min_snr_gamma: float) -> Tensor:
-        """Return the loss weight of each sample, float32 [B]; ones where the gamma is 0.
+        """Return the loss weight of each sample, float32 [B]; ones if the gamma is 0.
 
-        min(SNR, gamma) / SNR for noise, min(SNR, gamma) / (SNR + 1) for velocity.
+        It is min(SNR, gamma) / SNR for noise and min(SNR, gamma) / (SNR + 1) for velocity.
         """
         if not min_snr_gamma:
             return torch.ones(len(t), device=t.device)
@@ -136,15 +137,16 @@ class Noising:
 
 
 def make_scheduler(process: Process, sampler: Sampler, clip: bool = False) -> Any:
-    """Return diffusers' scheduler for a sampler, its time steps already set.
+    """Return diffusers' scheduler for a sampler, with its time steps set.
 
-    `clip` holds x0-hat to -1 ... 1 at every step, as DCFace samples pixels (papers.md 1.3); the two
-    multistep solvers have no such bound and go on without it.
+    `clip` holds x0-hat to -1 ... 1 at every step, as DCFace does for pixels (docs/papers.md 1.3);
+    the two multistep solvers cannot and ignore it.
 
-    `ddpm` takes sqrt(beta) as its standard deviation (papers.md 2.4). DDIM's steps are the trailing
-    ones, so that the first is the noisiest. DPM-Solver++ and UniPC space theirs evenly in log SNR:
-    even time steps leave the last, noise-free part of the way to one step, and detail a tenth as
-    strong as the image comes out at a third of its strength (16 steps, Gaussian data).
+    `ddpm` takes sqrt(beta) as its standard deviation (docs/papers.md 2.4). DDIM takes the trailing
+    time steps, so that the first one is the noisiest. DPM-Solver++ and UniPC take steps that are
+    evenly spaced in log SNR. With evenly spaced time steps the last, nearly noise-free part would
+    be one step: detail a tenth as strong as the image would come out at a third of its strength (16
+    steps, Gaussian data).
     """
     shared = _betas(process)
     if sampler.name == "ddpm":

@@ -1,8 +1,9 @@
-"""DCFace's condition tokens: who the face is, how the picture looks, and the way into attention.
+"""DCFace's condition tokens: identity tokens, style tokens, and their keys and values.
 
-Identity tokens come from a recognizer's embedding and its late spatial features, style tokens from
-means and standard deviations of its early features over a grid (papers.md 1.1; Kim et al., DCFace,
-CVPR 2023, section 3.2 and equations 3-6). One linear layer maps them all to keys and values.
+Identity tokens come from a recognizer's embedding and its late spatial features. Style tokens come
+from means and standard deviations of its early features over a grid (docs/papers.md 1.1; Kim et
+al., DCFace, CVPR 2023, section 3.2 and equations 3-6). One linear layer maps all tokens to keys and
+values.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from factory.seeding import generator
 
-LEVELS = 2**16  # of the draws that decide what dropout keeps
+LEVELS = 2**16  # number of values of a 16-bit draw, which decides whether dropout keeps an element
 MAX_PERIOD = 10_000
 
 
@@ -26,10 +27,10 @@ def sinusoids(count: int, channels: int) -> Tensor:
 
 
 def patch_statistics(x: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of a map as a whole and of each patch of a grid.
+    """Return the mean and standard deviation of the whole map and of each patch of a grid.
 
-    Standard deviations are the population's, as in the paper's equation 4; the published code has
-    the negative variance in their place (papers.md 1.1).
+    Standard deviations are the population's, as in the paper's equation 4. The published code has
+    mean - E[x^2] in their place (docs/papers.md 1.1).
 
     Args:
         x: float [B, C, H, W], H and W multiples of `grid`.
@@ -48,11 +49,12 @@ def patch_statistics(x: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 class IdentityTokens(nn.Module):
-    """A recognizer's embedding for the time embedding, its spatial features as tokens.
+    """The identity's tokens: the embedding is added to the time, spatial features are tokens.
 
     Of the paper's 1 + S tokens the first enters the residual blocks and S enter attention, as in
-    the published code; the paper's text has all of them in attention. Where sizes differ from the
-    tokens' or the time embedding's, which they do not at paper scale, a linear layer leads there.
+    the published code; the paper's text has all of them in attention (docs/papers.md 1.1). If a
+    size differs from that of the tokens or of the time embedding, a linear layer maps between them;
+    at paper scale the sizes are equal.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class IdentityTokens(nn.Module):
         self.to_tokens = _into(map_channels, tokens)
 
     def forward(self, embedding: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens [B, S, tokens] and what is added to the time embedding [B, time].
+        """Return tokens [B, S, tokens] and the addition to the time embedding [B, time].
 
         Args:
             embedding: raw embeddings [B, D], not of unit length.
@@ -87,7 +89,7 @@ class IdentityTokens(nn.Module):
 
 
 class StyleTokens(nn.Module):
-    """Where and how a picture is bright, dark or textured, without who is in it.
+    """The style's tokens: statistics of early features, which hold the look but not the person.
 
     s = LayerNorm(W1 mean + W2 deviation + position) for the whole map and each patch (equations
     4-6), after dropout, PReLU, a 1x1 convolution and batch normalization.
@@ -101,9 +103,9 @@ class StyleTokens(nn.Module):
         Args:
             map_channels: channels C of the early features.
             map_size: their height and width H.
-            grid: k; where it does not divide H, features are resized down to a multiple of it.
+            grid: k; if it does not divide H, features are resized down to a multiple of it.
             tokens: channels of a token.
-            dropout: rate at which elements of the features are left out in training.
+            dropout: share of the features' elements that are dropped in training.
         """
         super().__init__()
         side = map_size // grid * grid
@@ -122,11 +124,11 @@ class StyleTokens(nn.Module):
 
         Args:
             early: features [B, C, H, H].
-            keep: bool [B, *shape], elements that dropout keeps; required in training when the rate
-                is above 0 (`draw_kept`).
+            keep: bool [B, *shape], elements that dropout keeps (`draw_kept`); required in training
+                if the rate is above 0.
 
         Raises:
-            ValueError: training with a rate above 0 and no `keep`.
+            ValueError: `keep` is missing in training with a rate above 0.
         """
         x = early
         if x.shape[2] != self.shape[1]:
@@ -146,17 +148,17 @@ def _into(inputs: int, outputs: int) -> nn.Module:
 
 
 def draw_kept(seeds: list[int], shape: tuple[int, ...], rate: float) -> Tensor:
-    """Draw what dropout keeps, bool [len(seeds), *shape], each sample from its own 64-bit seed."""
+    """Draw the elements that dropout keeps, bool [len(seeds), *shape]; one seed for each sample."""
     count = math.prod(shape)
     rows = [np.frombuffer(generator(seed).bytes(2 * count), np.uint16) for seed in seeds]
     return torch.from_numpy(np.stack(rows).reshape(-1, *shape) >= round(rate * LEVELS))
 
 
 class TokenAdapter(nn.Module):
-    """Map condition tokens to keys and values, one layer for all attention blocks (papers.md 1.1).
+    """Map condition tokens to keys and values: one layer for all blocks (docs/papers.md 1.1).
 
-    Beyond the paper: learned empty tokens stand in for those of samples without conditions, so that
-    sampling can be guided away from them.
+    Beyond the paper, learned empty tokens can replace those of samples without conditions, so that
+    sampling can be guided.
     """
 
     def __init__(self, count: int, tokens: int, keys: int, learn_empty: bool = False) -> None:
@@ -176,12 +178,12 @@ class TokenAdapter(nn.Module):
         """Return keys and values [B, M, 2A].
 
         Args:
-            tokens: [B, M, tokens], or None: empty ones for every sample.
+            tokens: [B, M, tokens], or None for the empty tokens in every sample.
             batch: number of samples B.
-            empty: bool [B], samples that get the empty tokens, or [B, M], tokens that do.
+            empty: bool [B], samples that get the empty tokens, or [B, M], single tokens that do.
 
         Raises:
-            ValueError: empty tokens are asked for and were not learned.
+            ValueError: empty tokens are needed and were not learned.
         """
         if tokens is not None and empty is None:
             return self.linear(tokens)

@@ -1,4 +1,4 @@
-"""What a training loop needs to know of what it trains: the loop is one, the losses are many."""
+"""The interface between the one training loop and the many networks and losses that it trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from factory.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trainable runs: worker `rank` of `world`, with a local folder for caches."""
+    """The place of a trainable: worker `rank` of `world`, with a local folder for caches."""
 
     rank: int
     world: int
@@ -28,9 +28,10 @@ class Trainable(ABC):
 
     Attributes:
         module: the network whose parameters are trained.
-        file_name: what the finished network is saved as.
+        file_name: the file name of the finished network.
         steps_per_epoch: optimizer steps of one pass over the data.
-        random_init: names of frozen parts that were asked to be random; kept in what is saved.
+        random_init: names of frozen parts that have random weights on request; the saved file
+            states them.
     """
 
     module: nn.Module
@@ -59,7 +60,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of a batch and the numbers worth logging.
+        """Return the scalar loss of a batch, and numbers to log.
 
         Args:
             module: the network as the engine wraps it, in training mode.
@@ -68,7 +69,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def samples(self, module: nn.Module) -> np.ndarray:
-        """Return images to look at, uint8 [rows, columns, S, S, 3], from an averaged network."""
+        """Return sample pictures of an averaged network, uint8 [rows, columns, S, S, 3]."""
 
     @abstractmethod
     def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
-"""IDiff-Face's denoiser: a U-Net steered by a time step and an identity context.
+"""IDiff-Face's denoiser: a U-Net conditioned on a time step and an identity context.
 
-One class at both scales (papers.md 2.1; Boutros et al., IDiff-Face, ICCV 2023, section 3). The
-recipe's `model` gives the widths; at paper scale they are 96, 192, 384, 768 on 32x32x3 latents.
-Tokens and channels stay in `channels_last` order, in which the reshapes below copy nothing.
+One class serves both scales (docs/papers.md 2.1; Boutros et al., IDiff-Face, ICCV 2023, section 3).
+The recipe's `model` gives the widths; at paper scale they are 96, 192, 384, 768 on 32x32x3 latents.
+Tokens and channels stay in `channels_last` order, so that the reshapes below copy nothing.
 """
 
 import math
@@ -26,14 +26,14 @@ class UNetConfig(Part):
     latent_size: Positive = 32
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (96, 192, 384, 768)
     attention: tuple[bool, ...] = (False, True, True, True)
-    blocks: Positive = Field(default=2, description="Per level on the way down; one more up.")
+    blocks: Positive = Field(default=2, description="Blocks of a level going down; one more up.")
     head_channels: Positive = 32
     norm_groups: Positive = Field(
-        default=32, description="On CPUs, bfloat16 is slow with fewer than 16 channels a group."
+        default=32, description="Groups; on CPUs, bfloat16 is slow below 16 channels a group."
     )
     conditioning: Literal["cross_attention", "adagn", "both"] = Field(
         default="cross_attention",
-        description="Where the context enters: attention blocks, residual blocks, or both.",
+        description="The context enters attention blocks, residual blocks (adagn), or both.",
     )
     context_size: Positive = Field(default=512, description="Dimensions of an embedding.")
     context_hidden: tuple[Positive, ...] = Field(
@@ -91,7 +91,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions; adaptive group normalization carries the time (and maybe the context)."""
+    """Two convolutions; the time, and the context if asked for, scale and shift the second norm."""
 
     def __init__(self, inputs: int, outputs: int, config: UNetConfig) -> None:
         """Make the block."""
@@ -145,7 +145,7 @@ class Attention(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Attention within the map alone, for denoisers whose context enters elsewhere."""
+    """Attention within the map alone, for denoisers with the context in residual blocks only."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         """Make the block."""
@@ -162,8 +162,8 @@ class SelfAttentionBlock(nn.Module):
 class ContextAttentionBlock(nn.Module):
     """Self-attention, attention to the context's tokens and a feed-forward layer.
 
-    The context [B, D] becomes M tokens of D channels by one linear layer, and one normalization
-    is shared by the three layers, as the paper's code has it (papers.md 2.1).
+    One linear layer turns the context [B, D] into M tokens of D channels. The three layers share
+    one normalization, as in the paper's code (docs/papers.md 2.1).
     """
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
@@ -195,7 +195,7 @@ class ContextAttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """A residual block and, where the level has it, an attention block."""
+    """A residual block and, if the level has attention, an attention block."""
 
     def __init__(self, inputs: int, outputs: int, attend: bool, config: UNetConfig) -> None:
         """Make the pair."""
@@ -214,7 +214,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser: latents [B, C, H, W], time steps [B] and contexts -> what the loss predicts."""
+    """The denoiser: latents [B, C, H, W], time steps [B] and contexts -> noise or velocity."""
 
     def __init__(self, config: UNetConfig) -> None:
         """Make the network with fresh weights; the last convolution starts at zero."""

@@ -1,1 +1,1 @@
-"""Protocols and metrics, one definition each."""
+"""Evaluation: protocols and metrics, each defined in one place."""

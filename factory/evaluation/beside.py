@@ -1,6 +1,6 @@
-"""A dataset beside real images: its variety in a network's features, and what attributes it covers.
+"""A dataset compared with real images: its variety in a network's features, and its attributes.
 
-What `jobs/measure.py` does for `--real`, `--features` and `--coverage`.
+The command measure uses this for `--real`, `--features` and `--coverage`.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from factory.recognition.attributes import SHIPPED, Predictor, load_predictor
 
 SHOWN = ("precision", "recall", "fid", "diversity", "diversity_unmatched")
 FLAGS: dict[str, dict[str, Any]] = {
-    "--real": {"default": "", "help": "real images to stand beside: diversity, FID, coverage"},
+    "--real": {"default": "", "help": "real images to compare with: diversity, FID, coverage"},
     "--features": {"default": "", "help": "feature network for --real (default: the recognizer)"},
-    "--same-identities": {"action": "store_true", "help": "a label is one person in both"},
-    "--k": {"type": int, "default": K, "help": "neighbour that gives a radius"},
+    "--same-identities": {"action": "store_true", "help": "a label is one person in both sets"},
+    "--k": {"type": int, "default": K, "help": "the k-th nearest neighbour gives a radius"},
     "--coverage": {
         "nargs": "?", "const": SHIPPED, "default": "", "metavar": "PREDICTOR",
         "help": "distribution of pose, light, age ... (default predictor: the shipped one)",
@@ -30,13 +30,14 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Beside:
-    """What the flags of `FLAGS` ask for, checked and loaded before anything is measured.
+    """The measurements that the flags of `FLAGS` ask for, with all that they need loaded.
 
     Attributes:
-        given: the job's arguments: those of `FLAGS`, recognizer, identities, images_each, resize.
-        real: the real images, where there are any.
-        network: what sees both sets; there is one beside real images only.
-        predictor: what reads attributes, where coverage is asked for.
+        given: the command's arguments: those of `FLAGS`, recognizer, identities, images_each,
+            resize.
+        real: the real images, if given.
+        network: the feature network for both sets; None without real images.
+        predictor: the predictor of attributes; None without --coverage.
     """
 
     given: Any
@@ -46,11 +47,11 @@ class Beside:
 
     @classmethod
     def of(cls, given: Any) -> "Beside":
-        """Check the flags and load what they name.
+        """Check the flags, and load the networks and data that they name.
 
         Raises:
-            InputError: a flag that only means something beside --real is given without it, a
-                reference names no network, or --real is no dataset.
+            InputError: a flag that needs --real is given without it, a reference names no network,
+                or --real is not a dataset.
         """
         if not given.real and (given.features or given.same_identities or given.k != K):
             raise InputError("--features, --same-identities, --k: accepted with --real only")
@@ -62,7 +63,7 @@ class Beside:
         return cls(given, real, network, predictor)
 
     def measure(self, store: Store) -> Outcome:
-        """Return what is asked for of a dataset; nothing where nothing is.
+        """Return the measurements of a dataset; an empty outcome if the flags ask for none.
 
         Raises:
             InputError: as `extract_dataset`, `predict_dataset` and `measure_variety`.
@@ -103,7 +104,7 @@ def _cell(found: dict[str, Any], name: str) -> str:
 
 
 def variety_table(found: dict[str, Any]) -> Table:
-    """Return the figures of variety as a table; the two diversities are columns of their own."""
+    """Return the figures of variety as a table, with a column for each of the two diversities."""
     title = f"Beside {found['real']}, features of {found['network']['name']}, k = {found['k']}"
     table = Table(title, ("images", "real images", *SHOWN))
     table.rows.append(

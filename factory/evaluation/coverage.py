@@ -1,7 +1,7 @@
-"""Coverage: which poses, lights, ages and other attributes a dataset shows, beside real faces.
+"""Coverage: the poses, lights, ages and other attributes of a dataset, compared with real faces.
 
-Attributes are read by a predictor (`factory.recognition.attributes`), the same for both sides: what
-it gets wrong, it gets wrong on both.
+One predictor (`factory.recognition.attributes`) reads the attributes of both sides, so that its
+errors are the same on both.
 """
 
 import re
@@ -35,7 +35,7 @@ COVERAGE_DEFINITIONS = {
 
 @dataclass
 class Predicted:
-    """Attributes of a dataset, float32 [N] by name, and the truth where sidecars state it."""
+    """Attributes of a dataset, float32 [N] by name, and the truth if all sidecars state it."""
 
     values: dict[str, np.ndarray]
     truth: dict[str, np.ndarray] = field(default_factory=dict)
@@ -84,9 +84,9 @@ def measure_coverage(
 
     Args:
         found: the dataset's attributes.
-        predictor: what read them.
-        real: those of real images; None takes the predictor's own reference.
-        beside: what the real images are, in words.
+        predictor: the predictor that read them.
+        real: attributes of real images; None takes the predictor's own reference.
+        beside: a name for the real images.
     """
     attributes = {}
     for name, meaning in predictor.attributes.items():
@@ -128,7 +128,7 @@ def measure_coverage(
 
 
 def overlap(first: list[int], second: list[int]) -> float:
-    """Return the share two histograms of equal bins have in common, in [0, 1]."""
+    """Return the share that two histograms of equal bins have in common, in [0, 1]."""
     return float(np.minimum(_shares(first), _shares(second)).sum())
 
 
@@ -138,7 +138,7 @@ def distance(first: list[int], second: list[int], width: float) -> float:
 
 
 def coverage_table(found: dict[str, Any]) -> Table:
-    """Return the figures as a table, an attribute a row."""
+    """Return the figures as a table with a row for each attribute."""
     columns = ("attribute", "mean", "sd", "overlap", "distance", "held-out error", "unit")
     table = Table(f"Coverage, beside {found['beside']}", columns)
     for name, one in found["attributes"].items():

@@ -22,13 +22,13 @@ PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first
 
 @dataclass(frozen=True)
 class StoredSample:
-    """One sample as it stands in a shard.
+    """One sample of a shard.
 
     Attributes:
-        key: its name, unique in the dataset.
+        key: its key, unique in the dataset.
         label: its identity.
         encoded: the image, JPEG or PNG.
-        sidecar: what else is known of it.
+        sidecar: the content of its sidecar; empty without one.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Embedded:
     """The embeddings of a dataset under one recognizer.
 
     Attributes:
-        unit: float32 [N, D], rows of unit length; what sums them does so in float64.
+        unit: float32 [N, D], rows of unit length; add them up in float64.
         labels: int64 [N].
         keys: the samples' keys, in the order of the rows.
     """
@@ -59,8 +59,8 @@ def samples(
 
     Args:
         store: the dataset.
-        identities: only labels below this.
-        images_each: only the first so many samples of each label.
+        identities: use only labels below this.
+        images_each: use only this many first samples of each label.
 
     Raises:
         InputError: there is no committed shard, or a sample lacks its label or image.
@@ -85,7 +85,7 @@ def samples(
 
 
 def finished(url: str) -> Store:
-    """Return the dataset at a folder or URL, whose first sample can be read.
+    """Return the dataset at a folder or URL, after reading its first sample.
 
     Raises:
         InputError: as `samples`.
@@ -103,13 +103,13 @@ def embed_dataset(
     resize: bool = False,
     batch_size: int = 256,
 ) -> Embedded:
-    """Embed a dataset, once per image and without mirror images.
+    """Embed a dataset, each image once and without mirror images.
 
-    Images are streamed; the embeddings of the whole selection are held in memory, 4 x N x D bytes.
+    Images are streamed. The embeddings of the whole selection are in memory, 4 x N x D bytes.
 
     Raises:
-        InputError: as `samples`, an image has another size than the recognizer takes, or the
-            recognizer gives numbers that are not finite.
+        InputError: as `samples`; or an image has another size than the recognizer takes, or the
+            recognizer returns numbers that are not finite.
     """
     parts: list[np.ndarray] = []
     labels: list[int] = []
@@ -143,7 +143,7 @@ def embed_dataset(
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Join rows, freeing each part as it is copied, so that memory does not double."""
+    """Join rows and free each part after its copy, so that memory does not double."""
     rows = sum(len(part) for part in parts)
     joined = np.empty((rows, parts[0].shape[1]), parts[0].dtype)
     while parts:

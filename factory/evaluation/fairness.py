@@ -1,8 +1,8 @@
-"""Verification by group: who is judged worse, and by how much.
+"""Verification by group: which group has more errors, and by how much.
 
-Groups come from a file the user has; nothing here guesses who belongs to which. All groups are
-judged at the thresholds of the whole benchmark, as a system in use would judge them; what each
-reaches with thresholds of its own stands beside it.
+Groups come from the user's file; nothing here guesses a person's group. All groups are judged at
+the thresholds of the whole benchmark, as a system in use would judge them. The result of each group
+with its own thresholds is stated as well.
 """
 
 import csv
@@ -37,9 +37,9 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What a recognizer reaches on the pairs of one group; `DEFINITIONS` states each figure.
+    """A recognizer's result on the pairs of one group; `DEFINITIONS` defines each figure.
 
-    Rates are in [0, 1] and None where the group has no pair of the kind.
+    Rates are in [0, 1], or None if the group has no pair of the kind.
     """
 
     pairs: int
@@ -58,7 +58,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Fairness:
-    """The groups of one benchmark, and how far they lie apart."""
+    """The results of all groups on one benchmark, and how far apart they are."""
 
     groups: dict[str, GroupResult]
     spread: float
@@ -74,12 +74,12 @@ class Fairness:
 
 
 def read_groups(path: str | Path) -> dict[str, list[str]]:
-    """Read the group of every pair, "" where none is given, by benchmark.
+    """Read the group of every pair by benchmark; "" for a pair without a group.
 
     In a .csv, pairs or images are numbered from 0 in the order of the benchmark's file.
 
     Raises:
-        InputError: no such file, or one of another form.
+        InputError: there is no such file, or it has another form.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,7 +103,7 @@ def by_group(found: Distances, groups: Sequence[str]) -> Fairness:
         groups: the group of each pair; "" leaves a pair out.
 
     Raises:
-        InputError: another number of groups than of pairs, or no group at all.
+        InputError: the numbers of groups and pairs differ, or there is no group at all.
     """
     if len(groups) != len(found.same):
         raise InputError(

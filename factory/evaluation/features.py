@@ -1,10 +1,10 @@
-"""Feature networks: what sees two sets of images when their distributions are compared.
+"""Feature networks: they embed two sets of images whose distributions are compared.
 
-Any recognizer will do. Its embeddings tell people apart and little else: images of one person lie
-close together in them, so that a set of other people covers next to nothing. An earlier layer of
-the same network (`REFERENCE#layer2`, averaged over places) sees the picture. An ImageNet network,
-as DCFace and FID use, is taken where the user has one as TorchScript: it runs in TorchScript's own
-interpreter, without Python code and without pickle.
+Any recognizer works. Its embeddings tell people apart and little else: images of one person are
+close together, so that a set of other people covers almost nothing. An earlier layer of the same
+network (`REFERENCE#layer2`, averaged over places) describes the picture. An ImageNet network, as
+DCFace and FID use, is accepted as TorchScript, which runs in TorchScript's own interpreter without
+Python code and without pickle.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ ACCEPTED = (
     "with an optional argument=NAME that is passed as true"
 )
 BATCH = 64
-WITHOUT_LAYERS = ("onnx", "insightface")  # onnxruntime runs these, where no layer can be reached
+WITHOUT_LAYERS = ("onnx", "insightface")  # onnxruntime runs these and gives no access to layers
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class FeatureNetwork:
     """A network that turns images into features.
 
     Attributes:
-        name: what to call it in tables.
-        size: height and width of the images it takes.
-        sha256: of its file.
-        licence: of its weights; "unknown" where nobody said.
-        location: the reference it was loaded from.
-        scaled: whether its features are brought to unit length (a recognizer's are).
+        name: its name in tables.
+        size: height and width of its images.
+        sha256: sha256 of its file.
+        licence: licence of its weights; "unknown" if it is not stated.
+        location: the reference that it was loaded from.
+        scaled: whether its features are scaled to unit length, as a recognizer's are.
     """
 
     name: str
@@ -69,24 +69,24 @@ class FeatureNetwork:
         return normalized(found) if self.scaled else found
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what names the network, JSON-able."""
+        """Return the facts that identify the network, JSON-able."""
         names = ("name", "size", "sha256", "licence", "location", "scaled")
         return {name: getattr(self, name) for name in names}
 
 
 def load_features(reference: str) -> FeatureNetwork:
-    """Load the feature network a reference names.
+    """Load the feature network that a reference names.
 
     Args:
-        reference: what `load_recognizer` takes; such a reference with `#LAYER` (but for onnx: and
-            insightface:), a module of the network whose output [B, C, H, W] is averaged over H and
-            W; or `torchscript:FILE?size=S&range=R`: a scripted network from float [B, 3, S, S]
-            (`signed` [-1, 1], `unit` [0, 1], `imagenet` scaled by
-            ImageNet's mean and deviation) or uint8 (`bytes`) to [B, D]. `argument=return_features`
+        reference: one of three forms. A reference of `load_recognizer`. Such a reference (but not
+            onnx: or insightface:) with `#LAYER`, the name of a module whose output [B, C, H, W] is
+            averaged over H and W. Or `torchscript:FILE?size=S&range=R`, a scripted network to
+            [B, D] from float [B, 3, S, S] (`signed`: [-1, 1], `unit`: [0, 1], `imagenet`: scaled by
+            ImageNet's mean and deviation) or from uint8 (`bytes`); `argument=return_features`
             passes return_features=True, as some FID networks need.
 
     Raises:
-        InputError: unknown form, no such file or layer, or a file that is not a network.
+        InputError: the form is unknown, there is no such file or layer, or it is not a network.
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix == "torchscript":
@@ -116,7 +116,7 @@ def extract_dataset(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features, float64 [N, D], and labels, int64 [N], of a dataset's samples in order.
 
-    Images are streamed, features of the whole selection are held in memory.
+    Images are streamed; the features of the whole selection are in memory.
 
     Raises:
         InputError: there is no sample, or an image has another size than the network takes and

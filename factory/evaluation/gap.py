@@ -1,7 +1,7 @@
 """The gap between a recognizer trained on real faces and one trained on synthetic faces.
 
-Two definitions are in use and never mixed: `abs = real - syn` in points of accuracy (CemiFace) and
-`rel = (real - syn) / syn` in percent (DCFace).
+There are two definitions, which are never mixed (docs/papers.md 0.3): `abs = real - syn` in points
+of accuracy (CemiFace) and `rel = (real - syn) / syn` in percent (DCFace).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 ABSOLUTE = "abs = real - syn, in points of accuracy (CemiFace)"
 RELATIVE = "rel = (real - syn) / syn, in percent (DCFace)"
 UNRESOLVED = "a difference under its standard error is not resolved; one seed has none"
-REAL = "real"  # the row that others stand behind
+REAL = "real"  # the row that others are compared with
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Spread:
 
     @property
     def error(self) -> float | None:
-        """Return the standard error of the mean, None for one seed."""
+        """Return the standard error of the mean; None for one seed."""
         return None if self.sd is None else self.sd / self.seeds**0.5
 
 
@@ -44,10 +44,10 @@ class Gap:
 
     Attributes:
         absolute: real - syn, in points (100 times accuracy).
-        absolute_error: its standard error over seeds, None with one seed.
+        absolute_error: its standard error over seeds; None with one seed.
         relative: (real - syn) / syn, in percent.
-        relative_error: its standard error over seeds to first order, None with one seed.
-        resolved: whether the gap exceeds its error; None where the error is unknown.
+        relative_error: its standard error over seeds to first order; None with one seed.
+        resolved: whether the gap exceeds its error; None if the error is unknown.
     """
 
     absolute: float
@@ -63,11 +63,11 @@ class Gap:
 
 
 def gap(real: Sequence[float], synthetic: Sequence[float]) -> Gap:
-    """Return the gap between two rows of accuracies, one value a seed.
+    """Return the gap between two rows of accuracies with one value for each seed.
 
     Args:
         real: accuracies in (0, 1] of recognizers trained on real faces.
-        synthetic: likewise on synthetic faces; the seeds of the rows are independent.
+        synthetic: accuracies of recognizers trained on synthetic faces, with independent seeds.
     """
     r, s = over_seeds(real), over_seeds(synthetic)
     difference = r.mean - s.mean
@@ -88,9 +88,13 @@ def gap(real: Sequence[float], synthetic: Sequence[float]) -> Gap:
 
 
 def benchmark_error(accuracies: Sequence[float], pairs: Sequence[int]) -> float:
-    """Return the binomial standard error of the mean accuracy of benchmarks of so many pairs.
+    """Return the binomial standard error of the mean accuracy over benchmarks, in [0, 0.5].
 
-    It is the part of the uncertainty that more seeds do not remove, in [0, 0.5].
+    More seeds do not remove this part of the uncertainty.
+
+    Args:
+        accuracies: accuracy on each benchmark, in [0, 1].
+        pairs: number of pairs of each benchmark.
     """
     variances = [p * (1 - p) / n for p, n in zip(accuracies, pairs, strict=True)]
     return float(np.sqrt(np.sum(variances)) / len(variances))

@@ -1,11 +1,11 @@
-"""IJB-B and IJB-C, 1:1: templates of several images, compared in the pairs the release lists.
+"""IJB-B and IJB-C, 1:1: templates of several images, compared in the release's pairs.
 
-The folder is the release as it is handed out (`loose_crop/` and `meta/ijbc_*.txt`, or `ijbb_*`).
-Each face is aligned by its five points, embedded, and summed up to a template. Three switches
-decide how; published figures differ by them, so they are always printed:
+The folder is the release as published (`loose_crop/` and `meta/ijbc_*.txt`, or `ijbb_*`). Each face
+is aligned by its five points and embedded; the embeddings are summed to templates. Three switches
+change the sums. Published figures differ in them, so they are always printed:
 
 * N: the length of an embedding is kept as a weight (N1) or scaled to one before summing (N0),
-* D: it is weighted by the detector's score (D1) or not (D0),
+* D: the embedding is weighted by the detector's score (D1) or not (D0),
 * F: the mirror image's embedding is added (F1) or not (F0).
 """
 
@@ -25,7 +25,7 @@ from factory.recognition.images import NamedEmbedder, batches, decode, mirrored,
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWITCHES = re.compile(r"N([01])D([01])F([01])")
 TRIPLE = "template template label"
-BLOCK = 100_000  # pairs scored at a time
+BLOCK = 100_000  # pairs that are scored at a time
 
 DEFINITIONS = {
     "template": "mean of the weighted embeddings of each medium, summed over the template's media, "
@@ -39,7 +39,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Switches:
-    """How embeddings become templates; `str` writes them as N1D1F1."""
+    """The switches that change templates; `str` writes them as N1D1F1."""
 
     norm: bool
     detector: bool
@@ -47,10 +47,10 @@ class Switches:
 
     @classmethod
     def parse(cls, text: str) -> "Switches":
-        """Read N1D1F1 and the like.
+        """Read switches of the form N1D1F1.
 
         Raises:
-            InputError: another form.
+            InputError: the text has another form.
         """
         found = SWITCHES.fullmatch(text.strip())
         if not found:
@@ -63,17 +63,17 @@ class Switches:
 
 @dataclass(frozen=True)
 class IJBRelease:
-    """An IJB release, its lists read and checked.
+    """The lists of an IJB release, after their checks.
 
     Attributes:
         name: IJBB or IJBC.
         files: image files, in the order of the lists.
         points: float32 [N, 5, 2], the five points in pixels of the loose crop.
-        scores: float32 [N], the detector's.
+        scores: float32 [N], the detector's scores.
         templates: int64 [N], the template of each image.
-        media: int64 [N], its medium.
-        pairs: int64 [P, 2], the templates compared.
-        same: bool [P].
+        media: int64 [N], the medium of each image.
+        pairs: int64 [P, 2], the templates to compare.
+        same: bool [P], whether a pair is one person.
     """
 
     name: str
@@ -90,7 +90,7 @@ def read_release(folder: str | Path) -> IJBRelease:
     """Read the lists of an IJB release.
 
     Raises:
-        InputError: a file is missing, or a list is not what it should be.
+        InputError: a file is missing, or a list is malformed or contradicts another one.
     """
     folder = Path(folder)
     lists = sorted((folder / "meta").glob("ijb[bc]_face_tid_mid.txt"))
@@ -142,7 +142,7 @@ def evaluate_ijb(
     Images are read once; memory grows with templates x media, not with images or pairs.
 
     Raises:
-        InputError: the release is not whole.
+        InputError: the release is not complete.
     """
     release = read_release(folder)
     made = templates_of(recognizer, release, switches, batch_size, say)
@@ -183,7 +183,7 @@ def templates_of(
     batch_size: int = 256,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return for each setting the templates' names, int64 [T] rising, and unit rows [T, D]."""
+    """Return for each setting the templates' numbers, int64 [T] rising, and unit rows [T, D]."""
     keys = np.stack([release.templates, release.media], axis=1)
     groups, of, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     of = of.ravel()
@@ -226,8 +226,8 @@ def tar_at(scores: np.ndarray, same: np.ndarray, fars: Sequence[float]) -> list[
     """Return the TAR at the ROC point nearest to each FAR; see `DEFINITIONS`.
 
     Args:
-        scores: float [P], higher is more alike.
-        same: bool [P], both kinds.
+        scores: float [P]; a higher score means more alike.
+        same: bool [P], with both kinds of pairs.
         fars: rates in [0, 1].
 
     Raises:
@@ -237,7 +237,7 @@ def tar_at(scores: np.ndarray, same: np.ndarray, fars: Sequence[float]) -> list[
         raise InputError("recognizer: a score is not a number; accepted are finite embeddings")
     order = np.argsort(-scores, kind="stable")
     ranked, right = scores[order], same[order]
-    last = np.r_[np.flatnonzero(np.diff(ranked)), len(ranked) - 1]  # of each run of equal scores
+    last = np.r_[np.flatnonzero(np.diff(ranked)), len(ranked) - 1]  # end of each run of equal ones
     accepted = np.cumsum(right)[last]
     wrong = last + 1 - accepted
     if len(last) > 2:
@@ -263,7 +263,7 @@ def _faces(release: IJBRelease, size: int) -> Iterator[np.ndarray]:
 
 
 def _named(path: Path, count: int, kind: type) -> tuple[list[str], np.ndarray]:
-    """Read lines of a name and so many numbers."""
+    """Read lines that consist of a name and `count` numbers."""
     if not path.is_file():
         raise InputError(f"benchmarks: no list {path}; accepted is a whole release")
     names, rows = [], []

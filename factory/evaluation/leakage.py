@@ -1,8 +1,8 @@
-"""Leakage: how near synthetic faces come to the real faces their generator was trained on.
+"""Leakage: how similar synthetic faces are to the real faces that their generator was trained on.
 
-Nearness alone proves nothing, since any face has a nearest neighbour among enough people. Every
-figure for training faces therefore stands beside the same figure for as many held-out real faces of
-as many people, which the generator has not seen.
+Similarity alone proves nothing, because any face has a near neighbour among enough people. Each
+figure for training faces therefore has beside it the same figure for equally many held-out real
+faces of equally many people, which the generator did not see.
 """
 
 import base64
@@ -22,15 +22,15 @@ from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.recognition.neighbours import Faces
 from factory.seeding import generator, seed64
 
-IMAGES = 10_000  # synthetic images looked up, drawn where there are more
-MATCHED = 50_000  # real images of either matched set at most
-CLOSEST = 12  # pairs shown
+IMAGES = 10_000  # most synthetic images to look up; they are drawn if there are more
+MATCHED = 50_000  # most real images of each matched set
+CLOSEST = 12  # number of pairs that a report shows
 REPLICATES = 1000
 LEVEL = 0.95
 PERCENTILES = (50, 95, 99)
 ASKED = ("identities", "images")
 AMONG = ("training", "training_matched", "held_out")
-THUMB = 96  # pixels; larger faces are made smaller
+THUMB = 96  # largest side of a shown face in pixels
 
 DEFINITIONS = {
     "nearest": "cosine of a synthetic face to the nearest of a set of real faces",
@@ -60,19 +60,20 @@ def leakage(
     images: int = IMAGES,
     tasks: int = 0,
 ) -> dict[str, Any]:
-    """Return how near a dataset comes to real faces, as a JSON-able mapping, definitions included.
+    """Return a dataset's similarity to real faces, as a JSON-able mapping with definitions.
 
     Args:
         synthetic: the dataset.
-        training: what its generator was trained on, under the same recognizer.
-        held_out: real faces that it was not trained on; without them there is no membership figure.
-        radius: the recognizer's.
-        seed: root seed of all that is drawn.
-        images: how many synthetic images are looked up among training images.
-        tasks: Ray tasks to split searches over; 0 for none.
+        training: the training data of its generator, under the same recognizer.
+        held_out: real faces that the generator did not see; without them there is no membership
+            figure.
+        radius: the recognizer's radius.
+        seed: root seed of all draws.
+        images: number of synthetic images to look up among training images.
+        tasks: number of Ray tasks that share a search; 0 for none.
 
     Raises:
-        InputError: the sets have embeddings of different dimensions, or one person only.
+        InputError: the sets have embeddings of different dimensions, or a set has one person only.
     """
     for name, real in (("training", training), ("held-out", held_out)):
         if real is not None and real.unit.shape[1] != synthetic.unit.shape[1]:
@@ -118,17 +119,17 @@ def leakage(
 
 
 def real_datasets(store: Store, against: str, held_out: str = "", tasks: int = 0) -> list[Store]:
-    """Return the datasets of real faces that a leakage needs, checked before it is measured.
+    """Check and return the datasets of real faces that a leakage needs.
 
     Args:
-        store: the dataset whose leakage it is.
-        against: folder or URL of the training data, a dataset; empty for no leakage.
-        held_out: likewise of held-out real faces; empty for none.
-        tasks: Ray tasks to split searches over.
+        store: the synthetic dataset.
+        against: folder or URL of the training data, a dataset; "" for no leakage.
+        held_out: folder or URL of held-out real faces, a dataset; "" for none.
+        tasks: number of Ray tasks that share a search.
 
     Raises:
-        InputError: held-out faces or tasks without training data, tasks < 0, no dataset there, or
-            one set of faces is given twice.
+        InputError: held-out faces or tasks are given without training data, tasks < 0, a dataset is
+            missing, or one dataset is given twice.
     """
     if not against and (held_out or tasks):
         raise InputError("--held-out, --tasks: accepted with --against only")
@@ -154,12 +155,12 @@ def of_datasets(
 
     Args:
         store: the dataset.
-        synthetic: it, under the recognizer.
+        synthetic: the dataset's embeddings under the recognizer.
         recognizer: embeds the real faces.
-        radius: its radius.
-        real: the training data and, where there are any, held-out faces (`real_datasets`).
-        resize: whether real images of another size are resized.
-        tasks: Ray tasks to split searches over; 0 for none.
+        radius: the recognizer's radius.
+        real: the training data and, if given, held-out faces (`real_datasets`).
+        resize: whether to resize real images of another size.
+        tasks: number of Ray tasks that share a search; 0 for none.
 
     Raises:
         InputError: as `leakage` and `embed_dataset`.
@@ -174,10 +175,10 @@ def of_datasets(
 def matched_rows(
     first: Embedded, second: Embedded, seed: int, most: int = MATCHED
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw equal numbers of images of equal numbers of people: rows of either set, int64 [n].
+    """Draw equal numbers of images of equal numbers of people; return the rows of each set.
 
-    n is as large as the sets allow, and `most` at most. Images are taken in rounds, one of each
-    person who has one left, so that nobody who was drawn drops out.
+    Both results are int64 [n], where n is as large as the sets allow, up to `most`. Images are
+    taken in rounds, one of each person who has one left, so that every drawn person has an image.
 
     Raises:
         InputError: a set has fewer than two people.
@@ -208,8 +209,8 @@ def membership(
     """Return the AUC of members' scores against others', with a bootstrap interval over people.
 
     Args:
-        members: scores, float [n], and labels, int [n], of images that were trained on.
-        others: likewise of images that were not.
+        members: scores, float [n], and labels, int [n], of images of the training data.
+        others: scores and labels of images outside of it.
         seed: root seed of the bootstrap.
         replicates: how many times people are drawn with replacement.
     """
@@ -244,7 +245,7 @@ def membership(
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """Return what a person reads of a leakage."""
+    """Return a leakage as tables to print."""
     nearest = Table(
         "Nearest real face", ("of", "among", "median", "p95", "p99", "highest", "at r or above, %")
     )
@@ -279,7 +280,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 
 def metrics(found: dict[str, Any]) -> dict[str, float]:
-    """Return what MLflow keeps of a leakage."""
+    """Return the numbers of a leakage for MLflow."""
     kept = {
         f"leakage/{name}/{which}/{key}": found[name][which][key]
         for name in ASKED
@@ -300,9 +301,9 @@ def show_pairs(
     """Return the closest pairs with their faces: synthetic on the left, real on the right.
 
     Args:
-        closest: as `leakage` returns it.
-        synthetic: the samples of the dataset, read until all faces are found.
-        training: likewise of the training data.
+        closest: the entry `closest` of a leakage.
+        synthetic: the samples of the dataset; they are read until all faces are found.
+        training: the samples of the training data.
 
     Returns:
         The same entries, each with `uri` (a JPEG data URI), `width` and `height` in pixels.
@@ -321,7 +322,7 @@ def show_pairs(
 
 
 def _some(count: int, wanted: int, seed: int, stage: str) -> np.ndarray:
-    """Draw rows without replacement, in rising order; all of them where no more are there."""
+    """Draw `wanted` of `count` rows without replacement, in rising order; all if fewer exist."""
     if count <= wanted:
         return np.arange(count)
     draw = generator(seed64(seed, stage))
@@ -329,7 +330,7 @@ def _some(count: int, wanted: int, seed: int, stage: str) -> np.ndarray:
 
 
 def _rounds(labels: np.ndarray, seed: int, stage: str) -> np.ndarray:
-    """Order rows at random, but so that everybody's n-th image comes before anybody's next."""
+    """Order rows at random, but with all n-th images of people before any (n+1)-th image."""
     drawn = generator(seed64(seed, stage)).permutation(len(labels))
     by_person = drawn[np.argsort(labels[drawn], kind="stable")]
     _, start, counts = np.unique(labels[by_person], return_index=True, return_counts=True)
@@ -356,7 +357,7 @@ def _closest(
     rows: np.ndarray,
     cosines: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Return the nearest pairs, at most one of each synthetic identity, nearest first."""
+    """Return the nearest pairs, nearest first, at most one for each synthetic identity."""
     pairs: list[dict[str, Any]] = []
     seen: set[int] = set()
     for place in np.argsort(-cosines, kind="stable"):

@@ -1,4 +1,4 @@
-"""The protocols `jobs/evaluate.py` knows, each from a recognizer and a folder to an outcome."""
+"""The protocols of the command evaluate: each maps a recognizer and a folder to an outcome."""
 
 from collections.abc import Callable
 
@@ -28,16 +28,16 @@ def evaluate(
     """Measure a recognizer by one of `PROTOCOLS`.
 
     Args:
-        recognizer: what is measured.
-        protocol: its name.
-        folder: `.bin` files, an IJB release or a TinyFace test set.
-        say: called with a line of progress.
-        resize: resize images of another size; an IJB release is aligned to the size anyway.
+        recognizer: the recognizer to measure.
+        protocol: the name of the protocol.
+        folder: a folder of `.bin` files, an IJB release or a TinyFace test set.
+        say: is called with lines of progress.
+        resize: resize images of another size; IJB's images are aligned to the size in any case.
         groups: for verification, a file of groups (`fairness.read_groups`), or "".
-        switches: for ijb, one or more of the form N1D1F1, with commas between; "" is `SWITCHES`.
+        switches: for ijb, one or more of the form N1D1F1, separated by commas; "" is `SWITCHES`.
 
     Raises:
-        InputError: the protocol does not take what is given, or the folder is not whole.
+        InputError: the protocol does not accept an argument, or the folder is not complete.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}; accepted: {', '.join(PROTOCOLS)}")

@@ -1,7 +1,7 @@
-"""Accuracies as the papers print them, to stand beside ours, marked as published.
+"""Accuracies that the papers publish, for tables beside ours, where they are marked as published.
 
-They are of recognizers tested on photographs and trained by each paper's own recipe. What they say
-of desk figures, which are of rendered faces, is the order of magnitude of a gap, no more.
+They belong to recognizers that were trained by each paper's own recipe and tested on photographs.
+Desk figures belong to rendered faces, so only the order of magnitude of a gap can be compared.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Published:
     """One published row.
 
     Attributes:
-        system: what the recognizer was trained on.
+        system: the training data of the recognizer.
         images: identities x images, or the number of images.
-        accuracies: percent, in the order of `COLUMNS`; None where not published.
-        average: percent.
-        real: average of the real baseline under the same recipe, None where the paper has none.
+        accuracies: in percent, in the order of `COLUMNS`; None if not published.
+        average: in percent.
+        real: average of the real baseline under the same recipe; None if the paper has none.
         source: paper and table, with the recognizer.
     """
 

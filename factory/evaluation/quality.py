@@ -1,8 +1,8 @@
-"""How good a labelled dataset is in the eyes of one recognizer: separation together with spread.
+"""The quality of a labelled dataset under one recognizer: separation together with spread.
 
-A dataset that copies one image per identity separates perfectly, so separation is never given
-without spread. Uniqueness and consistency follow DCFace (its equations 11 to 13); their radius r is
-a cosine that belongs to the recognizer.
+A dataset that repeats one image of each identity separates perfectly, so separation is always
+stated with spread. Uniqueness and consistency follow DCFace (its equations 11 to 13; docs/papers.md
+0.4); their radius r is a cosine that belongs to the recognizer.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from factory.studio.views import draw_view
 GALLERY_PEOPLE = 460  # 105,570 impostor pairs, enough to resolve FPR 1e-4
 RADIUS_FPR = 1e-4
 GALLERY_SEED = 4
-SHOWN = (  # of what `measure` returns
+SHOWN = (  # entries of `measure` that tables show
     *("identities", "images", "eer", "fmr100", "fmr1000", "fdr", "genuine_mean", "impostor_mean"),
     *("spread", "uniqueness", "consistency", "r", "r_fpr"),
 )
@@ -61,8 +61,8 @@ class Radius:
 
     Attributes:
         r: the cosine.
-        fpr: the false positive rate it stands for.
-        pairs: impostor pairs it was measured on; 0 when it was given by hand.
+        fpr: the false positive rate at this cosine.
+        pairs: number of impostor pairs of the measurement; 0 if the user stated the cosine.
     """
 
     r: float
@@ -74,8 +74,8 @@ def gallery_radius(recognizer: NamedEmbedder, people: int = GALLERY_PEOPLE) -> R
     """Measure a recognizer's radius on impostor pairs of the studio's gallery.
 
     Args:
-        recognizer: whose threshold it is; images are rendered at its size.
-        people: how many people, one image each.
+        recognizer: the recognizer to measure; images are rendered at its size.
+        people: number of people, with one image each.
     """
     embeddings = normalized(recognizer.embed(portraits(people, recognizer.size)).astype(np.float64))
     impostor, _ = impostor_scores(embeddings, np.arange(people), seed=GALLERY_SEED)
@@ -89,10 +89,10 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
     Args:
         embedded: the dataset under one recognizer.
         radius: that recognizer's radius.
-        seed: root seed of the sample of impostor pairs, where there are too many to take all.
+        seed: root seed of the samples of pairs, which are drawn if there are too many.
 
     Raises:
-        InputError: fewer than two identities, or no identity with two images.
+        InputError: there are fewer than two identities, or no identity has two images.
     """
     labels = embedded.labels
     rows = rows_of(labels)
@@ -124,7 +124,7 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
 
 
 def centres(unit: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
-    """Return the mean embedding of each identity, brought to length 1, float64 [C, D]."""
+    """Return the mean embedding of each identity, scaled to length 1, float64 [C, D]."""
     return normalized(np.stack([unit[row].mean(axis=0, dtype=np.float64) for row in rows]))
 
 
@@ -135,9 +135,9 @@ def write_faces(
 
     Args:
         embedded: the dataset under one recognizer.
-        recognizer_sha256: of that recognizer's weights; the files name it.
-        images: where the embeddings go, float32 [N, D], unit; "" for nowhere.
-        people: where the centres go, float32 [C, D], unit, in the order of labels; "" for nowhere.
+        recognizer_sha256: sha256 of that recognizer's weights, which the files state.
+        images: file for the unit embeddings, float32 [N, D]; "" for none.
+        people: file for the unit centres, float32 [C, D], in the order of labels; "" for none.
     """
     if images:
         sha256 = save_faces(images, embedded.unit, recognizer_sha256)
@@ -151,8 +151,8 @@ def write_faces(
 def spread(unit: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cosine distance to the leave-one-out centre, in [0, 2].
 
-    Identities of one image have no such centre and do not count. A centre of length 0 is at
-    distance 1 of everything.
+    Identities of one image have no such centre and do not count. A centre of length 0 has distance
+    1 to everything.
     """
     _, group, counts = np.unique(labels, return_inverse=True, return_counts=True)
     cosines = centre_cosines(unit, labels)[counts[group] > 1]
@@ -162,8 +162,8 @@ def spread(unit: np.ndarray, labels: np.ndarray) -> float:
 def uniqueness(unit_centres: np.ndarray, r: float) -> float:
     """Return U_class, in (0, 1]: greedy packing of unit centres [C, D] at cosine r.
 
-    DCFace's equation as printed compares with all earlier centres, its text with those kept; this
-    is the text's.
+    DCFace's printed equation compares with all earlier centres, its text with the kept ones. This
+    follows the text.
     """
     return float(packed(unit_centres, r).mean())
 
@@ -171,7 +171,7 @@ def uniqueness(unit_centres: np.ndarray, r: float) -> float:
 def consistency(
     unit: np.ndarray, rows: list[np.ndarray], unit_centres: np.ndarray, r: float
 ) -> float:
-    """Return C_intra, in [0, 1] (DCFace, Eq. 13): images near their own centre at cosine r."""
+    """Return C_intra, in [0, 1] (DCFace, Eq. 13): the mean share of images near their centre."""
     shares = [
         np.mean(unit[row] @ centre > r) for row, centre in zip(rows, unit_centres, strict=True)
     ]
@@ -180,6 +180,6 @@ def consistency(
 
 @lru_cache(maxsize=2)
 def portraits(people: int, size: int) -> np.ndarray:
-    """Return one ordinary image each of the first gallery people, uint8 [people, size, size, 3]."""
+    """Return an ordinary image of each of the first gallery people, uint8 [people, S, S, 3]."""
     views = (draw_view(seed64(GALLERY_SEED, "gallery-portrait", index)) for index in range(people))
     return np.stack([render(person("gallery", n), view, size) for n, view in enumerate(views)])

@@ -1,8 +1,8 @@
-"""Rates of a matcher from genuine and impostor scores, and how the scores are drawn from a set.
+"""Error rates of a matcher from genuine and impostor scores, and the choice of these scores.
 
-A score is a cosine similarity: higher means more alike, and a pair is accepted when its score is
-at least the threshold. FMR (or FAR, FPR) is the share of impostor pairs accepted, FNMR the share of
-genuine pairs refused.
+A score is a cosine similarity: a higher one means more alike, and a pair is accepted if its score
+is at least the threshold. FMR (or FAR, FPR) is the share of accepted impostor pairs, FNMR the share
+of refused genuine pairs.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,9 +12,9 @@ import numpy as np
 
 from factory.seeding import generator, seed64
 
-RESOLVED = 10  # a rate below RESOLVED / pairs rests on too few pairs to be quoted
-BINS = 100  # of a histogram, over [-1, 1]
-PAIRS = 2_000_000  # above so many, pairs are drawn
+RESOLVED = 10  # a rate below RESOLVED / pairs has too few pairs to be quoted
+BINS = 100  # bins of a histogram over [-1, 1]
+PAIRS = 2_000_000  # if there are more pairs, this many are drawn
 PAIRS_AT_ONCE = 16_384
 BLOCK_ROWS = 512
 
@@ -34,20 +34,20 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of a set of scores; `DEFINITIONS` states each.
+    """The rates of a set of scores; `DEFINITIONS` defines each.
 
     Attributes:
         eer: equal error rate, in [0, 1].
         auc: area under the ROC curve, in [0, 1].
-        fmr100: FNMR in [0, 1], None where 1 % FMR is not resolved.
-        fmr1000: FNMR in [0, 1], None where 0.1 % FMR is not resolved.
-        fdr: Fisher discriminant ratio, 0 or more; None where neither kind of score varies.
+        fmr100: FNMR in [0, 1]; None if 1 % FMR is not resolved.
+        fmr1000: FNMR in [0, 1]; None if 0.1 % FMR is not resolved.
+        fdr: Fisher discriminant ratio, 0 or more; None if neither kind of score varies.
         genuine_mean: mean genuine cosine.
         genuine_sd: its population standard deviation.
         impostor_mean: mean impostor cosine.
         impostor_sd: its population standard deviation.
-        genuine_pairs: how many genuine pairs there are.
-        impostor_pairs: how many impostor pairs there are.
+        genuine_pairs: number of genuine pairs.
+        impostor_pairs: number of impostor pairs.
     """
 
     eer: float
@@ -71,7 +71,7 @@ def rates(genuine: np.ndarray, impostor: np.ndarray) -> Rates:
     """Return the rates of genuine and impostor scores, each float [n], n of 1 or more.
 
     Raises:
-        ValueError: there are no scores of a kind, or one is not finite.
+        ValueError: a kind has no scores, or a score is not finite.
     """
     if not len(genuine) or not len(impostor):
         raise ValueError(
@@ -110,17 +110,17 @@ def error_rates(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, 
 
 
 def resolved(rate: float, impostor_pairs: int) -> bool:
-    """Say whether so many impostor pairs can tell an acceptance rate this small."""
+    """Tell whether there are enough impostor pairs to quote a rate this small."""
     return rate * impostor_pairs >= RESOLVED
 
 
 def threshold_at(impostor: np.ndarray, rate: float) -> tuple[float, float]:
     """Return the lowest threshold whose FMR is at most `rate`, and the rate that was used.
 
-    Where `rate` is not resolved by so many impostor scores, the smallest resolved rate is used.
+    If there are too few impostor scores to resolve `rate`, the smallest resolved rate is used.
 
     Raises:
-        ValueError: fewer than `RESOLVED` impostor scores.
+        ValueError: there are fewer than `RESOLVED` impostor scores.
     """
     if len(impostor) < RESOLVED:
         raise ValueError(f"{len(impostor)} impostor scores; accepted is {RESOLVED} or more")
@@ -147,8 +147,8 @@ def genuine_scores(
         embeddings: unit rows, [N, D].
         labels: integers [N].
         seed: root seed of the sample.
-        limit: all pairs are taken where there are no more than this; else so many are drawn,
-            uniformly among the pairs and with replacement.
+        limit: if there are more pairs than this, this many are drawn, uniformly among the pairs and
+            with replacement; else all are taken.
     """
     rows = rows_of(labels)
     each = np.array([len(row) * (len(row) - 1) // 2 for row in rows])
@@ -180,8 +180,8 @@ def impostor_scores(
         embeddings: unit rows, [N, D].
         labels: integers [N].
         seed: root seed of the sample.
-        limit: all pairs are taken where there are no more than this; else so many are drawn, with
-            the first image uniform and the second uniform among images of other identities.
+        limit: if there are more pairs than this, this many are drawn: the first image uniformly,
+            the second uniformly among images of other identities; else all are taken.
     """
     n = len(labels)
     sizes = np.unique(labels, return_counts=True)[1]
@@ -202,7 +202,7 @@ def impostor_scores(
     low = np.searchsorted(ranked, ranked[first], "left")
     own = np.searchsorted(ranked, ranked[first], "right") - low
     second = draw.integers(0, n - own)
-    second = np.where(second >= low, second + own, second)  # step over the own identity
+    second = np.where(second >= low, second + own, second)  # skip the first image's identity
     cosines = _cosines(embeddings, order[first], order[second])
     return cosines, f"{limit} of {pairs} pairs of different identities, drawn with seed {seed}"
 

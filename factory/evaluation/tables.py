@@ -1,4 +1,4 @@
-"""What an evaluation hands to its job: tables to print, JSON to keep, numbers to track."""
+"""The results of an evaluation: tables to print, JSON to keep, numbers to track."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class Table:
-    """A printed table: texts, the first column to the left, the others to the right."""
+    """A table of texts to print; the first column is aligned left, the others right."""
 
     title: str
     columns: Sequence[str]
@@ -16,12 +16,12 @@ class Table:
 
 @dataclass
 class Outcome:
-    """What came out of a protocol.
+    """The outcome of a protocol.
 
     Attributes:
-        content: JSON-able.
-        tables: to print.
-        metrics: finite numbers by name, for MLflow; what is unresolved is left out.
+        content: all results, JSON-able.
+        tables: tables to print.
+        metrics: finite numbers by name, for MLflow; unresolved rates are left out.
     """
 
     content: dict[str, Any]
@@ -44,7 +44,7 @@ def show(tables: Sequence[Table]) -> None:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """Write a share of one in percent, without the sign; None is unresolved."""
+    """Write a share of one in percent, without the percent sign; None becomes "unresolved"."""
     return "unresolved" if share is None else f"{100 * share:.{digits}f}"
 
 

@@ -1,8 +1,9 @@
 """TinyFace: closed-set identification of small faces, rank-1 and rank-5.
 
 The folder is the release's test set: `Gallery_Match`, `Gallery_Distractor` and `Probe` with images
-named IDENTITY_NUMBER.jpg (a distractor's name says nothing), or the user's own lists
-`gallery_match.csv`, `gallery_distractor.csv` and `probe.csv` with the columns file and identity.
+named IDENTITY_NUMBER.jpg (the name of a distractor has no meaning). Or it holds the user's own
+lists `gallery_match.csv`, `gallery_distractor.csv` and `probe.csv` with the columns file and
+identity.
 """
 
 import csv
@@ -19,7 +20,7 @@ from factory.recognition.images import NamedEmbedder, batches, decode, fitted, f
 RANKS = (1, 5)
 IMAGES = (".jpg", ".jpeg", ".png")
 PARTS = {"gallery": "Gallery_Match", "distractors": "Gallery_Distractor", "probes": "Probe"}
-BLOCK = 1024  # probes compared with the whole gallery at a time
+BLOCK = 1024  # probes that are compared with the whole gallery at a time
 
 DEFINITIONS = {
     "rank-n": "share of probes with an image of their identity among the n gallery images of "
@@ -30,7 +31,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class TinyFaces:
-    """Image files and their identities; a distractor's identity is empty."""
+    """Image files and their identities; the identity of a distractor is ""."""
 
     files: tuple[Path, ...]
     identities: tuple[str, ...]
@@ -79,7 +80,7 @@ def evaluate_tinyface(
     """Measure a recognizer on a TinyFace test set.
 
     Raises:
-        InputError: the set is not whole, or an image has another size than the recognizer takes.
+        InputError: the set is not complete, or an image has another size than the recognizer takes.
     """
     release = read_release(folder)
     unit = {}
@@ -119,7 +120,7 @@ def first_ranks(
 
     Args:
         probes: unit rows [P, D].
-        labels: int [P]; each stands in `gallery_labels`.
+        labels: int [P]; each of them occurs in `gallery_labels`.
         gallery: unit rows [G, D].
         gallery_labels: int [G]; -1 is a distractor.
     """

@@ -1,8 +1,8 @@
-"""How much of the real variation a dataset shows: diversity, precision, recall and FID.
+"""Variety: how much of the real variation a dataset shows, by diversity, precision, recall and FID.
 
-All are taken in the features of one network, which is always stated, and need real images to stand
-beside. A set of points is said to cover a place when one of them is nearer to it than to its own
-k-th neighbour (Kynkaanniemi et al. 2019, Eqs. 1 and 2).
+All figures use the features of one network, which is always stated, and need real images to compare
+with. A set of points covers a place if one of the points is nearer to the place than to its own
+k-th nearest neighbour (Kynkaanniemi et al. 2019, Eqs. 1 and 2; docs/papers.md 0.4 for diversity).
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from factory.seeding import generator, seed64
 
 K = 3
 BLOCK = 1024
-TIE = 1e-10  # of the mean squared length: distances as equal as arithmetic can tell are equal
+TIE = 1e-10  # distances that differ by less, relative to the mean squared length, count as equal
 
 VARIETY_DEFINITIONS = {
     "diversity": "D_intra of DCFace: mean over classes of the share of real images of the same "
@@ -44,16 +44,17 @@ def measure_variety(
     """Return the figures of `VARIETY_DEFINITIONS` as a JSON-able mapping.
 
     Args:
-        features: of the dataset, float [N, D].
-        labels: int [N].
+        features: features of the dataset, float [N, D].
+        labels: labels of the dataset, int [N].
         real: features of real images by the same network, float [M, D].
-        real_labels: int [M].
-        k: the neighbour that gives a radius, 1 or more.
+        real_labels: labels of the real images, int [M].
+        k: the k-th nearest neighbour gives a radius; 1 or more.
         seed: root seed of the draw of real classes.
         same_identities: label i is the same person in both sets, so that `diversity` is defined.
 
     Raises:
-        InputError: too few images for k, or no class of the dataset among the real ones.
+        InputError: there are too few images for k, or no class of the dataset is among the real
+            ones.
     """
     if k < 1 or min(len(features), len(real)) <= k:
         raise InputError(
@@ -88,21 +89,21 @@ def diversity(
     k: int = K,
     seed: int | None = None,
 ) -> tuple[float | None, int]:
-    """Return D_intra (DCFace, its section on intra-class diversity), in [0, 1], and its classes.
+    """Return D_intra, in [0, 1], and its number of classes (DCFace; docs/papers.md 0.4).
 
-    It is None where no class has more than k generated images.
+    It is None if no class has more than k generated images.
 
     Args:
-        features: of generated images, float [N, D].
-        labels: int [N].
-        real: of real images, float [M, D].
-        real_labels: int [M].
-        k: the neighbour that gives a radius.
-        seed: None takes the real images of the same class; else of a class drawn by this root seed
-            and the class's label.
+        features: features of generated images, float [N, D].
+        labels: their labels, int [N].
+        real: features of real images, float [M, D].
+        real_labels: their labels, int [M].
+        k: the k-th nearest neighbour gives a radius.
+        seed: None compares with the real images of the same class; else with those of a class that
+            this root seed and the label draw.
 
     Raises:
-        InputError: classes of the same label are asked for and no such class is large enough.
+        InputError: `seed` is None, and no class with equal labels is large enough.
     """
     of = {int(real_labels[rows[0]]): rows for rows in rows_of(real_labels)}
     classes = sorted(of)
@@ -143,7 +144,7 @@ def radii(points: np.ndarray, k: int) -> np.ndarray:
 
 
 def covered(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> np.ndarray:
-    """Say which points lie within the radius of at least one centre, bool [N].
+    """Return whether each point lies within the radius of at least one centre, bool [N].
 
     Args:
         points: float [N, D].
@@ -161,8 +162,8 @@ def covered(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """Return the Frechet distance between Gaussians fitted to two sets (Heusel et al. 2017, Eq. 6).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), covariances with N - 1. The trace of the root is
-    the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
+    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with covariances over N - 1. The trace of the
+    root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
 
     Args:
         first: float [N, D], N of 2 or more.

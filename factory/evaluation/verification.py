@@ -1,10 +1,10 @@
-"""Ten-fold face verification on `.bin` benchmark files, as the field measures it.
+"""Ten-fold face verification on `.bin` benchmark files, by the protocol of the field.
 
-A `.bin` file is a pickle of (encoded images, issame): images 2i and 2i+1 are pair i, and the order
-of the pairs decides the folds. Protocol: the embeddings of an image and of its mirror image are
-summed, then scaled to unit length; the score of a pair is the squared L2 distance; the threshold
-that is best on nine folds judges the tenth; the mean over the folds is the accuracy, with the
-population standard deviation beside it.
+A `.bin` file is a pickle of (encoded images, issame). Images 2i and 2i+1 are pair i, and the order
+of the pairs decides the folds. In the protocol, the embeddings of an image and of its mirror image
+are summed, then scaled to unit length. The score of a pair is the squared L2 distance. The best
+threshold on nine folds judges the tenth. The accuracy is the mean over the folds; the population
+standard deviation is stated with it.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FAR = 1e-3
 
 @dataclass(frozen=True)
 class Pairs:
-    """A benchmark: encoded images, pairs adjacent, and whether each pair shows one person."""
+    """A benchmark: encoded images, two adjacent ones a pair, and whether a pair is one person."""
 
     name: str
     images: tuple[bytes, ...]
@@ -37,19 +37,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a recognizer reaches on one benchmark; rates in [0, 1].
+    """A recognizer's result on one benchmark; rates are in [0, 1].
 
     Attributes:
         name: the benchmark.
-        pairs: how many pairs it has.
+        pairs: its number of pairs.
         accuracy: mean over the folds ("Accuracy-Flip").
         accuracy_std: population standard deviation over the folds.
         threshold: mean over the folds of the best threshold, a squared L2 distance in [0, 4].
         auc: area under the ROC curve of all pairs.
         eer: equal error rate of all pairs.
-        tar: mean over the folds of the true accept rate, at the others' threshold of FAR `far`.
+        tar: mean over the folds of the true accept rate, at the other folds' threshold for FAR
+            `far`.
         tar_std: its population standard deviation.
-        far: the false accept rate asked for.
+        far: the false accept rate of `tar`.
         tar_resolved: whether there are enough impostor pairs to quote `tar`.
         xnorm: mean length of the embeddings before they are summed and scaled.
     """
@@ -73,7 +74,7 @@ class Verification:
 
     @classmethod
     def of(cls, found: "Distances") -> "Verification":
-        """Return the result of measured distances."""
+        """Return the result for measured distances."""
         same, distances = found.same, found.distances
         right = (distances < found.thresholds) == same
         accuracies = [np.mean(right[test]) for test in folds(len(same))]
@@ -97,14 +98,15 @@ class Verification:
 
 @dataclass(frozen=True)
 class Distances:
-    """The pairs of one benchmark as a recognizer sees them.
+    """The distances of a benchmark's pairs under a recognizer, and the folds' thresholds.
 
     Attributes:
         name: the benchmark.
-        distances: squared L2 between unit flip sums, float64 [pairs] in [0, 4].
+        distances: squared L2 distances of unit flip sums, float64 [pairs] in [0, 4].
         same: whether each pair shows one person, bool [pairs].
-        thresholds: that of each pair's fold, best on the other folds, float64 [pairs].
-        far_thresholds: that of each pair's fold at FAR 1e-3 on the others, float64 [pairs].
+        thresholds: the threshold of each pair's fold, best on the other folds, float64 [pairs].
+        far_thresholds: the threshold of each pair's fold for FAR 1e-3 on the other folds, float64
+            [pairs].
         xnorm: mean length of the embeddings before they are summed and scaled.
     """
 
@@ -119,7 +121,7 @@ class Distances:
     def of(
         cls, name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
     ) -> "Distances":
-        """Find the folds' thresholds of squared distances, float64 [pairs], issame bool [pairs]."""
+        """Compute the folds' thresholds from squared distances, float64 [pairs], and issame."""
         tests = folds(len(same))
         best, far = np.empty(len(same)), np.empty(len(same))
         found = zip(tests, fold_accuracies(distances, same)[1], strict=True)
@@ -133,7 +135,7 @@ class Distances:
 def verify(
     recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
 ) -> Verification:
-    """Measure a recognizer on one benchmark by the ten-fold flip protocol; see `measured`."""
+    """Measure a recognizer on one benchmark by the ten-fold protocol; see `measured`."""
     return Verification.of(measured(recognizer, benchmark, resize, batch_size))
 
 
@@ -143,14 +145,14 @@ def measured(
     """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
     Args:
-        recognizer: what is measured.
-        benchmark: pairs, ten or more.
+        recognizer: the recognizer to measure.
+        benchmark: ten pairs or more.
         resize: resize images of another size bilinearly instead of refusing them.
-        batch_size: images embedded at a time; the mirror images are a batch of their own.
+        batch_size: images to embed at a time; their mirror images are a second batch.
 
     Raises:
-        InputError: an image is unreadable or has another size than the recognizer takes, or the
-            recognizer answers with what is not a number.
+        InputError: an image is unreadable or has another size than the recognizer takes, or an
+            embedding is not finite.
     """
 
     def images() -> Iterable[np.ndarray]:
@@ -175,19 +177,20 @@ def measured(
 def evaluate_distances(
     name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
 ) -> Verification:
-    """Return the result of squared distances, float64 [pairs], and issame, bool [pairs]."""
+    """Return the result for squared distances, float64 [pairs], and issame, bool [pairs]."""
     return Verification.of(Distances.of(name, distances, same, xnorm))
 
 
 def folds(count: int) -> list[np.ndarray]:
-    """Return the consecutive test folds of `count` pairs; the first ones take the remainder."""
+    """Return the consecutive test folds of `count` pairs; the first folds are one pair longer."""
     return np.array_split(np.arange(count), FOLDS)
 
 
 def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the accuracy of each fold and its threshold, both float64 [10].
 
-    The threshold is the first of the best on the other folds; a pair is accepted strictly below.
+    The threshold is the lowest of the best ones on the other folds. A pair is accepted if its
+    distance is strictly below.
     """
     accuracies, chosen = np.zeros(FOLDS), np.zeros(FOLDS)
     for fold, test in enumerate(folds(len(same))):
@@ -201,7 +204,7 @@ def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray
 
 
 def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return the true accept rate of each fold at the threshold of `far` on the others, [10]."""
+    """Return the true accept rate of each fold at the other folds' threshold for `far`, [10]."""
     tars = np.zeros(FOLDS)
     chosen = zip(folds(len(same)), far_thresholds(distances, same, far), strict=True)
     for fold, (test, threshold) in enumerate(chosen):
@@ -211,9 +214,9 @@ def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray
 
 
 def far_thresholds(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return the threshold of each fold at which the others falsely accept `far`, float64 [10].
+    """Return for each fold the threshold at which the other folds have FAR `far`, float64 [10].
 
-    It is interpolated linearly in steps of 0.001, and 0 where `far` is never reached.
+    It is interpolated linearly between steps of 0.001. It is 0 if `far` is never reached.
     """
     found = np.zeros(FOLDS)
     for fold, test in enumerate(folds(len(same))):
@@ -235,10 +238,10 @@ def evaluate(
     resize: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Verification]:
-    """Measure a recognizer on every `.bin` file of a folder, by name.
+    """Measure a recognizer on every `.bin` file of a folder; return the results by name.
 
     Raises:
-        InputError: the folder holds no `.bin` file, or one that is not a benchmark.
+        InputError: the folder holds no `.bin` file, or a file is not a benchmark.
     """
     found = {}
     for name, file in bin_files(folder).items():
@@ -251,7 +254,7 @@ def bin_files(folder: str | Path) -> dict[str, Path]:
     """Return the `.bin` files of a folder by name.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder holds no `.bin` file.
     """
     files = sorted(Path(folder).glob("*.bin"))
     if not files:
@@ -268,13 +271,13 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
     """Write a benchmark file and return its sha256; equal content gives equal bytes.
 
     Args:
-        path: the file; an older one is replaced.
-        images: encoded images, the two of a pair adjacent.
+        path: the file to write; it replaces an older one.
+        images: encoded images; the two of a pair are adjacent.
         same: for each pair, whether it shows one person.
     """
     if len(images) != 2 * len(same):
         raise ValueError(f"{len(images)} images for {len(same)} pairs; accepted are two a pair")
-    seen: dict[bytes, bytes] = {}  # pickle writes an object it has seen as a reference
+    seen: dict[bytes, bytes] = {}  # equal bytes become one object, as pickle refers to objects
     content = ([seen.setdefault(i, bytes(i)) for i in images], [bool(s) for s in same])
     data = pickle.dumps(content, protocol=4)
     Path(path).write_bytes(data)
@@ -282,10 +285,10 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
 
 
 def read_bin(path: str | Path) -> Pairs:
-    """Read a benchmark file written by Python 2 or 3; no code in it can run.
+    """Read a benchmark file written by Python 2 or 3 without running code (docs/contracts.md 9).
 
     Raises:
-        InputError: the file is missing, not a benchmark, asks for code, or its counts differ.
+        InputError: the file is missing, is not a benchmark, asks for code, or its counts differ.
     """
     path = Path(path)
     if not path.is_file():
@@ -337,7 +340,7 @@ def _truth(value: Any) -> bool:
 
 
 class _Global:
-    """Stands for one of the few names a benchmark may mention; it cannot be changed by a file."""
+    """Stands for one of the few names that a benchmark may contain; a file cannot change it."""
 
     __slots__ = ("_made",)
 
@@ -352,7 +355,7 @@ class _Global:
 
 
 class _Type:
-    """A numpy type by its name: the two that hold bytes and truth values."""
+    """One of the two accepted numpy types, bytes and truth values, by its name."""
 
     __slots__ = ("dtype",)
 
@@ -364,7 +367,7 @@ class _Type:
         self.dtype = known[text]
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore byte order and the like: one-byte types have none."""
+        """Ignore byte order and similar state, which one-byte types do not have."""
 
 
 class _Array:
@@ -405,7 +408,7 @@ _NUMPY = {
 
 
 class _Plain(pickle.Unpickler):
-    """Loads bytes, lists, truth values and numpy bytes; every other name is refused unseen."""
+    """Loads bytes, lists, truth values and numpy bytes; refuses other names without an import."""
 
     def find_class(self, module: str, name: str) -> Any:
         parent, _, leaf = module.rpartition(".")

@@ -1,4 +1,4 @@
-"""The identity bank on Ray: a pool draws candidates, which are judged in order and kept."""
+"""Making the identity bank on Ray: actors draw candidates, the driver judges them in order."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,9 @@ from factory.generation.identities import Bank, empty_bank, extend, load_bank, s
 from factory.recipe import FaultError, GenerateRecipe, bank_digest, parse
 from factory.systems import create
 
-BANK_BLOCK = 64  # candidates one task draws; fixed, since batch size changes last bits
-COMMIT_BLOCKS = 32  # drawn between two commits of a bank; fixed, so that its files have fixed names
-DRAWS_PER_IDENTITY = 50  # a bank that rejects more than this is asked for what there is not
+BANK_BLOCK = 64  # candidates that a task draws; fixed, because batch size changes last bits
+COMMIT_BLOCKS = 32  # blocks between two commits of a bank; fixed, so that files have fixed names
+DRAWS_PER_IDENTITY = 50  # give up after so many candidates for each wanted identity
 
 
 class BankActor:
@@ -43,20 +43,20 @@ def fill_bank(
     say: Callable[[str], None],
     check_lock: Callable[[], None] = lambda: None,
 ) -> Bank:
-    """Make the identity bank as long as the recipe asks for, and commit what is new.
+    """Extend the identity bank to the recipe's number of identities, and commit the new ones.
 
     Blocks of candidates are drawn in parallel and judged in order, so that the bank does not depend
-    on how many actors drew it. Identities that were committed before stay as they are, and those of
-    every `COMMIT_BLOCKS` are committed before the next are judged.
+    on the number of actors. Identities that are committed already stay as they are. New ones are
+    committed after every `COMMIT_BLOCKS` blocks.
 
     Args:
-        recipe: what to make.
+        recipe: a recipe of a system that has a bank.
         store: the dataset's folder, locked by the caller.
         say: receives one line of progress at a time.
-        check_lock: called before each commit; it raises where the folder is another writer's.
+        check_lock: is called before each commit; it raises if another writer took the folder.
 
     Raises:
-        InputError: weights are not on a worker's node, or not what they should be.
+        InputError: weights are missing on a worker's node, or are not those of the recipe.
         FaultError: `identities.max_cosine` leaves too few candidates, or a store failed.
     """
     digest = bank_digest(recipe)
@@ -82,7 +82,7 @@ def fill_bank(
             if bank is None:
                 bank = empty_bank(contexts.shape[1])
             if len(bank) == wanted:
-                continue  # the pool ends what it was handed
+                continue  # the actors still finish the blocks that they were given
             fresh = contexts[max(bank.drawn - candidate, 0) :]
             bank = extend(bank, fresh, wanted, recipe.identities.max_cosine)
             say(f"identity bank: {len(bank)} of {wanted} identities from {bank.drawn} candidates")
@@ -95,11 +95,11 @@ def fill_bank(
 
 
 def _in_order(rows: Iterable[dict[str, Any]], first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the blocks that were drawn, joined up to the next commit, and their first candidate.
+    """Yield (first candidate, contexts) for each run of blocks between two commits, in order.
 
     Args:
-        rows: one a block, in any order.
-        first: the lowest block among them; the others follow it without a gap.
+        rows: one row for each block, in any order.
+        first: the lowest number of a block; the others follow it without a gap.
     """
     early: dict[int, np.ndarray] = {}
     ready: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""The committer: it encodes the kept images of a shard, writes the shard aside and commits it."""
+"""The committer: it encodes the kept images of a shard, writes its files and commits it."""
 
 import json
 from collections import Counter
@@ -17,13 +17,13 @@ from factory.seeding import hex16
 
 
 class Committer:
-    """Writes a shard's tar and rejects on local disk, then moves them home, the manifest last."""
+    """Writes a shard's tar and rejects on local disk, then moves them; the manifest comes last."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Keep what every sidecar and manifest states.
+        """Keep the recipe, digest and versions for sidecars and manifests.
 
         Raises:
-            InputError: libraries here are not those of the assignment.
+            InputError: libraries on this node differ from the assignment's.
         """
         recipe = parse(assignment.recipe)
         assert isinstance(recipe, GenerateRecipe)
@@ -78,7 +78,7 @@ class Committer:
 
 
 def _reject(sample: Sample) -> dict[str, Any]:
-    """Return what the rejects say of an image: key, position, reason and scores."""
+    """Return the row of a rejected image: key, position, reason, score and cosine."""
     position = sample.position
     return {
         "key": sample_key(position.identity, position.slot),

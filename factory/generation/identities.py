@@ -1,8 +1,8 @@
-"""The identity bank of a dataset: contexts packed apart and kept.
+"""The identity bank of a dataset: contexts that are kept apart from each other.
 
-A bank is a dataset of its own: parquet blocks that are never edited, each with a manifest written
-last. Candidates are judged in the order of their numbers, so that a longer bank begins with every
-shorter one and a dataset grows against frozen identities.
+A bank consists of parquet blocks that are never edited; the manifest of a block is written last.
+Candidates are judged in the order of their numbers. A longer bank therefore begins with any shorter
+one, and the identities of a dataset stay as they are when it grows.
 """
 
 import hashlib
@@ -22,18 +22,19 @@ COLLISION = "identity_collision"
 
 
 def apart(candidates: np.ndarray, kept: np.ndarray, max_cosine: float) -> np.ndarray:
-    """Keep the candidates that stay apart, walking in order (greedy r-ball packing, DCFace 4.2).
+    """Keep candidates that are apart from all kept ones (greedy r-ball packing, DCFace 4.2).
 
     Args:
-        candidates: float32 [n, D] unit vectors; one that is not finite is near to all.
-        kept: float32 [m, D] unit vectors kept earlier; they are never dropped.
-        max_cosine: a candidate closer than this to any vector kept before it is dropped.
+        candidates: float32 [n, D] unit vectors, taken in order; those that are not finite are
+            dropped.
+        kept: float32 [m, D] unit vectors that were kept earlier; they are never dropped.
+        max_cosine: a candidate is dropped if its cosine to a vector kept before exceeds this.
 
     Returns:
-        int64 [k], rows of the candidates that were kept, in order.
+        int64 [k], rows of the kept candidates, in order.
     """
     finite = np.flatnonzero(np.isfinite(candidates).all(axis=1))
-    if max_cosine >= 1.0:  # nothing is closer
+    if max_cosine >= 1.0:  # no cosine exceeds 1
         return finite
     equal_kept = float(np.nextafter(max_cosine, 2.0))
     return finite[packed(candidates[finite], equal_kept, earlier=kept)]
@@ -45,8 +46,8 @@ class Bank:
 
     Attributes:
         contexts: float32 [n, D] unit vectors; row i is identity i.
-        candidates: int64 [n], the candidate number each identity came from.
-        drawn: how many candidates have been judged.
+        candidates: int64 [n], the number of the candidate that became each identity.
+        drawn: how many candidates were judged.
         reasons: how many of them were dropped, by reason.
     """
 
@@ -66,12 +67,12 @@ def empty_bank(dimension: int) -> Bank:
 
 
 def extend(bank: Bank, candidates: np.ndarray, count: int, max_cosine: float) -> Bank:
-    """Judge the next candidates in order, up to `count` identities; returns the longer bank.
+    """Judge the next candidates in order until there are `count` identities; return the new bank.
 
-    `count` must be more than the bank already has.
+    `count` must be larger than the bank's number of identities.
     """
     kept = apart(candidates, bank.contexts, max_cosine)[: count - len(bank)]
-    full = len(bank) + len(kept) == count  # what follows the last kept one was not needed
+    full = len(bank) + len(kept) == count  # candidates after the last kept one are not judged
     judged = int(kept[-1]) + 1 if full else len(candidates)
     reasons = dict(bank.reasons)
     reasons[COLLISION] += judged - len(kept)
@@ -84,7 +85,7 @@ def extend(bank: Bank, candidates: np.ndarray, count: int, max_cosine: float) ->
 
 
 def save_block(store: Store, bank: Bank, start: int, bank_digest: str) -> str:
-    """Commit identities [start, len(bank)) as one block of the bank, its manifest last."""
+    """Commit identities [start, len(bank)) as one block; the block's manifest is written last."""
     name = f"bank/i{start:07d}-{len(bank):07d}"
     table = pa.table(
         {
@@ -110,7 +111,7 @@ def save_block(store: Store, bank: Bank, start: int, bank_digest: str) -> str:
 
 
 def load_bank(store: Store, bank_digest: str) -> Bank | None:
-    """Read the bank of a dataset; None where no block was committed.
+    """Read the bank of a dataset; None if no block is committed.
 
     Raises:
         InputError: the folder holds a bank of another recipe.

@@ -1,8 +1,8 @@
-"""The maker: it makes the images of a shard, tries rejected slots again, and keeps what is good.
+"""The maker: it makes the images of a shard and tries rejected slots again.
 
-One attempt is three steps: the system varies each identity, samples the images in batches that are
-a function of the plan, and the screens judge them. Slots that no image was kept for are tried
-again, with another variation, as often as the recipe says.
+An attempt has three steps: the system varies each identity, the system samples the images in
+batches that follow from the plan, and the screens judge them. Slots without a kept image are tried
+again with another variation, up to `screens.max_attempts` attempts in all.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from factory.recognition.recognizers import load_recognizer
 from factory.systems import create
 from factory.systems.base import Conditions, Position, System
 
-RENDER_BATCH = 64  # images of one call where the recipe has no sampler
+RENDER_BATCH = 64  # images of one call if the recipe has no sampler
 
 
 class Maker:
     """Makes shards one after another; loads system, teacher and bank once."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Load all that making needs.
+        """Load system, teacher, known faces and bank.
 
         Raises:
-            InputError: weights, datasets or libraries here are not those of the assignment.
+            InputError: weights, datasets or libraries on this node differ from the assignment's.
         """
         check_versions(assignment.versions)
         recipe = parse(assignment.recipe)
@@ -48,7 +48,7 @@ class Maker:
         self.attempts = recipe.screens.max_attempts if screens_anything(recipe.screens) else 1
 
     def __call__(self, shard: Shard) -> ShardWork:
-        """Return the shard's images, each with its verdict."""
+        """Return the shard's work: all its samples, each with its verdict."""
         work = ShardWork(shard)
         with work.timed("identities"):
             contexts = self._contexts(shard)
@@ -76,7 +76,7 @@ class Maker:
 
 
 def sampled(system: System, conditions: Conditions, positions: Sequence[Position]) -> list[Sample]:
-    """Return an unscreened sample for each position, made batch by batch."""
+    """Return an unscreened sample for each position; samples are made in batches."""
     sampler = system.recipe.sampler
     size = sampler.batch_size if sampler else RENDER_BATCH
     made = []

@@ -1,7 +1,8 @@
-"""A generation from its claim to the merged manifest.
+"""The run of a generation, from the claim to the merged manifest.
 
-The plan cuts the shards, every random draw is keyed by position, and a shard is one row of Ray
-Data: one actor or many, fused or apart, interrupted or not, the same bytes are written.
+The plan cuts the shards, every random draw is keyed by its position, and a shard is one row of Ray
+Data (docs/contracts.md 3). The bytes are therefore the same with one actor or many, with separate
+committers or without, and after an interruption.
 """
 
 import time
@@ -31,15 +32,15 @@ from factory.systems import create
 
 
 class MakerActor:
-    """A maker as a Ray Data actor; it also commits what it makes, unless that is left to others."""
+    """A maker as a Ray Data actor; it also commits its shards if there are no committers."""
 
     def __init__(self, assignment: Assignment, commits: bool) -> None:
-        """Load what making needs, once."""
+        """Load the maker, and a committer if `commits`."""
         self.make = Maker(assignment)
         self.commit = CommitterActor(assignment) if commits else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Make the shard of a row; what goes wrong is reported with the shard's name."""
+        """Make the shard of a row; an error is reported with the shard's name."""
         (shard,) = batch["shard"]
         started = time.time()
         try:
@@ -55,14 +56,14 @@ class MakerActor:
 
 
 class CommitterActor:
-    """A committer as a Ray Data actor: a made shard in, its manifest out."""
+    """A committer as a Ray Data actor: it takes a made shard and returns its manifest."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Keep what manifests state."""
+        """Make the committer."""
         self.commit = Committer(assignment)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Commit the shard of a row; what goes wrong is reported with the shard's name."""
+        """Commit the shard of a row; an error is reported with the shard's name."""
         (work,) = batch["work"]
         try:
             manifest = self.commit(work)
@@ -77,7 +78,7 @@ class CommitterActor:
 
 
 def reservations(recipe: GenerateRecipe) -> list[Reservation]:
-    """Return what the makers of a recipe reserve, and its committers where they are apart."""
+    """Return what a recipe's makers reserve, and its committers if it has any."""
     workers, found = recipe.workers, [makers(recipe.workers)]
     if workers.committers:
         count, cpus = workers.committers, workers.committer_num_cpus
@@ -86,7 +87,7 @@ def reservations(recipe: GenerateRecipe) -> list[Reservation]:
 
 
 def pools(recipe: GenerateRecipe, assignment: Assignment) -> list[ActorPool]:
-    """Return the actor pools of a recipe, in the order a shard passes through them."""
+    """Return a recipe's actor pools, in the order in which a shard passes through them."""
     workers = recipe.workers
     made_by, *apart = reservations(recipe)
     commits = not apart
@@ -107,7 +108,7 @@ def preflight(recipe: GenerateRecipe) -> None:
 
 @dataclass
 class Progress:
-    """What a generation has done so far."""
+    """The progress of a generation."""
 
     shards: int
     shards_done: int = 0
@@ -145,7 +146,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Generated:
-    """The result of a generation: the dataset's manifest and what this run did of it."""
+    """The result of a generation: the dataset's manifest, and what this run did.
+
+    Attributes:
+        manifest: of the dataset.
+        progress: of this run.
+        found: how many shards were committed before this run.
+    """
 
     manifest: DatasetManifest
     progress: Progress
@@ -153,13 +160,13 @@ class Generated:
 
 
 def check_sources(recipe: GenerateRecipe) -> Inherited | None:
-    """Open what a generation reads, before any folder is touched.
+    """Open everything that a generation reads, before any folder is touched.
 
     Returns:
-        Models and licences of the datasets it is drawn from; None where there are none.
+        Models and licences of the datasets that it draws from; None if it draws from none.
 
     Raises:
-        InputError: weights, datasets or known faces that the recipe names are not what it says.
+        InputError: weights, datasets or known faces differ from what the recipe says of them.
     """
     system = create(recipe)
     system.open()
@@ -176,19 +183,19 @@ def fill(
     say: Callable[[str], None],
     extend: bool = False,
 ) -> Generated:
-    """Claim a dataset's folder for a recipe and make what it lacks.
+    """Claim a dataset's folder for a recipe and make the shards that it lacks.
 
     Args:
-        recipe: what to make; it states the sha256 of its weights (`provenance.pinned`) and its
+        recipe: a recipe that states the sha256 of its weights (`provenance.pinned`) and a fixed
             precision (`precision.settled`).
-        lock: of the dataset's folder, held by the caller.
-        handed_down: as `check_sources` returns it.
+        lock: the lock of the dataset's folder, held by the caller.
+        handed_down: the result of `check_sources`.
         say: receives one line of progress at a time.
         extend: whether a smaller dataset of the same recipe may grow.
 
     Raises:
-        InputError: the store holds another recipe's dataset, or weights are not what the recipe
-            says; or as `generate`.
+        InputError: the store holds another recipe's dataset, or weights differ from what the
+            recipe says; or as `generate`.
         FaultError: as `generate`.
     """
     assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
@@ -210,15 +217,15 @@ def generate(
     """Make every planned shard that is not committed yet, then merge the manifests.
 
     Args:
-        recipe: what to make; checked, and claimed by the store (`datasets.claim`).
+        recipe: a checked recipe, for which the store is claimed (`datasets.claim`).
         store: the dataset's folder, locked by the caller.
-        grown: extents the dataset had before it was extended.
+        grown: extents that the dataset had before it was extended.
         say: receives one line of progress at a time.
-        check_lock: called once a shard; it raises where the folder is another writer's by now.
+        check_lock: is called once a shard; it raises if another writer took the folder.
 
     Raises:
         InputError: the cluster cannot schedule what the recipe reserves, or a worker found a
-            mistake of the user's, as weights that are not on its node.
+            mistake of the user's, such as weights that are missing on its node.
         FaultError: a disk, store or GPU failed for good, or a planned shard is missing at the end.
     """
     preflight(recipe)
@@ -249,7 +256,7 @@ def generate(
 
 
 def _run(recipe: GenerateRecipe, store: Store, todo: list[Shard]) -> Iterator[dict[str, Any]]:
-    """Yield a row of each shard's manifest, as they are committed."""
+    """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions()
     assignment = Assignment(
         recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with

@@ -1,4 +1,4 @@
-"""Screens: a verdict on every image. A verdict other than `keep` is the only way out."""
+"""Screens: they give every image a verdict, `keep` or the reason for dropping it."""
 
 import numpy as np
 
@@ -18,10 +18,11 @@ assert {IDENTITY_DRIFT, REAL_LOOKALIKE, NEAR_DUPLICATE} <= set(REASONS)
 
 
 def known_faces(recipe: GenerateRecipe) -> Faces | None:
-    """Return the faces no image may come near; None where the recipe names none.
+    """Return the real faces that no image may resemble; None if the recipe names none.
 
     Raises:
-        InputError: they are not there, are not those the recipe names, or not the teacher's.
+        InputError: the embeddings are missing, differ from those that the recipe names, or were
+            made by another recognizer than the teacher.
     """
     rule = recipe.screens.real_lookalike
     if rule is None:
@@ -32,34 +33,34 @@ def known_faces(recipe: GenerateRecipe) -> Faces | None:
 
 
 def screens_anything(screens: Screens) -> bool:
-    """Tell whether a recipe has a screen that can reject an image."""
+    """Tell whether the recipe has a screen that can reject an image."""
     rules = (screens.identity_drift, screens.near_duplicate, screens.real_lookalike)
     return any(rule is not None for rule in rules)
 
 
 class Screen:
-    """Measure each fresh image under the teacher and mark it with a verdict."""
+    """Measures each fresh image under the teacher and gives it a verdict."""
 
     def __init__(
         self, system: System, teacher: Embedder | None, faces: Faces | None = None
     ) -> None:
-        """Without a teacher nothing is measured and every image is kept.
+        """Set up the recipe's screens; without a teacher every image is kept unmeasured.
 
         Args:
-            system: whose images are screened.
-            teacher: under which they are.
-            faces: what `real_lookalike` compares with.
+            system: the system that makes the images.
+            teacher: the recognizer that measures them.
+            faces: the real faces that `real_lookalike` compares with.
         """
         self.system, self.teacher, self.faces = system, teacher, faces
         self.screens: Screens = system.recipe.screens
 
     def __call__(self, work: ShardWork, fresh: list[Sample], conditions: Conditions) -> None:
-        """Add the images of an attempt to the shard's, each with cosine, verdict and score.
+        """Add the samples of an attempt to the shard, each with cosine, verdict and score.
 
         Args:
-            work: the shard, with what its earlier attempts left.
+            work: the shard, with the samples of its earlier attempts.
             fresh: unscreened samples, in key order.
-            conditions: what they were made from, one row a sample.
+            conditions: the conditions they were made from, one row for each sample.
         """
         if self.teacher is not None and fresh:
             self._judge(work, fresh, conditions, self.teacher)
@@ -72,7 +73,7 @@ class Screen:
         embeddings = teacher.embed(images)
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
         context = conditions.context
-        # A context without dimensions is nobody's: there is nothing to be near to.
+        # A context without dimensions describes nobody, so there is no cosine to it.
         measured = context.shape[1] > 0
         cosines = np.sum(embeddings * context, axis=1) if measured else conditions.target
         known = self._nearest_known(embeddings)
@@ -87,7 +88,7 @@ class Screen:
                 work.embeddings[slot] = embeddings[row]
 
     def _nearest_known(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return the cosine to the nearest known face, float64 [B]; NaN where there is none."""
+        """Return the cosine to the nearest real face, float64 [B]; NaN if it is unknown."""
         found = np.full(len(embeddings), np.nan)
         finite = np.isfinite(embeddings).all(axis=1)
         if self.faces is not None and finite.any():
@@ -99,10 +100,10 @@ class Screen:
     ) -> tuple[str, float | None]:
         rule = self.screens.identity_drift
         distance = max(-drift, 0.0) if self.system.one_sided else abs(drift)
-        if rule is not None and not distance <= rule.tolerance:  # a NaN is a drift
+        if rule is not None and not distance <= rule.tolerance:  # rejects a NaN as well
             return IDENTITY_DRIFT, distance
         rule = self.screens.real_lookalike
-        if rule is not None and not known <= rule.max_cosine:  # nor is a NaN known to be far
+        if rule is not None and not known <= rule.max_cosine:  # rejects a NaN as well
             return REAL_LOOKALIKE, known
         rule = self.screens.near_duplicate
         if rule is not None:

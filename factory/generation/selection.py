@@ -1,8 +1,9 @@
-"""Selection of an identity bank: candidates are seen, screened, set apart and drawn.
+"""Selection of an identity bank: candidates are embedded, screened, kept apart and drawn.
 
-Seeing runs on Ray Data, a shard of candidates a row; the rest is one pass in key order over unit
-embeddings (DCFace section 4.1 and supplement C.1; papers.md 1.3), so that no choice depends on who
-saw what first. The result is a dataset of one image an identity, with its embeddings beside it.
+The networks run on Ray Data, a block of candidates a row. The choice is one pass in key order over
+unit embeddings (DCFace section 4.1 and supplement C.1; docs/papers.md 1.3), so that it does not
+depend on which actor was first. The result is a dataset of one image for each identity, with the
+embeddings beside it.
 """
 
 import json
@@ -52,17 +53,17 @@ from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
 
 SYSTEM = "bank"
-BLOCK = 256  # candidates one task sees; fixed, since batch size changes last bits
+BLOCK = 256  # candidates of one task; fixed, because batch size changes last bits
 CANDIDATES = "-candidates"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of N candidates, in key order.
+    """What the networks measured of N candidates, in key order.
 
     Attributes:
-        embeddings: raw, float32 [N, D].
-        known: highest cosine to a known face, float64 [N]; -1 where there are none.
+        embeddings: raw embeddings, float32 [N, D].
+        known: highest cosine to a known face, float64 [N]; -1 without known faces.
         attributes: values float32 [N], by name.
     """
 
@@ -73,11 +74,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which candidates become identities, and how many were left after each step.
+    """The candidates that become identities, and how many were left after each step.
 
     Attributes:
-        rows: int64 [k], in the order of identities.
-        counts: by step, in order.
+        rows: int64 [k], rows of the candidates, in the order of identities.
+        counts: how many candidates were left, by step, in order.
     """
 
     rows: np.ndarray
@@ -85,10 +86,10 @@ class Selection:
 
 
 class Beholder:
-    """Sees blocks of candidates; loads what sees them once."""
+    """Measures blocks of candidates; loads its networks once."""
 
     def __init__(self, given: tuple[dict[str, Any], dict[str, Any], int]) -> None:
-        """Take the recipe, the candidates' name and their size, all as plain values."""
+        """Take the recipe, the candidates' dataset and their image size, all as plain values."""
         recipe = BankRecipe.model_validate(given[0])
         hardware.set_up(recipe.workers.threads, recipe.workers.num_gpus > 0)
         candidates = NamedDataset.model_validate(given[1])
@@ -126,13 +127,13 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def check(recipe: BankRecipe) -> None:
-    """Raise InputError where the recipe names an attribute its predictor does not read."""
+    """Raise InputError if the recipe names an attribute that its predictor does not read."""
     if "attributes" in recipe.weights:
         check_names(recipe, load_predictor(recipe.weights["attributes"].location).attributes)
 
 
 def check_names(recipe: BankRecipe, known: Collection[str]) -> None:
-    """Raise InputError where a rule or a group names an attribute that is not known."""
+    """Raise InputError if a rule or a group names an attribute that is not in `known`."""
     asked = [(f"rules.{n}.attribute", rule.attribute) for n, rule in enumerate(recipe.rules)]
     asked += [("groups", name) for name in recipe.groups]
     for field, name in asked:
@@ -144,12 +145,12 @@ def select(recipe: BankRecipe, seen: Seen) -> Selection:
     """Choose identities among candidates, in key order.
 
     Args:
-        recipe: rules, r, count and draw.
-        seen: what is known of the candidates.
+        recipe: states rules, r, count and draw.
+        seen: the measurements of the candidates.
 
     Raises:
-        InputError: a rule or a group names an attribute nobody predicts.
-        FaultError: fewer are left than the recipe wants.
+        InputError: a rule or a group names an attribute that was not predicted.
+        FaultError: fewer candidates are left than the recipe's count.
     """
     check_names(recipe, seen.attributes)
     rows = np.arange(len(seen.embeddings))
@@ -186,7 +187,7 @@ def _drawn(recipe: BankRecipe, seen: Seen, rows: np.ndarray, wanted: int) -> np.
     _, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     group = group.reshape(-1)
     members = [rows[group == one] for one in range(group.max() + 1)]
-    # One of each group in turn: groups that run out leave the rest to the others.
+    # Take one of each group in turn; when a group runs out, the other groups go on.
     turns = np.concatenate([np.arange(len(part)) for part in members])
     return np.concatenate(members)[np.argsort(turns, kind="stable")][:wanted]
 
@@ -197,21 +198,21 @@ def make_bank(
     say: Callable[[str], None],
     check_lock: Callable[[], None] = lambda: None,
 ) -> tuple[DatasetManifest, dict[str, int]]:
-    """Make the candidates where that is asked for, choose among them and commit the bank.
+    """Make the candidates if the recipe says so, choose among them and commit the bank.
 
     Args:
-        recipe: what is wanted.
-        out: folder or URL of the bank; candidates that are made lie beside it, as OUT-candidates.
+        recipe: a bank recipe.
+        out: folder or URL of the bank; new candidates are made beside it, in OUT-candidates.
         say: receives one line of progress at a time.
-        check_lock: called before each write; it raises where the folder is another writer's by now.
+        check_lock: is called before each write; it raises if another writer took the folder.
 
     Returns:
-        The bank's manifest, and how many were left after each step.
+        The bank's manifest, and how many candidates were left after each step.
 
     Raises:
-        InputError: the folder is another bank's, or weights or candidates are not what they should
-            be.
-        FaultError: fewer are left than the recipe wants.
+        InputError: the folder holds another bank, or weights or candidates differ from what the
+            recipe says of them.
+        FaultError: fewer candidates are left than the recipe's count.
     """
     recipe, store = pinned(recipe), Store(out)
     held = claimed(store, recipe.kind)
@@ -235,7 +236,7 @@ def make_bank(
 
 
 def decisive(recipe: BankRecipe, candidates: NamedDataset) -> str:
-    """Return the digest of what decides a bank's bytes."""
+    """Return the digest of all that changes a bank's bytes."""
     fields = recipe.model_dump(
         mode="json", include={"seed", "max_cosine", "rules", "count", "draw", "groups"}
     )
@@ -251,7 +252,7 @@ def decisive(recipe: BankRecipe, candidates: NamedDataset) -> str:
 
 
 def _generated(recipe: BankRecipe, out: str, say: Callable[[str], None]) -> NamedDataset:
-    """Make the candidates, or find them made."""
+    """Make the candidates, unless they are there already, and return their dataset."""
     assert recipe.generate is not None
     place, query = parted(out)
     store, handed_down = Store(place + CANDIDATES + query), check_sources(recipe.generate)
@@ -314,7 +315,7 @@ def _committed(
                     "identity": number,
                     "slot": 0,
                     "attempt": 0,
-                    "seed": hex16(0),  # nothing was drawn for this image alone
+                    "seed": hex16(0),  # no random draw belongs to this image alone
                     "cosine": None,
                     "system": SYSTEM,
                     "content_digest": chosen,

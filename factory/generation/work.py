@@ -1,4 +1,4 @@
-"""The work of one shard: what a maker makes of it and a committer writes."""
+"""The work of one shard: the samples that a maker makes and a committer writes."""
 
 import time
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ KEEP = "keep"
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a maker or a committer needs to know; small enough to send to every one of them.
+    """The constructor argument of makers and committers; it is small and sent to each of them.
 
     Attributes:
         recipe: the generate recipe as JSON-able values.
         store: the dataset's folder.
-        content_digest: what every sidecar and manifest states.
-        versions: of the libraries that compute pixels, where the run was started.
+        content_digest: the dataset's, for every sidecar and manifest.
+        versions: versions of the libraries that compute pixels, where the run was started.
     """
 
     recipe: dict[str, Any]
@@ -34,15 +34,15 @@ class Assignment:
 
 @dataclass
 class Sample:
-    """One image that was tried: where it stands, what it is and the verdict on it.
+    """One image that was made: its position, pixels, truth and verdict.
 
     Attributes:
         position: identity, slot and attempt.
         image: uint8 [S, S, 3] RGB.
-        truth: what the system knows of the image, JSON-able.
+        truth: facts that the system knows about the image, JSON-able.
         cosine: the teacher's cosine between the image and its context; None without a teacher.
-        verdict: `keep`, or the reason it was rejected.
-        score: the figure the verdict rests on.
+        verdict: `keep`, or the reason for rejecting it.
+        score: the number that decided the verdict.
     """
 
     position: Position
@@ -55,15 +55,15 @@ class Sample:
 
 @dataclass
 class ShardWork:
-    """A shard in the making.
+    """A shard that is being made.
 
     Attributes:
-        shard: what is to be made.
-        samples: every image tried so far, with its verdict, in key order within an attempt.
+        shard: the planned shard.
+        samples: every image made so far, with its verdict, in key order within an attempt.
         embeddings: float32 [D] unit embeddings of kept images, by (identity, slot); screens
-            compare with them.
+            compare new images with them.
         seconds: time spent, by stage.
-        gpu: what is known of the GPU that made the images; nothing where a CPU did.
+        gpu: facts about the GPU that made the images; empty if a CPU did.
     """
 
     shard: Shard
@@ -79,7 +79,7 @@ class ShardWork:
         }
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return the slots no image was kept for, in key order."""
+        """Return the slots without a kept image, in key order."""
         kept = self.kept()
         return [slot for slot in self.shard.slots if slot not in kept]
 

@@ -167,6 +167,7 @@ def prepare(
     actors: int,
     say: Callable[[str], None],
     check_lock: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> DatasetManifest:
     """Make every shard that is not there yet, then merge the manifests.
 
@@ -176,6 +177,7 @@ def prepare(
         actors: workers at once, one CPU each; 0 takes every CPU of the cluster.
         say: receives one line of progress at a time.
         check_lock: called once a shard; it raises where the folder is another writer's by now.
+        tell: receives what the user is to know of images that were changed.
 
     Raises:
         InputError: the folder is another dataset's, or the cluster has not as many CPUs.
@@ -213,7 +215,7 @@ def prepare(
             changed.update(json.loads(str(np.ravel(row["made"])[0])))
             say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
     if changed:
-        say("in this run " + ", ".join(f"{n:,} {CHANGED[how]}" for how, n in changed.items()))
+        tell("in this run " + ", ".join(f"{n:,} {CHANGED[how]}" for how, n in changed.items()))
     missing = [shard.name for shard in _todo(given, store)]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")

@@ -1,1 +1,1 @@
-"""Face recognizers: networks, margin heads, and others' weights."""
+"""Face recognizers: networks, margin heads, and other projects' weights."""

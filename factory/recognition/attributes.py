@@ -1,8 +1,8 @@
-"""Attributes read from faces: pose, light, age and what else the studio knows of its pictures.
+"""Attributes read from faces: pose, light, age and other facts that the studio knows.
 
-The shipped predictor is a small network that learned the studio's own truth
-(`jobs/train_attributes.py`); its file states how far it was off on people it had not seen. Others
-are ONNX models with named outputs.
+The shipped predictor is a small network that learned the studio's truth (the command
+train_attributes). Its file states its errors on people that it did not see in training. Other
+predictors are ONNX models with named outputs.
 """
 
 import json
@@ -32,13 +32,13 @@ ACCEPTED = "a .safetensors file of train_attributes, its folder, onnx:FILE?names
 
 @dataclass(frozen=True)
 class Attribute:
-    """What an attribute means.
+    """The meaning of an attribute.
 
     Attributes:
         unit: its unit and sign, in words.
-        low: lower end of its histogram; values below count in the first bin.
-        high: upper end likewise.
-        mirrored: 1, or -1 where the value changes its sign in a mirror.
+        low: lower end of its histogram; lower values count in the first bin.
+        high: upper end of its histogram; higher values count in the last bin.
+        mirrored: -1 if the value changes its sign in a mirror, else 1.
     """
 
     unit: str
@@ -52,7 +52,7 @@ class Attribute:
         return np.linspace(self.low, self.high, BINS + 1)
 
     def histogram(self, values: np.ndarray) -> list[int]:
-        """Count values in `BINS` equal bins; what lies outside counts in the nearest."""
+        """Count values in `BINS` equal bins; values outside count in the nearest bin."""
         return np.histogram(np.clip(values, self.low, self.high), self.edges)[0].tolist()
 
 
@@ -76,7 +76,7 @@ STUDIO = {
 class AttributeNet(nn.Module):
     """A small convolutional network from images to attributes.
 
-    Maps float32 [B, 3, S, S] in [-1, 1], S a multiple of 16, to float32 [B, K] in standard
+    It maps float32 [B, 3, S, S] in [-1, 1], S a multiple of 16, to float32 [B, K] in standard
     deviations from the training mean; `predict` turns these into units.
     """
 
@@ -103,15 +103,15 @@ class Predictor:
     """Reads attributes from faces.
 
     Attributes:
-        name: what to call it in tables.
+        name: its name in tables.
         size: height and width of its images in pixels.
-        attributes: what each name means, in the order of the outputs.
-        sha256: of its file.
-        licence: of its weights; "unknown" where the file does not say.
-        error: mean absolute error of each attribute on people it had not seen, in its unit; empty
-            where nobody measured it.
-        error_of_the_median: the same error of always answering the training median.
-        reference: histogram of its own predictions on those people, beside which a dataset is put.
+        attributes: the meaning of each name, in the order of the outputs.
+        sha256: sha256 of its file.
+        licence: licence of its weights; "unknown" if the file does not say.
+        error: mean absolute error of each attribute on people that it did not see in training, in
+            the attribute's unit; empty if it was not measured.
+        error_of_the_median: the same error of a constant answer, the training median.
+        reference: histograms of its predictions on those people, to compare a dataset with.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Predictor:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Return the attributes it reads no better than the median does, so not at all."""
+        """Return the attributes that it reads no better than a constant answer, the median."""
         return tuple(
             name
             for name, base in self.error_of_the_median.items()
@@ -134,14 +134,14 @@ class Predictor:
         )
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each attribute of each image, float32 [N], in the unit `attributes` states.
+        """Return each attribute of each image, float32 [N], in the unit of `attributes`.
 
         Args:
-            images: uint8 [N, S, S, 3], RGB, aligned as the studio's faces are; images of another
+            images: uint8 [N, S, S, 3], RGB, aligned as the studio's faces are. Images of another
                 size than the network's are resized bilinearly, with antialiasing.
 
         Raises:
-            InputError: another shape or type.
+            InputError: the images have another shape or type.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise InputError(
@@ -164,10 +164,10 @@ def save_predictor(
     Args:
         path: the file.
         net: the trained network.
-        size: S of its images.
+        size: height and width S of its images.
         mean: training mean of each attribute, float [K].
-        scale: training standard deviation of each, float [K].
-        facts: `error`, `reference`, `licence` and how it was made; kept as JSON.
+        scale: training standard deviation of each attribute, float [K].
+        facts: `error`, `reference`, `licence` and facts about its training; stored as JSON.
     """
     from safetensors.torch import save_file
 
@@ -179,17 +179,17 @@ def save_predictor(
 
 
 def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu") -> Predictor:
-    """Load the predictor a reference names.
+    """Load the predictor that a reference names.
 
     Args:
         reference: a `.safetensors` file of `save_predictor` or its folder (`package:` for the
             shipped one), or `onnx:FILE?names=A,B`: a model [B, 3, S, S] in [-1, 1] to [B, K] with
-            the names of its K outputs; a name may carry its range, `age:0:100`. Folder and files
-            may be URLs, fetched to the cache.
-        device: where a torch network runs.
+            the names of its K outputs. A name may state its range, as in `age:0:100`. Folders and
+            files may be URLs, which are fetched to the cache.
+        device: the device of a torch network.
 
     Raises:
-        InputError: no such file, or a file that is not a predictor.
+        InputError: there is no such file, or it is not a predictor.
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix == "onnx":

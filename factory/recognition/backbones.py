@@ -1,8 +1,8 @@
 """Recognition networks: the improved residual network (IResNet), IR-SE50 and MobileFaceNet.
 
-IResNet follows Duta et al., "Improved Residual Networks" and keeps the state-dict names that
-insightface's arcface_torch uses, so that weights pass both ways unchanged. IR-SE50 is the network
-of ArcFace's first papers, which those of DCFace and CemiFace evaluate with.
+IResNet follows Duta et al., "Improved Residual Networks". It has the state-dict names of
+insightface's arcface_torch, so that weights can be exchanged unchanged in both directions. IR-SE50
+is the network of ArcFace's first papers; the papers of DCFace and CemiFace evaluate with it.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ DEPTHS = {
 }
 WIDTHS = (64, 128, 256, 512)
 REDUCTION = 16  # an input of S pixels becomes a map of S/16
-SQUEEZE = 16  # IR-SE50 weighs C channels through C/16
+SQUEEZE = 16  # IR-SE50 computes the weights of C channels through C/16
 
 
 class Block(nn.Module):
     """One residual unit: BN, 3x3, BN, PReLU, 3x3 with stride, BN, plus the shortcut.
 
-    Maps [B, inside, H, W] to [B, outside, H/stride, W/stride].
+    It maps [B, inside, H, W] to [B, outside, H/stride, W/stride].
     """
 
     def __init__(self, inside: int, outside: int, stride: int, small: bool = False) -> None:
@@ -55,13 +55,13 @@ class IResNet(nn.Module):
 
     Args:
         depths: units of each of the four layers.
-        widths: channels of each of the four layers; the stem has the first.
+        widths: channels of each of the four layers; the stem has the first number.
         size: S, a multiple of 16.
         embedding_size: D.
         dropout: rate before the last linear layer.
-        small: spare a CPU: halve in the stem instead of in the first layer, and put a leaky ReLU
-            of slope 0.25 (where PReLU starts) for the PReLUs, which would cost more than the
-            convolutions do.
+        small: save time on a CPU: halve the map in the stem instead of in the first layer, and
+            replace PReLUs by leaky ReLUs of slope 0.25 (PReLU's start), because PReLUs would cost
+            more than the convolutions.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(last * (size // REDUCTION) ** 2, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
-        # A free scale would only rescale the embedding, which the margin loss normalises.
+        # A learned scale would only rescale the embedding, which the margin loss normalises.
         self.features.weight.requires_grad_(False)
         for name, parameter in self.named_parameters():
             if "conv" in name or "downsample.0" in name:
@@ -105,7 +105,7 @@ class IResNet(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018): a map [B, C, H, W] times a weight a channel."""
+    """Squeeze and excitation (Hu et al. 2018): each channel of a map [B, C, H, W] gets a weight."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Squeeze(nn.Module):
 class SqueezedUnit(nn.Module):
     """IR-SE's residual unit: BN, 3x3, PReLU, 3x3 with stride, BN, squeeze, plus the shortcut.
 
-    Maps [B, inside, H, W] to [B, outside, H/stride, W/stride]; the shortcut is every stride-th
-    pixel where the width stays, else a 1x1 convolution.
+    It maps [B, inside, H, W] to [B, outside, H/stride, W/stride]. The shortcut is every stride-th
+    pixel if the width stays the same, else a 1x1 convolution.
     """
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
@@ -232,13 +232,13 @@ class IRBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the bottleneck's output, added to its input where the shapes agree."""
+        """Return the bottleneck's output, plus its input if the shapes agree."""
         made = self.project(self.depthwise(self.expand(x)))
         return made + x if self.shortcut else made
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Lay a network's weights out channels last, which convolutions on a CPU want."""
+    """Store a network's weights channels last, which is fast for convolutions on a CPU."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -260,11 +260,11 @@ def _float32(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def make_backbone(backbone: Backbone, size: int) -> nn.Module:
-    """Return the freshly initialised network a recipe names.
+    """Return the network that a recipe names, with fresh weights.
 
     Args:
-        backbone: name and sizes; `iresnet` is the small one with own widths and depths, made
-            to run on a CPU.
+        backbone: name and sizes; `iresnet` is the small network for CPUs, with the recipe's widths
+            and depths.
         size: height and width of its images, a multiple of 16.
 
     Raises:

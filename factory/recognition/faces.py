@@ -1,4 +1,4 @@
-"""Embeddings in files: the faces a generation must not come near, named by their sha256."""
+"""Files of known faces: embeddings of real people that a generation must not resemble."""
 
 import hashlib
 from pathlib import Path
@@ -20,12 +20,12 @@ ACCEPTED = (
 
 
 def save_faces(path: str | Path, embeddings: np.ndarray, recognizer_sha256: str) -> str:
-    """Write embeddings with the recognizer they belong to, and return the file's sha256.
+    """Write embeddings together with their recognizer, and return the file's sha256.
 
     Args:
         path: the .safetensors file to write.
         embeddings: float32 [N, D].
-        recognizer_sha256: of the recognizer's weights.
+        recognizer_sha256: the sha256 of the recognizer's weights.
     """
     from safetensors.numpy import save
 
@@ -36,9 +36,10 @@ def save_faces(path: str | Path, embeddings: np.ndarray, recognizer_sha256: str)
 
 
 def faces_sha256(location: str, field: str) -> str:
-    """Return the sha256 of a file of embeddings.
+    """Return the sha256 of a file or folder of embeddings.
 
-    A folder's is that of one line `SHA256 NAME` for each of its .parquet files, in order of names.
+    A folder's sha256 is that of a text with one line `SHA256 NAME` for each .parquet file, sorted
+    by name.
 
     Raises:
         InputError: there is no such file, or no .parquet file in the folder.
@@ -47,7 +48,7 @@ def faces_sha256(location: str, field: str) -> str:
 
 
 def _found(location: str, field: str) -> tuple[list[Path], bool]:
-    """Return the file, or those of the folder in order of names, and whether it is a folder."""
+    """Return the file, or the folder's files sorted by name, and whether it is a folder."""
     file = find_file(location, f"{field}.location")
     if file is not None:
         return [file], False
@@ -65,18 +66,18 @@ def _sha256(parts: list[Path], folder: bool) -> str:
 
 
 def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -> Faces:
-    """Read embeddings and bring them to length 1.
+    """Read embeddings and normalise them to length 1.
 
     Args:
-        location: a path, package:PATH or URL, of one of the forms `ACCEPTED` lists.
-        sha256: as `faces_sha256` gives it.
-        recognizer_sha256: the recognizer they must belong to. A .safetensors or .parquet file has
-            to say so in its metadata, under `recognizer_sha256`; .npy cannot.
-        field: the recipe field that names them, for errors.
+        location: a path, package:PATH or URL, of one of the forms in `ACCEPTED`.
+        sha256: the result of `faces_sha256`.
+        recognizer_sha256: the recognizer that the embeddings must belong to. A .safetensors or
+            .parquet file must state it in its metadata as `recognizer_sha256`; .npy cannot.
+        field: the recipe field that names the embeddings, for errors.
 
     Raises:
-        InputError: no such file, another sha256, another recognizer's embeddings or nobody's, or
-            embeddings that are not finite or of length zero.
+        InputError: there is no such file, it has another sha256, its recognizer is another one or
+            not stated, or embeddings are not finite or have length zero.
     """
     parts, folder = _found(location, field)
     found = _sha256(parts, folder)
@@ -106,7 +107,7 @@ def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -
 
 def _read(path: Path, recognizer_sha256: str, field: str) -> np.ndarray:
     try:
-        if path.suffix == ".npy":  # says nothing of its recognizer
+        if path.suffix == ".npy":  # cannot state its recognizer
             return np.load(path, allow_pickle=False)
         embeddings, made_by = _parquet(path) if path.suffix == ".parquet" else _safetensors(path)
     except (ValueError, EOFError, KeyError, SafetensorError) as error:

@@ -1,23 +1,24 @@
-"""Recognizers of others: ONNX files, arcface_torch and AdaFace weights, packs of insightface.
+"""Other projects' recognizers: ONNX files, arcface_torch and AdaFace weights, insightface's packs.
 
-A reference is `PREFIX:FILE?option=value&option=value`; FILE may be a URL. Options that every prefix
-knows: `licence`, of the weights, as the user has it from the publisher; `channels`, the order of
-colours the network was trained with. Whatever it is, our interface stays RGB
+A reference is `PREFIX:FILE?option=value&option=value`; FILE may be a URL. Every prefix accepts two
+options: `licence`, the publisher's licence of the weights, and `channels`, the order of colours
+that the network was trained with. Our interface is RGB in any case
 (`factory.recognition.recognizers`).
 
 onnx:FILE
-    onnxruntime embeds; for gradients the graph becomes torch (`onnx_graph`). `pixels=signed` feeds
-    [-1, 1], `pixels=byte` [0, 255]; by default byte only where the graph begins by subtracting and
-    scaling itself, as insightface's older exports do.
+    onnxruntime embeds; for gradients the graph is converted to torch (`onnx_graph`).
+    `pixels=signed` feeds [-1, 1], `pixels=byte` feeds [0, 255]. The default is signed, unless the
+    graph itself begins by subtracting and scaling, as insightface's older exports do.
 arcface_torch:FILE
     A state dict of insightface's arcface_torch, read without running code. Architecture and size
-    follow from its shapes; `name=r50` asserts one. RGB unless `channels` says otherwise.
+    follow from its shapes; `name=r50` checks the architecture. RGB unless `channels` says
+    otherwise.
 adaface:FILE?channels=bgr
-    A state dict of AdaFace's IR-18, IR-34, IR-50 or IR-101, as published or inside a checkpoint, or
-    of CVLface, which trains the same networks on RGB: `channels` has to be said.
+    A state dict of AdaFace's IR-18, IR-34, IR-50 or IR-101, as published or inside a checkpoint.
+    CVLface trains the same networks on RGB, so `channels` must be given.
 insightface:NAME
-    The recognizer of a pack below `~/.insightface/models`. Nothing is downloaded unless
-    `download=yes` asks for it.
+    The recognizer of a pack below `~/.insightface/models`. Nothing is downloaded without
+    `download=yes`.
 """
 
 import shutil
@@ -41,7 +42,7 @@ from factory.recognition.recognizer import ACCEPTED, Recognizer, filled, torch_r
 
 CHANNELS = ("rgb", "bgr")
 PIXELS = ("signed", "byte")
-ADAFACE_PARTS = {  # AdaFace's place in a residual block -> ours
+ADAFACE_PARTS = {  # AdaFace's name in a residual block -> ours
     "res_layer.0": "bn1",
     "res_layer.1": "conv1",
     "res_layer.2": "bn2",
@@ -59,18 +60,18 @@ ADAFACE_ENDS = {
     "output_layer.3": "fc",
     "output_layer.4": "features",
 }
-WRAPPERS = ("model.", "net.", "module.")  # put before every name by Lightning, CVLface and DDP
-AGREEMENT = 1e-4  # of the torch form of an ONNX graph, relative to its longest embedding
+WRAPPERS = ("model.", "net.", "module.")  # prefixes of names, from Lightning, CVLface and DDP
+AGREEMENT = 1e-4  # largest error of an ONNX graph's torch form, relative to its longest embedding
 DOWNLOAD_SECONDS = 60.0
 
 
 class Adapted(nn.Module):
-    """A network that expects other channels or pixels than RGB in [-1, 1], behind that interface.
+    """A network for RGB in [-1, 1] around one that expects other channels or pixels.
 
     Args:
-        network: the network itself.
-        channels: rgb or bgr, what it expects.
-        pixels: signed or byte, what it expects.
+        network: the inner network.
+        channels: the channels that it expects, rgb or bgr.
+        pixels: the pixels that it expects, signed or byte.
         single: whether it takes one image at a time.
     """
 
@@ -90,7 +91,7 @@ class Adapted(nn.Module):
 
 
 def load_onnx(reference: str, dtype: str, device: torch.device | str) -> Recognizer:
-    """Load an ONNX file; InputError where it is none, or maps no images to embeddings."""
+    """Load an ONNX file; InputError if it is not one, or does not map images to embeddings."""
     path, options = _parsed(reference, channels=CHANNELS, pixels=PIXELS)
     return _onnx(path, reference, options, device)
 
@@ -150,7 +151,7 @@ def _onnx(
 
 
 def _pixels(path: Path) -> str:
-    """Return what a graph expects: byte where it begins by subtracting and scaling itself."""
+    """Return the pixels that a graph expects: byte if it begins by subtracting and scaling."""
     import onnx
 
     first = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node[:8]}
@@ -160,7 +161,7 @@ def _pixels(path: Path) -> str:
 def _compare(
     network: nn.Module, embed: Callable[[np.ndarray], np.ndarray], size: int, reference: str
 ) -> None:
-    """Refuse a torch form that does not give what onnxruntime gives."""
+    """Refuse a torch form whose embeddings differ from onnxruntime's."""
     images = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (2, size, size, 3))
     truth = embed(images.astype(np.uint8))
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -176,7 +177,7 @@ def _compare(
 
 
 def load_arcface_torch(reference: str, dtype: str, device: torch.device | str) -> Recognizer:
-    """Load a state dict of arcface_torch; InputError where it is none or runs code."""
+    """Load a state dict of arcface_torch; InputError if it is not one, or would run code."""
     path, options = _parsed(reference, name=tuple(DEPTHS), channels=CHANNELS)
     weights = _state(path, reference)
     if "fc.weight" not in weights:
@@ -197,7 +198,7 @@ def load_arcface_torch(reference: str, dtype: str, device: torch.device | str) -
 
 
 def load_adaface(reference: str, dtype: str, device: torch.device | str) -> Recognizer:
-    """Load AdaFace weights; InputError without `channels`, or where they are no IR network's."""
+    """Load AdaFace weights; InputError without `channels`, or if they are not an IR network's."""
     path, options = _parsed(reference, channels=CHANNELS)
     if "channels" not in options:
         raise InputError(
@@ -214,9 +215,9 @@ def adaface_to_iresnet(
 ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
     """Return AdaFace's weights under the names of `IResNet`, and the units of its four layers.
 
-    Both are the same network but for two things. Where the first unit of a layer halves the map and
-    keeps its width, AdaFace's shortcut takes every second pixel; here that is a convolution by the
-    unit matrix. The last normalisation has no scale and shift there; here they are one and zero.
+    The networks are equal but for two things. If the first unit of a layer halves the map and keeps
+    its width, AdaFace's shortcut takes every second pixel; here it is a convolution with the unit
+    matrix. AdaFace's last normalisation has no scale and shift; here they are one and zero.
 
     Raises:
         InputError: the names or shapes are not those of a plain IR network.
@@ -264,7 +265,7 @@ def adaface_to_iresnet(
 
 
 def _every_second(name: str, width: int) -> dict[str, Tensor]:
-    """Return a shortcut of convolution and normalisation that changes nothing but the stride."""
+    """Return the weights of a shortcut that only takes every second pixel."""
     return {
         f"{name}.0.weight": torch.eye(width)[:, :, None, None],
         f"{name}.1.weight": torch.ones(width),
@@ -291,17 +292,17 @@ def _iresnet(
         raise InputError(f"recognizer {reference!r}: weights do not fit: {error}") from error
     size = REDUCTION * round((flat / width) ** 0.5)
     network = filled(IResNet(depths, widths, size, dimension), weights, reference)
-    if options.get("channels") == "bgr":  # the first convolution, turned round, takes RGB
+    if options.get("channels") == "bgr":  # the first convolution with reversed channels takes RGB
         network.load_state_dict({"conv1.weight": weights["conv1.weight"].flip(1)}, strict=False)
     licence = catalog.licence_of(path, options.get("licence", ""))
     return torch_recognizer(network, path.stem, size, path, licence, reference, dtype, device)
 
 
 def _state(path: Path, reference: str) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or of a checkpoint around one, without wrappers' names."""
+    """Return the tensors of a state dict or of a checkpoint, without the prefixes of wrappers."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not one
+    except Exception as error:  # torch raises many kinds of errors for other files
         raise InputError(
             f"recognizer {reference!r}: not a state dict that loads without running code: "
             f"{str(error).splitlines()[0]}"
@@ -320,7 +321,7 @@ def _state(path: Path, reference: str) -> dict[str, Tensor]:
 
 
 def load_insightface(reference: str, dtype: str, device: torch.device | str) -> Recognizer:
-    """Load the recognizer of an insightface pack that is on this machine, or was asked for."""
+    """Load the recognizer of an insightface pack; `download=yes` fetches a missing pack."""
     name, options = _options(reference, channels=CHANNELS, download=("yes", "no"))
     folder = models_folder() / name
     entry = next((entry for entry in catalog.packs() if entry.name == name), None)
@@ -346,7 +347,7 @@ def load_insightface(reference: str, dtype: str, device: torch.device | str) -> 
 
 
 def models_folder() -> Path:
-    """Return the folder insightface keeps its packs in."""
+    """Return the folder of insightface's packs."""
     return Path.home() / ".insightface" / "models"
 
 
@@ -354,7 +355,7 @@ def download(address: str, folder: Path, reference: str) -> None:
     """Fetch a zip of models and put its `.onnx` files into a folder, all of them or none.
 
     Raises:
-        InputError: the address cannot be reached, or gives no zip with models.
+        InputError: the address cannot be reached, or does not return a zip with models.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
@@ -368,7 +369,7 @@ def download(address: str, folder: Path, reference: str) -> None:
                 shutil.copyfileobj(answer, file)
             with zipfile.ZipFile(archive) as packed:
                 for name in packed.namelist():
-                    if name.endswith(".onnx"):  # only its last part counts, so it stays inside
+                    if name.endswith(".onnx"):  # only the last part of the name, to stay inside
                         (unpacked / Path(name).name).write_bytes(packed.read(name))
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(
@@ -395,7 +396,7 @@ def _parsed(reference: str, **accepted: tuple[str, ...]) -> tuple[Path, dict[str
 
 
 def _options(reference: str, **accepted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """Return what stands between prefix and `?`, and the options; each knows its values."""
+    """Return the text between the prefix and `?`, and the options after checking their values."""
     what, options = with_options(reference.partition(":")[2])
     for name, value in options.items():
         if name == "licence" and value:

@@ -1,4 +1,4 @@
-"""Images on their way into a recognizer: decoded, checked for size, embedded in batches."""
+"""Preparing images for a recognizer: decoding, checking sizes, embedding in batches."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -13,11 +13,11 @@ from factory.recipe import InputError
 
 
 class NamedEmbedder(Embedder, Protocol):
-    """What an evaluation asks of a recognizer: a name, too."""
+    """A recognizer with a name, as evaluations need it."""
 
     @property
     def name(self) -> str:
-        """A name to print."""
+        """Return the name to print."""
         ...
 
 
@@ -38,7 +38,7 @@ def decode(data: bytes, what: str) -> np.ndarray:
 
 
 def fitted(image: np.ndarray, size: int, what: str, resize: bool) -> np.ndarray:
-    """Return the image as uint8 [size, size, 3]; resizing is bilinear and only when asked for.
+    """Return the image as uint8 [size, size, 3], resized bilinearly if `resize` allows it.
 
     Raises:
         InputError: the image has another size and `resize` is off.
@@ -54,7 +54,7 @@ def fitted(image: np.ndarray, size: int, what: str, resize: bool) -> np.ndarray:
 
 
 def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Stack uint8 [S, S, 3] images to batches, uint8 [B, S, S, 3] with B up to `batch_size`."""
+    """Stack uint8 [S, S, 3] images into batches uint8 [B, S, S, 3], B up to `batch_size`."""
     batch: list[np.ndarray] = []
     for image in images:
         batch.append(image)
@@ -66,10 +66,10 @@ def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarra
 
 
 def flip_sum(recognizer: NamedEmbedder, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Embed images and their mirror images, all raw.
+    """Embed images and their mirror images, without normalisation.
 
     Returns:
-        The sums of the two, float64 [B, D], and the lengths of all of them, float64 [2B].
+        The sums of both embeddings, float64 [B, D], and the lengths of all, float64 [2B].
     """
     pair = [recognizer.embed(part).astype(np.float64) for part in (images, mirrored(images))]
     return pair[0] + pair[1], np.concatenate([lengths(part) for part in pair])
@@ -86,6 +86,6 @@ def lengths(embeddings: np.ndarray) -> np.ndarray:
 
 
 def normalized(embeddings: np.ndarray) -> np.ndarray:
-    """Return rows of unit length; a row of zeros stays zero. Last digits as scikit-learn's."""
+    """Return rows of unit length, to scikit-learn's last digits; a row of zeros stays zero."""
     found = lengths(embeddings)[:, None]
     return embeddings / np.where(found == 0.0, 1.0, found)

@@ -1,7 +1,7 @@
 """Margin losses over class centres: CosFace, ArcFace and AdaFace.
 
-All work on cosines in float32, since a margin of 0.4 at scale 64 needs more than bfloat16's eight
-bits, and return logits for a plain cross entropy.
+They work on cosines in float32, because a margin of 0.4 at scale 64 needs more than bfloat16's
+eight bits. They return logits for a plain cross entropy.
 """
 
 import math
@@ -12,15 +12,15 @@ from torch.nn import functional
 
 from factory.recipe import Head
 
-NEAR_ONE = 1e-4  # cosines are kept this far inside [-1, 1], where arccos has a finite slope
+NEAR_ONE = 1e-4  # cosines stay this far inside [-1, 1], where arccos has a finite slope
 NORM_MOMENTUM = 0.99  # AdaFace's moving average of the norm statistics, equation 14
 
 
 class Margin(nn.Module):
-    """A margin over given class centres: raw embeddings and labels in, logits out.
+    """A margin over class centres: it maps raw embeddings and labels to logits.
 
-    It has no parameters. AdaFace's running statistics of norms are buffers; the embeddings must be
-    those of the whole batch, over all workers, for every worker's to stay alike.
+    It has no parameters. AdaFace's running statistics of norms are buffers. They stay equal on all
+    workers only if each worker passes the embeddings of the whole batch.
 
     Args:
         head: name, scale s, margin m and AdaFace's h.
@@ -37,12 +37,12 @@ class Margin(nn.Module):
             self.register_buffer("norm_std", torch.tensor(100.0))
 
     def forward(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
-        """Return logits [B, C] float32, the true class's reduced by the margin.
+        """Return logits [B, C] float32; the margin reduces the true class's logit.
 
         Args:
             embeddings: [B, D], not normalised.
             centres: [C, D], not normalised.
-            labels: [B] int64 in [0, C), or -1 where the true class is not among the centres.
+            labels: [B] int64 in [0, C), or -1 if the true class is not among the centres.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
@@ -61,7 +61,7 @@ class Margin(nn.Module):
             return self.head.scale * cosines.index_put((rows, own[:, 0]), target[:, 0])
 
     def _quality(self, norms: Tensor) -> Tensor:
-        """AdaFace equation 14: the norm's z-score over `h` as quality in [-1, 1]."""
+        """Return the quality in [-1, 1]: the norm's z-score times h (AdaFace, equation 14)."""
         norms = norms.clamp(0.001, 100.0)
         if self.training and len(norms) > 1:
             self.norm_mean.lerp_(norms.mean(), 1.0 - NORM_MOMENTUM)
@@ -70,15 +70,15 @@ class Margin(nn.Module):
 
 
 def cosface(cosines: Tensor, margin: float) -> Tensor:
-    """CosFace (Wang et al. 2018, equation 4): cos(theta) - m."""
+    """Return cos(theta) - m (CosFace, Wang et al. 2018, equation 4)."""
     return cosines - margin
 
 
 def arcface(cosines: Tensor, margin: float) -> Tensor:
-    """ArcFace (Deng et al. 2019, equation 3): cos(theta + m).
+    """Return cos(theta + m) (ArcFace, Deng et al. 2019, equation 3).
 
-    Where theta + m passes pi the cosine would rise again; there it goes on falling, as
-    cos(theta) - m sin(m).
+    Beyond theta + m = pi this cosine would rise again. There the result is cos(theta) - m sin(m),
+    which keeps falling.
     """
     inside = cosines.clamp(-1.0 + NEAR_ONE, 1.0 - NEAR_ONE)
     moved = torch.cos(torch.acos(inside) + margin)
@@ -87,12 +87,12 @@ def arcface(cosines: Tensor, margin: float) -> Tensor:
 
 
 def adaface(cosines: Tensor, margin: float, quality: Tensor) -> Tensor:
-    """AdaFace (Kim et al. 2022, equation 15): cos(theta - m q) - (m q + m).
+    """Return cos(theta - m q) - (m q + m) (AdaFace, Kim et al. 2022, equation 15).
 
     Args:
-        cosines: [B, 1], of each embedding to its own centre.
+        cosines: [B, 1], the cosine of each embedding to its own centre.
         margin: m.
-        quality: [B, 1] in [-1, 1]; -1 gives ArcFace's angle, 0 CosFace's margin.
+        quality: q, [B, 1] in [-1, 1]; -1 gives ArcFace's angle, 0 gives CosFace's margin.
     """
     angles = torch.acos(cosines.clamp(-1.0 + NEAR_ONE, 1.0 - NEAR_ONE))
     moved = (angles - margin * quality).clamp(NEAR_ONE, math.pi - NEAR_ONE)

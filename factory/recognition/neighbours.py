@@ -1,8 +1,8 @@
 """Nearest faces: exact search over unit embeddings, in blocks of bounded memory.
 
-A block of cosines is scanned with fast, coarse arithmetic. What the scan's rounding leaves in doubt
-is decided by dot products in float64, so that answers depend neither on how the work was cut into
-blocks, threads or Ray tasks, nor on the arithmetic of the scan. Ties go to the lower row.
+A block of cosines is scanned with fast, coarse arithmetic. Dot products in float64 then decide the
+cosines that the scan's rounding leaves in doubt. The results therefore do not depend on blocks,
+threads or Ray tasks, nor on the arithmetic of the scan. Ties go to the lower row.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from factory.cluster.hardware import processor
 
-MEMORY_BYTES = 4_000_000_000  # of a search, beside what it is given and returns
+MEMORY_BYTES = 4_000_000_000  # of a search, beside its arguments and its result
 ROWS = 1024  # queries of one block
-CHUNK = 64  # cosines whose maximum is taken before any of them is looked at
-PAIR_BYTES = 96  # of one cosine at worst: where a whole block is in doubt
+CHUNK = 64  # cosines whose maximum is taken before single ones are compared
+PAIR_BYTES = 96  # memory of one cosine at worst, if a whole block is in doubt
 MOST_COLUMNS = 32_768
-RESCORED = 8192  # pairs brought to float64 at once
-DOUBTFUL = 0.01  # share of a block in doubt above which a finer scan is cheaper
-UNIT_ERROR = 1e-3  # of a squared length
+RESCORED = 8192  # pairs that are computed in float64 at once
+DOUBTFUL = 0.01  # if a larger share of a block is in doubt, a finer scan is cheaper
+UNIT_ERROR = 1e-3  # largest error of a squared length
 
 Scan = Literal["bfloat16", "float32"]
 SCANS: tuple[Scan, ...] = ("bfloat16", "float32") if processor(gpu=False).bfloat16 else ("float32",)
@@ -32,8 +32,8 @@ class Nearest:
     """The nearest faces of each query, nearest first.
 
     Attributes:
-        rows: int64 [Q, k], rows of the faces searched.
-        cosines: float64 [Q, k], falling along each row; equal ones are in the order of the rows.
+        rows: int64 [Q, k], rows of the faces.
+        cosines: float64 [Q, k], falling along each row; equal ones are in the order of `rows`.
     """
 
     rows: np.ndarray
@@ -41,16 +41,16 @@ class Nearest:
 
 
 class Faces:
-    """Unit embeddings to search among."""
+    """A set of unit embeddings in which to search."""
 
     def __init__(self, embeddings: np.ndarray) -> None:
-        """Check and keep the embeddings as float32; without a copy where they are already.
+        """Check the embeddings and keep them as float32; float32 arrays are not copied.
 
         Args:
             embeddings: rows of length 1 or 0, float [N, D], N of 1 or more.
 
         Raises:
-            ValueError: another shape, or a row that is not finite or has another length.
+            ValueError: the array has another shape, or a row is not finite or has another length.
         """
         self.unit = _checked(embeddings, "faces")
         if not len(self.unit):
@@ -68,20 +68,21 @@ class Faces:
         tasks: int = 0,
         scan: Scan = SCANS[0],
     ) -> Nearest:
-        """Return the k faces of the highest cosine to each query, exactly.
+        """Return the k faces with the highest cosine to each query, exactly.
 
-        Time grows with Q x N x D; what is decided again in float64 with the number of near ties.
+        Time grows with Q x N x D; the work in float64 grows with the number of near ties.
 
         Args:
             queries: rows of length 1 or 0, float [Q, D].
             k: from 1 to the number of faces.
-            memory_bytes: bound on memory beside queries, faces and answer; all tasks together.
-            tasks: split the queries over so many Ray tasks of one CPU each (Ray is connected by the
-                caller); 0 searches here, with torch's threads.
-            scan: arithmetic of the scan; changes the time, never the answer.
+            memory_bytes: bound on memory beside queries, faces and result, of all tasks together.
+            tasks: number of Ray tasks of one CPU each that share the queries; the caller connects
+                Ray. 0 searches in this process, with torch's threads.
+            scan: arithmetic of the scan; it changes the time but not the result.
 
         Raises:
-            ValueError: k out of range, or queries of another dimension, not finite or not unit.
+            ValueError: k is out of range, or queries have another dimension, are not finite or do
+                not have unit length.
         """
         queries = _checked(queries, "queries")
         if queries.shape[1] != self.unit.shape[1]:
@@ -129,24 +130,24 @@ def packed(
     scan: Scan = SCANS[0],
     earlier: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Say which faces a greedy walk keeps: those whose cosine to every face kept before is below r.
+    """Walk over faces and keep one if its cosine to every face kept before is below r.
 
-    A cosine of exactly r is too near (DCFace 4.2). Who keeps equal ones, too, as `max_cosine` of a
-    generate recipe does, asks for `numpy.nextafter(r, 2)`. Time grows with N x K x D, where K faces
-    are kept.
+    A cosine of exactly r is too near (DCFace 4.2; docs/papers.md 0.4). A caller that also keeps
+    equal ones, as `max_cosine` of a generate recipe does, passes `numpy.nextafter(r, 2)`. Time
+    grows with N x K x D, where K faces are kept.
 
     Args:
-        embeddings: rows of length 1 or 0, float [N, D], walked in order.
+        embeddings: rows of length 1 or 0, float [N, D], in the order of the walk.
         r: a cosine.
         memory_bytes: bound on memory beside the embeddings.
-        scan: arithmetic of the scan; changes the time, never the answer.
-        earlier: faces kept before the walk begins, which nothing drops; rows as of embeddings.
+        scan: arithmetic of the scan; it changes the time but not the result.
+        earlier: faces that are kept before the walk begins and never dropped, float [M, D].
 
     Returns:
-        bool [N].
+        bool [N], whether each face is kept.
 
     Raises:
-        ValueError: another shape, or a row that is not finite or has another length.
+        ValueError: an array has another shape, or a row is not finite or has another length.
     """
     unit = _checked(embeddings, "faces")
     before = np.zeros((0, unit.shape[1]), np.float32)
@@ -175,7 +176,7 @@ def _checked(embeddings: np.ndarray, what: str) -> np.ndarray:
     unit = np.ascontiguousarray(embeddings, np.float32)
     squares = np.einsum("ij,ij->i", unit, unit)
     good = (np.abs(squares - 1.0) < UNIT_ERROR) | (squares == 0.0)
-    if not good.all():  # a NaN or an infinity is not good either
+    if not good.all():  # NaN and infinity are not good either
         row = int(np.argmin(good))
         raise ValueError(
             f"{what}: row {row} has length {np.sqrt(squares[row]):g}; accepted is 1 or 0"
@@ -207,10 +208,10 @@ def _search(
 
 
 def _product(x: np.ndarray, y: np.ndarray, scan: Scan) -> tuple[Tensor, float]:
-    """Return cosines [n, m] of unit rows, and a bound on their rounding.
+    """Return cosines [n, m] of unit rows, and a bound on their rounding error.
 
-    Rows of length 1 bound the sum of |x y| by 1, so that adding up D products is off by at most
-    D float32 roundings; bfloat16 rounds x, y and the result by 2^-9 of their size each.
+    For rows of length 1 the sum of |x y| is at most 1, so a sum of D products has an error of at
+    most D float32 roundings. bfloat16 rounds x, y and the result by 2^-9 of their size each.
     """
     error = x.shape[1] * 2.0**-23
     if scan == "float32":
@@ -222,15 +223,15 @@ def _product(x: np.ndarray, y: np.ndarray, scan: Scan) -> tuple[Tensor, float]:
 def _candidates(
     cosines: Tensor, error: float, known: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (row, column) of all that may be among the k highest of their row.
+    """Return (row, column) of all cosines that may be among the k highest of their row.
 
     The k-th highest maximum over chunks of a row is at most its k-th highest cosine.
 
     Args:
-        cosines: [n, m], off by at most `error`.
-        error: bound on the rounding.
-        known: float64 [n], a cosine that k faces are known to reach in each row.
-        k: how many are looked for.
+        cosines: [n, m], with an error of at most `error`.
+        error: bound on the rounding error.
+        known: float64 [n], for each row a cosine that k faces reach already.
+        k: number of faces to find.
     """
     chunks, highest = _chunked(cosines)
     floor = known
@@ -254,7 +255,7 @@ def _chunked(cosines: Tensor) -> tuple[Tensor, np.ndarray]:
 def _reaching(
     chunks: Tensor, highest: np.ndarray, least: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return row, column and value of all that reach `least` [n] of their row."""
+    """Return row, column and value of all cosines that reach `least` [n] of their row."""
     row, chunk = np.nonzero(highest >= least[:, None])
     inside = chunks[torch.from_numpy(row), torch.from_numpy(chunk)].float().numpy()
     hit, place = np.nonzero(inside >= least[row][:, None])
@@ -262,7 +263,7 @@ def _reaching(
 
 
 def _exact(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Return float64 dot products of rows x[i] and y[j], each summed in one order."""
+    """Return float64 dot products of rows x[i] and y[j]; each is summed in the same order."""
     found = np.empty(len(i))
     for start in range(0, len(i), RESCORED):
         part = slice(start, start + RESCORED)
@@ -285,7 +286,7 @@ def _merged(
 
 
 def _close(x: np.ndarray, y: np.ndarray, r: float, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """Return (row of x, row of y) of all pairs whose cosine is r or more."""
+    """Return (row of x, row of y) for all pairs whose cosine is r or more."""
     cosines, error = _product(x, y, scan)
     i, j, values = _reaching(*_chunked(cosines), np.full(len(x), r - error))
     doubt = values < r + error

@@ -1,4 +1,4 @@
-"""A trained recognizer as an ONNX file, for others to use and for onnxruntime to run."""
+"""Writing a trained recognizer as an ONNX file, for onnxruntime and other users."""
 
 import warnings
 from pathlib import Path
@@ -14,14 +14,14 @@ def save_onnx(recognizer: Recognizer, path: Path) -> None:
     """Write the network: `images` float32 [B, 3, S, S] in [-1, 1] RGB to `embeddings` [B, D], raw.
 
     Args:
-        recognizer: whose network to write.
-        path: the file to write; batches of any size are accepted by it.
+        recognizer: the recognizer with the network.
+        path: the file to write; it accepts batches of any size.
     """
     module = recognizer.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     device = next(module.parameters()).device
     images = torch.zeros(2, 3, recognizer.size, recognizer.size, device=device)
     with warnings.catch_warnings():
-        # The exporter without TorchScript would need onnxscript, for no gain on such networks.
+        # The newer exporter, without TorchScript, would need onnxscript and bring no gain here.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module.eval(),

@@ -1,9 +1,10 @@
-"""An ONNX graph as a torch network, so that a recognizer of others can give gradients.
+"""An ONNX graph as a torch network, so that other projects' recognizers can give gradients.
 
-Only what recognizers are made of is known: convolutions, normalisations, activations, poolings,
+It knows only the operators of recognizers: convolutions, normalisations, activations, poolings,
 linear layers, attention, and the arithmetic of shapes around them. Operators follow the ONNX
-specification (opset 7 and later); an operator or attribute that is not known here is refused when
-the graph is read. `onnx2torch` is not used: it needs a torchvision built for the same torch.
+specification (opset 7 and later). An unknown operator is refused when the graph is read, an
+unsupported attribute when the graph runs. `onnx2torch` is not used, because it needs a torchvision
+built for the same torch.
 """
 
 import math
@@ -25,9 +26,9 @@ Attributes = dict[str, Any]
 
 
 class OnnxNetwork(nn.Module):
-    """The graph of an ONNX file: one float input to its first output.
+    """The graph of an ONNX file: it maps one float input to the first output.
 
-    Constants are buffers: they move with `.to(device)` and take no gradient.
+    Constants are buffers; they move with `.to(device)` and have no gradient.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +85,7 @@ class OnnxNetwork(nn.Module):
 
     def _value(self, name: str, values: dict[str, Tensor]) -> Tensor | None:
         if not name:
-            return None  # an optional input that is left out
+            return None  # an omitted optional input
         return values[name] if name in values else getattr(self, self.buffer_of[name])
 
 
@@ -97,7 +98,7 @@ def _integers(value: Tensor) -> list[int]:
 
 
 def _listed(x: Values, attributes: Attributes, name: str, place: int) -> list[int] | None:
-    """Return integers that older opsets keep in an attribute and later ones in an input."""
+    """Return integers that older opsets store in an attribute and later ones in an input."""
     if len(x) > place and x[place] is not None:
         return _integers(_first(x[place]))
     return list(attributes[name]) if name in attributes else None
@@ -111,7 +112,7 @@ def _first(*x: Tensor | None) -> Tensor:
 def _padded(
     x: Tensor, attributes: Attributes, spatial: int, fill: float = 0.0
 ) -> tuple[Tensor, list[int]]:
-    """Return the input and symmetric padding; padding that differs by side is applied here."""
+    """Return the input and its symmetric padding; asymmetric padding is applied here."""
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise _refuse(f"auto_pad {attributes['auto_pad'].decode()}")
     pads = list(attributes.get("pads", [0] * 2 * spatial))
@@ -330,7 +331,7 @@ OPERATORS: dict[str, Callable[[Values, Attributes], Tensor | tuple[Tensor, ...]]
     "ReduceSum": _reduce(torch.sum),
     "Relu": _one(torch.relu),
     "Reshape": _reshape,
-    "Shape": _one(lambda x: torch.tensor(x.shape, device=x.device)),  # meets constants there
+    "Shape": _one(lambda x: torch.tensor(x.shape, device=x.device)),  # where the constants are
     "Sigmoid": _one(torch.sigmoid),
     "Slice": _slice,
     "Softmax": lambda x, a: torch.softmax(_first(x[0]), a.get("axis", -1)),

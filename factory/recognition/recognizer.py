@@ -1,4 +1,4 @@
-"""A recognizer: a network that embeds faces, whoever trained it."""
+"""A recognizer: a network that embeds faces, trained by us or by others."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class Recognizer:
     """A face recognition network, ready to embed.
 
     Attributes:
-        name: what to call it in tables.
+        name: its name in tables.
         size: height and width of its images in pixels.
         dimension: size of an embedding.
-        sha256: of its weights file.
-        licence: of its weights; "unknown" where the file does not say.
-        location: the reference it was loaded from.
+        sha256: sha256 of its weights file.
+        licence: licence of its weights; "unknown" if the file does not say.
+        location: the reference that it was loaded from.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Recognizer:
     def module(self) -> nn.Module:
         """Return the network for losses and guidance: differentiable, in eval mode and frozen.
 
-        It maps RGB images float [-1, 1] [B, 3, S, S] to raw embeddings float32 [B, D], whatever
-        order of channels and range of pixels the weights themselves expect. An ONNX graph is turned
-        into torch when this is first asked for.
+        It maps RGB images float [-1, 1] [B, 3, S, S] to raw embeddings float32 [B, D], also if the
+        weights expect other channels or pixel ranges. An ONNX graph is converted to torch at the
+        first call.
 
         Raises:
             InputError: the graph has an operator that has no torch form here.
@@ -56,13 +56,13 @@ class Recognizer:
         return self._module()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Return raw embeddings float32 [B, D], not normalised and without a flipped pass.
+        """Return raw embeddings float32 [B, D], not normalised and without a pass of mirror images.
 
         Args:
             images: uint8 [B, S, S, 3], RGB, aligned as the recognizer expects.
 
         Raises:
-            InputError: another shape or type.
+            InputError: the images have another shape or type.
         """
         shape = (self.size, self.size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
@@ -77,7 +77,7 @@ class Recognizer:
 
 
 def filled(module: nn.Module, weights: Mapping[str, Tensor], reference: str) -> nn.Module:
-    """Load a state dict into a network and return it; InputError where they do not fit."""
+    """Load a state dict into a network and return it; InputError if they do not fit."""
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
@@ -99,14 +99,14 @@ def torch_recognizer(
     """Return a torch network as a recognizer, frozen and in eval mode.
 
     Args:
-        module: float RGB in [-1, 1] [B, 3, size, size] to float32 [B, D].
-        name: what to call it.
+        module: network from float RGB in [-1, 1] [B, 3, size, size] to float32 [B, D].
+        name: its name in tables.
         size: height and width of its images.
-        path: the file its weights came from.
-        licence: of the weights.
-        reference: what the user asked for.
+        path: the file of its weights.
+        licence: licence of the weights.
+        reference: the reference that the user gave.
         dtype: float32, or bfloat16 for autocast.
-        device: where it runs.
+        device: the device that it runs on.
     """
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"recognizer dtype {dtype!r}; accepted: float32, bfloat16")
@@ -125,5 +125,5 @@ def torch_recognizer(
 
 
 def to_input(images: Tensor) -> Tensor:
-    """Turn uint8 [B, S, S, 3] into float32 [B, 3, S, S] in [-1, 1], channels last in memory."""
+    """Turn uint8 [B, S, S, 3] into float32 [B, 3, S, S] in [-1, 1], stored channels last."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

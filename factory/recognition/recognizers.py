@@ -1,4 +1,4 @@
-"""Recognizers behind one interface: our own files, and those of others (`recognition.foreign`)."""
+"""Loading and saving recognizers: our own files, and other projects' (`recognition.foreign`)."""
 
 import json
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ def save_recognizer(
         weights: state dict of the network `make_backbone(backbone, size)`.
         backbone: name and sizes of the network.
         size: height and width of its images.
-        name: what to call it.
-        licence: of the weights.
+        name: its name in tables.
+        licence: licence of the weights.
     """
     from safetensors.torch import save_file
 
@@ -49,19 +49,19 @@ def load_recognizer(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: torch.device | str = "cpu",
 ) -> Recognizer:
-    """Load the recognizer a reference names.
+    """Load the recognizer that a reference names.
 
     Args:
         reference: a checkpoint folder, a `.safetensors` file, `package:FILE.safetensors`,
             `onnx:FILE`, `arcface_torch:FILE`, `adaface:FILE?channels=bgr` or `insightface:NAME`,
-            with options as `factory.recognition.foreign` states them. Folder and files may be URLs,
-            fetched to the cache (`factory.datasets.located`).
-        dtype: of the network's convolutions; bfloat16 is faster and rounds cosines to about 0.01.
-            An ONNX file embeds in its own precision.
-        device: where a torch network runs; an ONNX file embeds on the CPU.
+            with the options of `factory.recognition.foreign`. Folders and files may be URLs, which
+            are fetched to the cache (`factory.datasets.located`).
+        dtype: precision of the network's convolutions. bfloat16 is faster and rounds cosines to
+            about 0.01. An ONNX file embeds in its own precision.
+        device: the device of a torch network; an ONNX file embeds on the CPU.
 
     Raises:
-        InputError: unknown prefix, no such file, or a file that is not a recognizer.
+        InputError: the prefix is unknown, there is no such file, or it is not a recognizer.
     """
     prefix, colon, rest = reference.partition(":")
     if colon and prefix != "package" and not rest.startswith("//"):

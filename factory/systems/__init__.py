@@ -1,4 +1,4 @@
-"""Systems: one way to make faces each, one file each."""
+"""Systems: each is one way to make faces, in one file."""
 
 import importlib
 import pkgutil
@@ -7,17 +7,17 @@ from typing import Any
 from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
 
-# Modules of this package that are no system.
+# Modules of this package that are not systems.
 SHARED = ("base", "contexts", "sampling", "styles", "training")
 
 
 def names() -> list[str]:
-    """Return the systems there are: one module in this package each."""
+    """Return the names of all systems; each is a module of this package."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
 
 
 def system_class(name: str) -> type[System]:
-    """Return the class of a system; InputError names the systems there are."""
+    """Return the class of a system; InputError if there is no system of this name."""
     return _module(name).SYSTEM
 
 
@@ -27,7 +27,7 @@ def create(recipe: GenerateRecipe) -> System:
 
 
 def training_class(name: str) -> Any:
-    """Return what trains a system's denoiser; InputError where the system has nothing to train."""
+    """Return the class that trains a system's denoiser; InputError if it has no denoiser."""
     module = _module(name)
     if not hasattr(module, "TRAINING"):
         trained = ", ".join(n for n in names() if hasattr(_module(n), "TRAINING"))

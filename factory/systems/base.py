@@ -1,7 +1,7 @@
-"""What a system is: one way to make faces, with its identities, its variation and its sampler.
+"""The interface of a system: one way to make faces, from identities over variation to images.
 
-A system is created once in each actor and then asked for one batch after another. Everything it
-draws is keyed by position (`factory.seeding`), so that any actor gives the same answer.
+Each actor creates a system once and then asks it for one batch after another. All its draws are
+keyed by position (`factory.seeding`), so that every actor gives the same result.
 """
 
 from abc import ABC, abstractmethod
@@ -18,25 +18,25 @@ from factory.seeding import seed64
 
 @dataclass(frozen=True)
 class Position:
-    """Where an image stands: its identity, slot and attempt in a dataset."""
+    """The position of an image in a dataset: its identity, slot and attempt."""
 
     identity: int
     slot: int
     attempt: int
 
     def seed(self, root: int, stage: str = "image") -> int:
-        """Return the 64-bit seed of this position; the sidecar states that of stage `image`."""
+        """Return the 64-bit seed of this position; the sidecar states the one of stage `image`."""
         return seed64(root, stage, self.identity, self.slot, self.attempt)
 
 
 @dataclass
 class Conditions:
-    """What each image of a batch is made from.
+    """The conditions of the images of a batch.
 
     Attributes:
-        context: float32 [B, D], the context of each image (unit length where it is an embedding).
-        target: float32 [B], the cosine the teacher should measure between image and context.
-        extras: further arrays [B, ...] of the system's own, such as a style or a requested m.
+        context: float32 [B, D], the context of each image; an embedding has unit length.
+        target: float32 [B], the cosine that the teacher should measure between image and context.
+        extras: further arrays [B, ...] of the system, such as a style or a requested m.
     """
 
     context: np.ndarray
@@ -46,7 +46,7 @@ class Conditions:
 
 @dataclass
 class Rendered:
-    """Images of one batch: uint8 [B, S, S, 3] RGB, and JSON-able facts known of each image."""
+    """The images of a batch, uint8 [B, S, S, 3] RGB, and JSON-able facts about each image."""
 
     images: np.ndarray
     truth: list[dict[str, Any]]
@@ -55,19 +55,19 @@ class Rendered:
 class System(ABC):
     """One way to make faces.
 
-    Subclasses set `name`, their `Options` (the recipe's `options`) and `sources` (what
-    `identities.source` may be), and draw, vary and sample.
+    Subclasses set `name`, `Options` (the fields of the recipe's `options`) and `sources` (the
+    accepted values of `identities.source`), and implement `draw_contexts`, `vary` and `sample`.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[Part]] = Part
     sources: ClassVar[tuple[str, ...]]
-    weights: ClassVar[tuple[str, ...]] = ()  # names the recipe's `weights` must have
-    one_sided: ClassVar[bool] = True  # a cosine above the target is no identity drift
-    banked: bool = True  # contexts come from an identity bank, separated and screened
+    weights: ClassVar[tuple[str, ...]] = ()  # names that the recipe's `weights` must have
+    one_sided: ClassVar[bool] = True  # a cosine above the target does not count as identity drift
+    banked: bool = True  # contexts come from an identity bank, where they are kept apart
 
     def __init__(self, recipe: GenerateRecipe) -> None:
-        """Check the recipe's fields against the system; loading weights is `load`'s work."""
+        """Check the recipe's fields against the system; `load` loads the weights."""
         self.recipe = recipe
         self.options: Any = checked(self.Options, recipe.options, "recipe field options.")
         if recipe.identities.source not in self.sources:
@@ -81,36 +81,36 @@ class System(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise InputError where the recipe asks for what the system cannot do."""
+        """Raise InputError if the recipe asks for something that the system cannot do."""
 
     def open(self) -> None:
-        """Open the datasets the recipe names; raises InputError where they are not as it says."""
+        """Open the datasets that the recipe names; InputError if they differ from what it says."""
 
     def origins(self) -> tuple[Store, ...]:
-        """Return the datasets whose images enter what is made; they were opened."""
+        """Return the datasets whose images the system uses; call `open` first."""
         return ()
 
     def load(self) -> None:
         """Load weights and open datasets; called once in each actor, before the first batch."""
 
     def gpu(self) -> dict[str, str]:
-        """Return what manifests state of the GPU that makes images; nothing where a CPU does."""
+        """Return facts about the GPU for manifests; empty if a CPU makes the images."""
         return {}
 
     def meet(self, contexts: np.ndarray) -> None:
-        """Take the contexts of all identities, float32 [n, D], before the first one is varied."""
+        """Take the contexts of all identities, float32 [n, D]; called before `vary`."""
 
     def remarks(self, contexts: np.ndarray) -> list[str]:
-        """Return lines worth printing once the contexts of all identities are known."""
+        """Return lines to print when the contexts of all identities are known."""
         return []
 
     @abstractmethod
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
-        """Return candidate contexts, float32 [n, D]; a pure function of each index."""
+        """Return candidate contexts, float32 [n, D]; each depends on its index alone."""
 
     @abstractmethod
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Draw the variation within an identity; contexts is float32 [B, D], one row an image."""
+        """Draw the variation of each image; contexts is float32 [B, D], one row for each image."""
 
     @abstractmethod
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:

@@ -1,13 +1,14 @@
-"""CemiFace (Sun et al., NeurIPS 2024): how similar an image is to its inquiry is what is asked for.
+"""CemiFace (Sun et al., NeurIPS 2024): images with a requested similarity to an inquiry image.
 
-Read it beside the paper. Trained without labels and without pairs: an image is target and inquiry
-at once, and L_SimMat pulls the similarity of x0-hat to the inquiry towards m where there is much
-noise, towards 1 where there is little. Sampled: the inquiry of a person and a requested m give that
-person's images, all variation among which is the noise's.
+Read this file beside the paper (docs/papers.md 3). Training needs no labels and no pairs, because
+an image is target and inquiry at once. L_SimMat pulls the similarity of x0-hat to the inquiry
+towards m at steps with much noise, and towards 1 at steps with little noise. In sampling, a
+person's inquiry and a requested m give that person's images; only the noise varies among them.
 
-DEFAULT, where the paper is silent (papers.md section 3): the inquiry enters as one token, made by
-a linear layer from the teacher's embedding and a linear projection of m. Beyond the paper, each off
-by default: several tokens, a learned empty inquiry with guidance, velocity and min-SNR weights.
+The paper does not state how the inquiry enters. DEFAULT (docs/papers.md 3.1): as one token, which a
+linear layer makes from the teacher's embedding and a linear projection of m. The following goes
+beyond the paper and is off by default: several tokens, a learned empty inquiry with guidance,
+velocity and min-SNR weights.
 """
 
 from collections.abc import Sequence
@@ -32,50 +33,50 @@ from factory.systems.training import (
     TrainingOptions,
 )
 
-SHOWN = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0)  # m of the samples to look at
+SHOWN = (-0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0)  # m of the pictures of a training
 
 
 def similarity_loss(similarity: Tensor, m: Tensor, gamma: Tensor) -> Tensor:
     """Return L_SimMat = (1 - gamma) (1 - sim)^2 + gamma (m - sim)^2, float [n].
 
-    Its optimum for one gamma is sim = 1 - gamma (1 - m).
+    For one gamma the optimum is sim = 1 - gamma (1 - m) (docs/papers.md 3.2).
 
     Args:
         similarity: cosine of x0-hat to the inquiry [n].
-        m: the similarity asked for [n].
+        m: the requested similarity [n].
         gamma: t/T [n].
     """
     return (1.0 - gamma) * (1.0 - similarity).square() + gamma * (m - similarity).square()
 
 
 class Levels(Part):
-    """The similarities a denoiser was trained with: `low`, `low + step`, ... up to `high`."""
+    """The similarities that a denoiser is trained with: `low`, `low + step`, ... up to `high`."""
 
     low: Cosine = -1.0
     high: Cosine = 1.0
     step: Annotated[float, Field(gt=0.0, le=2.0)] = 0.04
 
     def values(self) -> np.ndarray:
-        """Return them in rising order, float64."""
+        """Return the similarities in rising order, float64."""
         count = int(np.floor((self.high - self.low) / self.step + 1e-9)) + 1
         return np.round(self.low + self.step * np.arange(count), 9)
 
 
 class MBand(Part):
-    """A share of the images, whose m is drawn from the levels inside a band."""
+    """A share of the images with m drawn from the levels inside a band."""
 
     m_band: tuple[Cosine, Cosine]
     weight: Annotated[float, Field(gt=0.0)] = 1.0
 
 
 class CemiFaceConfig(Part):
-    """The denoiser and its inquiry; the defaults are the paper's, as far as it states them."""
+    """The sizes of the denoiser and of its inquiry; defaults are the paper's where it has them."""
 
     unet: ADMConfig = ADMConfig()
     context_size: Positive = Field(default=512, description="Dimensions of an embedding.")
     context: Literal["unit", "raw"] = Field(
         default="unit",
-        description="The embedding at length one, or at its own; sampling takes their mean length.",
+        description="Embeddings of length one, or raw ones; sampling uses the mean raw length.",
     )
     similarity_channels: Positive = Field(default=512, description="Outputs of F1.")
     tokens: Positive = 1
@@ -85,7 +86,7 @@ class CemiFaceConfig(Part):
 class InquiryDenoiser(nn.Module):
     """The ADM U-Net with the inquiry and m as outside keys and values of its attention.
 
-    No feature enters the residual blocks: they carry the time step alone.
+    Only the time step enters the residual blocks.
     """
 
     def __init__(self, config: CemiFaceConfig) -> None:
@@ -113,8 +114,8 @@ class InquiryDenoiser(nn.Module):
             x: noisy images or latents [B, C, H, W].
             t: time steps [B] in [0, T).
             given: C_id, embeddings [B, D], and m [B, 1]; None for the empty inquiry everywhere.
-            keep: not used; nothing is dropped from an inquiry.
-            empty: bool [B], samples that get the empty inquiry, where it was learned.
+            keep: not used, because an inquiry has no dropout.
+            empty: bool [B], samples that get the empty inquiry, if the network learned one.
         """
         if given is None:
             assert self.empty is not None
@@ -132,11 +133,11 @@ class CemiFaceSampling(SamplingOptions):
 
     m: Cosine | tuple[Cosine, Cosine] | tuple[MBand, ...] = Field(
         default=0.0,
-        description="One similarity, a band [low, high], or a mixture of {m_band, weight}.",
+        description="One similarity, a band [low, high], or a list of {m_band, weight}.",
     )
 
     def bands(self) -> tuple[MBand, ...]:
-        """Return the mixture; one similarity is a band without width."""
+        """Return m as a list of bands; one similarity is a band without width."""
         if isinstance(self.m, float | int):
             return (MBand(m_band=(self.m, self.m)),)
         if isinstance(self.m[0], MBand):
@@ -155,7 +156,7 @@ class CemiFace(DiffusionSystem):
     one_sided = False
 
     def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the denoiser, and learn which similarities it was trained with."""
+        """Make the denoiser, and read which similarities it was trained with."""
         self.model = checked(CemiFaceConfig, config["model"], "denoiser file: model.")
         levels = checked(Levels, config["levels"], "denoiser file: levels.")
         self.mixture = [
@@ -166,7 +167,7 @@ class CemiFace(DiffusionSystem):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of what is denoised."""
+        """Return channels, height and width of images or latents."""
         return self.model.unet.shape
 
     def fits(self) -> None:
@@ -174,18 +175,18 @@ class CemiFace(DiffusionSystem):
         self.suits(self.model.context_size, self.model.learn_empty_context)
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the inquiries' unit embeddings, float32 [n, D], each a function of its index.
+        """Return unit embeddings of inquiries, float32 [n, D]; each depends on its index alone.
 
-        `gallery` embeds a frontal picture of a studio person no generator has seen, `bank` the
-        first image of each of a dataset's identities, `two_stage` an image sampled without an
-        inquiry.
+        `gallery` embeds a frontal picture of a studio person that no generator saw. `bank` embeds
+        the first image of each of a dataset's identities. `two_stage` embeds an image that was
+        sampled without an inquiry.
         """
         if self.recipe.identities.source == "two_stage":
             return self.embedded(self.unconditional(indices))
         return self.embedded(self.identity_images(indices))
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Draw the m of each image; it is the similarity the screen looks for."""
+        """Draw the m of each image; it is also the target similarity of the screen."""
         m = np.array([self._m(place) for place in positions], np.float32)
         return Conditions(context=contexts, target=m)
 
@@ -196,7 +197,7 @@ class CemiFace(DiffusionSystem):
         return float(draws.choice(self.mixture[number][1]))
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
-        """Return the images of one batch, uint8 [B, S, S, 3], with the m asked for."""
+        """Return the images of one batch, uint8 [B, S, S, 3], with their m as truth."""
         seeds = [place.seed(self.recipe.seed) for place in positions]
         context, m = (
             torch.from_numpy(np.ascontiguousarray(part, np.float32)).to(self.device)
@@ -229,7 +230,7 @@ class CemiFaceOptions(TrainingOptions):
 
 
 class CemiFaceTraining(DenoiserTraining):
-    """Train on images alone: each is its own inquiry, at a similarity drawn for it."""
+    """Train on images alone: each image is its own inquiry, with a drawn similarity."""
 
     system = "cemiface"
     Model = CemiFaceConfig
@@ -237,7 +238,7 @@ class CemiFaceTraining(DenoiserTraining):
     fresh = ("similarity.", "keys.", "empty")
 
     def check(self) -> None:
-        """Refuse to draw an empty inquiry that is not learned; read lengths where they enter."""
+        """Refuse an empty inquiry that is not learned; read norms if embeddings are raw."""
         if self.options.empty_context_prob and not self.config.learn_empty_context:
             raise InputError(
                 f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
@@ -253,7 +254,7 @@ class CemiFaceTraining(DenoiserTraining):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of what is denoised."""
+        """Return channels, height and width of images or latents."""
         return self.config.unet.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
@@ -268,20 +269,20 @@ class CemiFaceTraining(DenoiserTraining):
         return context * self.data.norms[flip, rows].astype(np.float32)[:, None]
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return L_SimMat of each image."""
+        """Return L_SimMat of each image, float [n]."""
         similarity = (seen * batch.wanted["context"][rows]).sum(dim=1)
         gamma = self.noising.gamma(batch.t[rows])
         return similarity_loss(similarity, batch.wanted["m"][rows], gamma)
 
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
-        """Return the examples' own inquiries at rising m."""
+        """Return the examples' own inquiries with rising m."""
         flip = np.zeros_like(rows)
         context = self.data.embeddings[flip, rows].astype(np.float32)
         m = np.resize(np.array(SHOWN, np.float32), (len(rows), 1))
         return self._array(self._inquiry(context, flip, rows)), self._array(m)
 
     def kept(self) -> dict[str, Any]:
-        """Return the similarities it was trained with, and the inquiries' mean length."""
+        """Return the similarities of the training, and the inquiries' mean length."""
         lengths = self.data.norms if self.config.context == "raw" else np.ones(1)
         length = float(np.mean(lengths, dtype=np.float64))
         return {"levels": self.options.levels.model_dump(), "length": length}

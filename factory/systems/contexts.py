@@ -1,4 +1,4 @@
-"""Identity contexts: unit vectors drawn on the hypersphere, spread over it, and turned away."""
+"""Identity contexts: unit vectors that are drawn at random, spread evenly or perturbed."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from factory.seeding import generator, seed64
 
-ROWS = 1024  # of a matrix of cosines held at a time
+ROWS = 1024  # rows of a matrix of cosines that are computed at a time
 
 
 def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
@@ -16,11 +16,11 @@ def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
 
     Args:
         root: the recipe's seed.
-        indices: the positions drawn; equal positions give equal vectors.
+        indices: the indices to draw; equal indices give equal vectors.
         dimension: size D of a vector.
 
     Returns:
-        float32 [n, D], unit length: a normalised Gaussian (papers.md 2.4, "synthetic uniform").
+        float32 [n, D], unit length: normalised Gaussians (docs/papers.md 2.4, "synthetic uniform").
     """
     draws = [
         generator(seed64(root, "context", index)).standard_normal(dimension) for index in indices
@@ -31,19 +31,18 @@ def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarray:
-    """Spread unit vectors over the hypersphere, as far from each other as can be (ID3, Tammes).
+    """Spread unit vectors over the hypersphere, as far apart as possible (ID3; Tammes problem).
 
-    Minimises the log-sum-exp of each vector's cosines to the others by steps along its gradient in
-    the tangent plane, from a random start, while the log-sum-exp hardens into the maximum. All
-    anchors move together: they are a function of `count`, and those of a smaller count are
-    others.
+    The log-sum-exp of each vector's cosines to the others is minimised by gradient steps in the
+    tangent plane, from a random start. Meanwhile the log-sum-exp hardens towards the maximum. All
+    anchors move together, so that another `count` gives other anchors (docs/papers.md 4.2).
 
     Args:
         count: number of anchors N.
         dimension: size D of a vector.
-        seed: of the start.
-        steps: of the descent; 200 bring 200 anchors in 128 dimensions within 0.03 of
-            `least_max_cosine`.
+        seed: seed of the random start.
+        steps: number of gradient steps; after 200 steps, 200 anchors in 128 dimensions are within
+            0.03 of `least_max_cosine`.
 
     Returns:
         float32 [N, D], unit length, read-only.
@@ -66,11 +65,12 @@ def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarr
 
 
 def least_max_cosine(count: int, dimension: int) -> float:
-    """Return a cosine that the closest two of N unit vectors cannot all stay under.
+    """Return a lower bound on the largest cosine between any two of N unit vectors.
 
-    Rankin's bound, which is reached: -1 / (N - 1) up to D + 1 vectors, 0 up to 2 D. For more,
-    Levenshtein's of the third degree, N = D (1 - s) (2 + (D + 1) s) / (1 - D s^2), which holds up
-    to D (D + 3) / 2 vectors and stays a lower bound beyond.
+    Up to 2 D vectors this is Rankin's bound, which is reached: -1 / (N - 1) up to D + 1 vectors, 0
+    up to 2 D. For more vectors it is Levenshtein's bound of the third degree,
+    N = D (1 - s) (2 + (D + 1) s) / (1 - D s^2), which holds up to D (D + 3) / 2 vectors; beyond
+    them its value there remains a lower bound.
     """
     if count <= dimension + 1:
         return -1.0 / (count - 1) if count > 1 else -1.0
@@ -83,18 +83,18 @@ def least_max_cosine(count: int, dimension: int) -> float:
 
 
 def perturb(contexts: np.ndarray, cosines: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-    """Turn each context away to a given cosine, in a direction of its own.
+    """Turn each context away from itself to a given cosine, in a random direction.
 
-    y = v w + sqrt(1 - v^2) u with u a random unit vector orthogonal to w (ID3, Algorithm 3;
-    the same as IDperturb's cos(theta) v + sin(theta) u).
+    y = v w + sqrt(1 - v^2) u, where u is a random unit vector orthogonal to w (ID3, Algorithm 3;
+    the same as IDperturb's cos(theta) v + sin(theta) u; docs/papers.md 4.2 and 5).
 
     Args:
         contexts: [n, D] unit vectors w; they are normalised again in float64.
-        cosines: [n] in [-1, 1], v.
-        seeds: one 64-bit seed a row, of u.
+        cosines: [n] in [-1, 1], the cosines v.
+        seeds: one 64-bit seed of u for each row.
 
     Returns:
-        float64 [n, D] unit vectors, whose cosines to the contexts are those asked for.
+        float64 [n, D] unit vectors; their cosines to the contexts are `cosines`.
     """
     axes = np.asarray(contexts, np.float64)
     axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
@@ -106,17 +106,17 @@ def perturb(contexts: np.ndarray, cosines: np.ndarray, seeds: Sequence[int]) -> 
 
 
 def cosine_bounds(contexts: np.ndarray, lower: float) -> np.ndarray:
-    """Return how far each identity may be perturbed without reaching into a neighbour's half.
+    """Return the lowest cosine to which each identity may be perturbed without meeting another.
 
-    lb_i = max(lower, max_j cos(angle_ij / 2)), IDperturb's bound for each identity. Where they
-    are nearly orthogonal it is 0.71 or more, whatever `lower` says.
+    lb_i = max(lower, max_j cos(angle_ij / 2)), IDperturb's bound for each identity (docs/papers.md
+    5). If identities are nearly orthogonal, it is 0.71 or more, whatever `lower` is.
 
     Args:
         contexts: [n, D] unit vectors.
-        lower: the cosine asked for.
+        lower: the lower bound that the recipe asks for.
 
     Returns:
-        float64 [n], the lowest cosine to its context that each identity may get.
+        float64 [n], the lowest cosine that an identity's images may have to its context.
     """
     vectors = np.asarray(contexts, np.float64)
     nearest = np.full(len(vectors), -1.0)
@@ -128,7 +128,7 @@ def cosine_bounds(contexts: np.ndarray, lower: float) -> np.ndarray:
 
 
 def _cosines(rows: np.ndarray, vectors: np.ndarray, start: int) -> np.ndarray:
-    """Return cosines of vectors [start, start + n) to all, minus infinity for each to itself."""
+    """Return the cosines of vectors [start, start + n) to all, with -inf for each to itself."""
     cosines = rows @ vectors.T
     cosines[np.arange(len(rows)), start + np.arange(len(rows))] = -np.inf
     return cosines

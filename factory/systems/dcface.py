@@ -1,18 +1,21 @@
-"""DCFace (Kim et al., CVPR 2023): one image says who, another how; a denoiser mixes the two.
+"""DCFace (Kim et al., CVPR 2023): a denoiser mixes an identity image with a style image.
 
-Read it beside the paper. Stage 1 is an unconditional model of faces: its images, screened, are the
-bank of identities. Stage 2 is the mixer: spatial features of an identity image and patch-wise
-statistics of a style image enter its attention, the identity's embedding its time embedding. It is
-trained on two images of one person, the style image being the one to be found again; generated, the
-style image is anybody's. A model without `conditions` is stage 1's, with them stage 2's.
+Read this file beside the paper (docs/papers.md 1). Stage 1 is an unconditional model of faces; its
+images, after screening, are the bank of identities. Stage 2 is the mixer. Spatial features of the
+identity image and patch-wise statistics of the style image enter its attention; the identity's
+embedding enters its time embedding. The mixer is trained on two images of one person, of which the
+style image is also the target. When it generates, the style image may show anybody. A model without
+`conditions` is one of stage 1, a model with them is one of stage 2.
 
-Where the paper leaves room: the reference of style, of the identity loss and of the centres is the
-teacher (the paper takes its centres under a larger network); the images that `trim_outliers`
-replaces are the tenth furthest from their centres in the whole dataset; the average kept for
-sampling covers the conditioner too. Beyond the paper, each off by default: velocity, latents,
-min-SNR weights, learned empty tokens with guidance, and samples without identity or without style,
-which keep the mixer from reading off the style who it is, and let guidance lead from the style to
-the identity in it.
+The paper leaves some choices open. Here, the teacher gives the features of styles, the identity
+loss and the centres (the paper takes its centres under a larger network). `trim_outliers` replaces
+the tenth of the whole dataset's images that is furthest from the centres. The average of weights
+covers the conditioner too.
+
+The following goes beyond the paper and is off by default: velocity, latents, min-SNR weights,
+learned empty tokens with guidance, and training samples without identity or without style. The
+latter keep the mixer from reading the identity off the style image, and they allow guidance from
+the style alone towards the identity.
 """
 
 from collections.abc import Sequence
@@ -48,8 +51,8 @@ from factory.systems.training import (
 )
 
 OUTLIERS = 0.1  # share of the images that trim_outliers replaces
-BLOCK = 65_536  # embeddings read at a time
-SAME_FACE = 0.95  # cosine of two embeddings of one image, whatever computed them
+BLOCK = 65_536  # embeddings that are read at a time
+SAME_FACE = 0.95  # least cosine of two embeddings of one image, on any hardware
 
 
 class DCFaceSampling(SamplingOptions):
@@ -58,15 +61,16 @@ class DCFaceSampling(SamplingOptions):
     styles: StylesOptions = StylesOptions()
     guidance_from: Literal["nothing", "style"] = Field(
         default="nothing",
-        description="What guidance leads away from: empty tokens alone, or the style alone.",
+        description="The unguided prediction has only empty tokens, or the style alone.",
     )
 
 
 class DCFace(DiffusionSystem):
-    """Sample faces of a bank's identities in others' styles, or faces of nobody.
+    """Sample faces of a bank's identities in drawn styles, or unconditional faces.
 
-    `bank` takes identity i from the i-th identity of a dataset, `gallery` from a studio person no
-    generator has seen. `noise` samples without conditions, an identity an image: stage 1.
+    Source `bank` takes identity i from the i-th identity of a dataset, `gallery` from a studio
+    person that no generator saw. `noise` samples stage 1 without conditions; each image is an
+    identity of its own.
     """
 
     name = "dcface"
@@ -75,7 +79,7 @@ class DCFace(DiffusionSystem):
     unperturbed = "its identity enters as an image too, which a turned context would contradict"
 
     def check(self) -> None:
-        """Refuse what contradicts the source of identities."""
+        """Refuse fields that contradict the source of identities."""
         super().check()
         recipe, source, options = self.recipe, self.recipe.identities.source, self.options
         if recipe.identities.max_cosine != 1.0:
@@ -104,7 +108,7 @@ class DCFace(DiffusionSystem):
             self.styles = DatasetStyles(ImageBank(styles.dataset, size, field))
 
     def origins(self) -> tuple[Store, ...]:
-        """Return the bank of identities and the dataset of styles, where there are such."""
+        """Return the bank of identities and the dataset of styles, if there are any."""
         styles = self.styles
         found = (styles.images.store,) if isinstance(styles, DatasetStyles) else ()
         return (*super().origins(), *found)
@@ -116,11 +120,11 @@ class DCFace(DiffusionSystem):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of what is denoised."""
+        """Return channels, height and width of images or latents."""
         return self.model.unet.shape
 
     def fits(self) -> None:
-        """Refuse a denoiser that cannot do what is asked, and a teacher it was not trained with."""
+        """Refuse a denoiser that does not suit the recipe, and another teacher than its own."""
         recipe, sizes = self.recipe, self.model.conditions
         named = f"recipe field weights.denoiser.location: {recipe.weights['denoiser'].location}"
         if sizes is None and self.banked:
@@ -157,7 +161,7 @@ class DCFace(DiffusionSystem):
         return self.embedded(self.identity_images(indices))
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Choose a style for every position; the target cosine to the identity image is 1."""
+        """Choose a style for each position; the target cosine to the identity image is 1."""
         target = np.ones(len(positions), np.float32)
         if not self.banked:
             return Conditions(contexts, target)
@@ -190,7 +194,7 @@ class DCFace(DiffusionSystem):
         return drawn[int((groups != wanted).sum(axis=1).argmin())]
 
     def _groups(self, images: Sequence[np.ndarray], truths: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return the group of each image by each attribute: the truth, or else as predicted."""
+        """Return each image's group for each attribute; the truth counts before predictions."""
         assert self.predictor_of is not None
         read = self.predictor_of.predict(np.stack(images))
         found = [
@@ -206,7 +210,7 @@ class DCFace(DiffusionSystem):
         """Return the images of one batch, uint8 [B, S, S, 3].
 
         Raises:
-            InputError: an identity image is not that of the context.
+            InputError: an identity image does not match its context.
         """
         seeds = [position.seed(self.recipe.seed) for position in positions]
         if not self.banked:
@@ -234,7 +238,7 @@ class DCFace(DiffusionSystem):
     def denoise(
         self, x: Tensor, t: Tensor, given: Given, keep: Tensor | None, empty: Tensor | None
     ) -> Tensor:
-        """Call the network with conditions that are mixed already."""
+        """Call the network with conditions that are encoded already."""
         assert isinstance(self.network, DCFaceNet) and not isinstance(given, Tensor)
         if empty is not None and self.options.guidance_from == "style":
             empty = torch.stack([empty, torch.zeros_like(empty)], dim=1)
@@ -245,20 +249,21 @@ class DCFaceOptions(TrainingOptions):
     """DCFace's own fields of a train recipe; the defaults are the paper's."""
 
     near: Positive = Field(
-        default=4, description="Identity images are among so many nearest their person's centre."
+        default=4, description="Identity images are drawn among this many nearest to the centre."
     )
     trim_outliers: bool = Field(
-        default=True, description="Put a better image of the person for those far from the centre."
+        default=True, description="Replace images far from the centre by others of the person."
     )
     identity_loss: Literal["interpolated", "identity", "style"] = Field(
-        default="interpolated", description="Whose face x0-hat is held to."
+        default="interpolated",
+        description="Which image's face x0-hat must have; interpolated: both, weighted by t/T.",
     )
     identity: IdentityLoss = IdentityLoss(weight=0.05, max_t=1.0, glances=False)
     identity_empty_prob: Fraction = Field(
-        default=0.0, description="How often a sample is without identity."
+        default=0.0, description="Share of training samples without identity."
     )
     style_empty_prob: Fraction = Field(
-        default=0.0, description="How often a sample is without style."
+        default=0.0, description="Share of training samples without style."
     )
 
 
@@ -271,7 +276,7 @@ class DCFaceTraining(DenoiserTraining):
     fresh = ("encoder.", "identity.", "style.", "adapter.")
 
     def check(self) -> None:
-        """Refuse conditions where there are none, and an empty context that is not learned."""
+        """Refuse options for conditions that the model lacks, or for empty tokens it lacks."""
         self.sizes: ConditionsConfig | None = self.config.conditions
         self.lacking = (self.options.identity_empty_prob, self.options.style_empty_prob)
         learned = self.sizes is not None and self.sizes.learn_empty
@@ -294,7 +299,7 @@ class DCFaceTraining(DenoiserTraining):
             self.kinds = ("embeddings", "images", *who)
 
     def build(self) -> nn.Module:
-        """Make the network; an identity encoder starts from the weights the recipe names."""
+        """Make the network; an identity encoder starts from the weights that the recipe names."""
         network = DCFaceNet(self.config)
         if self.sizes is None or not self.sizes.identity_encoder:
             return network
@@ -321,16 +326,16 @@ class DCFaceTraining(DenoiserTraining):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of what is denoised."""
+        """Return channels, height and width of images or latents."""
         return self.config.unet.shape
 
     @property
     def embedding_size(self) -> int:
-        """Return the dimensions of the embeddings the network takes."""
+        """Return the dimensions of the embeddings that the network takes."""
         return (self.sizes or ConditionsConfig()).embedding_size
 
     def fits(self) -> None:
-        """Check the sizes of the conditions, and find which images stand for a person."""
+        """Check the sizes of the conditions, and choose the identity images of each person."""
         if self.sizes is None:
             return
         count = np.diff(self.data.first)
@@ -374,14 +379,18 @@ class DCFaceTraining(DenoiserTraining):
         )
 
     def _nearest(self, cosines: np.ndarray) -> np.ndarray:
-        """Return each person's images nearest the centre, int64 [classes, near], -1 for none."""
+        """Return the rows of each person's images nearest to the centre; -1 if there are fewer.
+
+        Returns:
+            int64 [classes, near].
+        """
         data = self.data
         order = np.lexsort((-cosines, data.labels))
         places = data.first[:-1, None] + np.arange(self.options.near)
         return np.where(places < data.first[1:, None], order[np.minimum(places, len(data) - 1)], -1)
 
     def _trim(self, cosines: np.ndarray) -> None:
-        """Put an inlier of the same person in the place of each outlier."""
+        """Replace each outlier by an inlier of the same person."""
         data, threshold = self.data, np.quantile(cosines, OUTLIERS)
         for row in np.flatnonzero(cosines < threshold):
             label = data.labels[row]
@@ -397,7 +406,10 @@ class DCFaceTraining(DenoiserTraining):
         return super()._batch(rows if self.sizes is None else self.target[rows], step, part)
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
-        """Draw the identity image of each target, mirrored or not on its own; the style is it."""
+        """Draw the identity image of each target; the target itself is the style image.
+
+        The two are mirrored independently of each other.
+        """
         if self.sizes is None:
             return Drawn(())
         data, count = self.data, len(rows)
@@ -417,10 +429,10 @@ class DCFaceTraining(DenoiserTraining):
         return Drawn(given, wanted)
 
     def identity_rows(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Return the identity image of each target, one of its person's nearest but itself.
+        """Return the identity image of each target: one nearest to the centre, but not the target.
 
         Args:
-            rows: the targets, int64 [B].
+            rows: rows of the targets, int64 [B].
             shares: uniform draws in [0, 1), float [B].
         """
         near = self.nearest[self.data.labels[rows]]
@@ -440,7 +452,7 @@ class DCFaceTraining(DenoiserTraining):
         return early_features(self.teacher, self.teacher_size, pixels.to(self.device))
 
     def taken(self, batch: DenoiserBatch) -> Given:
-        """Return what the network takes as `given`."""
+        """Return the network's `given`: identity, style features, kept features, missing parts."""
         if self.sizes is None:
             return None
         assert isinstance(self.module, DCFaceNet)
@@ -450,9 +462,9 @@ class DCFaceTraining(DenoiserTraining):
         return (*batch.given, early, kept.to(self.device), batch.wanted["lacking"])
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return L_ID: g (1 - cos to the identity) + (1 - g) (1 - cos to the style), g = t / T.
+        """Return L_ID = g (1 - cos to the identity) + (1 - g) (1 - cos to the style), g = t / T.
 
-        A sample without identity does not count.
+        A sample without identity does not count (docs/papers.md 1.2).
         """
         apart = {
             name: 1.0 - (seen * batch.wanted[name][rows]).sum(dim=1)
@@ -465,7 +477,7 @@ class DCFaceTraining(DenoiserTraining):
         return loss * ~batch.wanted["lacking"][rows, 0]
 
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
-        """Return each row's image as identity, with styles from all over the dataset."""
+        """Return each row's image as identity, with styles spread over the dataset."""
         if self.sizes is None:
             return None
         straight = np.zeros(len(rows), np.int64)

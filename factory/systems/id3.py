@@ -1,14 +1,15 @@
 """ID3 (Xu et al., NeurIPS 2024): spread anchors, attributes, and a score adjusted to the identity.
 
-Read it beside the paper; what papers.md section 4 did not find there is RECONSTRUCTED and says so.
-Trained: the denoiser sees an image's embedding y and its attributes s, and the ID-preserving loss
-rewards <y, phi(x0-hat)>. Sampled: anchors lie as far apart as they can; an image's context has the
-cosine v ~ U[lb, ub] to its identity's anchor, its attributes are drawn from those of the training,
-and every step follows the score adjusted by the gradient of <y, phi(x0-hat)>.
+Read this file beside the paper and docs/papers.md 4. In training, the denoiser sees an image's
+embedding y and its attributes s, and the ID-preserving loss rewards <y, phi(x0-hat)>. In sampling,
+the anchors of the identities lie as far apart as possible. An image's context has the cosine
+v ~ U[lb, ub] to its identity's anchor. Its attributes are drawn from their histograms in the
+training. Every step follows the score that is adjusted by the gradient of <y, phi(x0-hat)>.
 
-RECONSTRUCTED: p(y | x_t) is von Mises-Fisher around phi(x0-hat), so that both inner products carry
-the weight w_t; attributes are degrees / 90 and years / 100; the network is IDiff-Face's, with an
-MLP where that has a linear layer. phi sees x0-hat as the autoencoder decodes it, not clipped.
+RECONSTRUCTED, because the paper's text was not at hand (docs/papers.md 4.2): p(y | x_t) is von
+Mises-Fisher around phi(x0-hat), so that both inner products have the weight w_t; attributes are
+degrees / 90 and years / 100; the network is IDiff-Face's, with an MLP in place of its linear layer;
+phi sees x0-hat as the autoencoder decodes it, not clipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,22 +35,22 @@ from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import DenoiserBatch, Drawn, IdentityLoss
 
 BINS = 24
-DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit
+DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first part of an attribute's unit
 SMALL = 1e-12
-READ = 256  # images that a predictor is handed at a time
+READ = 256  # images in one call of a predictor
 
 
 class AttributePredictor(Protocol):
-    """What the training asks of a network that reads attributes where no sidecar states them."""
+    """A network that reads attributes from images whose sidecars do not state them."""
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
-        """Return what it reads, by name."""
+        """Return the attributes that it reads, by name."""
         ...
 
     @property
     def sha256(self) -> str:
-        """Return what names its file."""
+        """Return the sha256 of its file."""
         ...
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,24 +59,25 @@ class AttributePredictor(Protocol):
 
 
 def likelihood_weight(share: Tensor) -> Tensor:
-    """Return w_t = lambda_t kappa = 0.5 (1 - 1 / (1 + exp(-t/T))), of a share t/T.
+    """Return w_t = lambda_t kappa = 0.5 (1 - 1 / (1 + exp(-t/T))) for shares t/T.
 
-    It falls from 0.25 at t = 0 to 0.134 at t = T.
+    It falls from 0.25 at t = 0 to 0.134 at t = T (docs/papers.md 4.1).
     """
     return 0.5 * (1.0 - torch.sigmoid(share))
 
 
 class AdjustedScore(Part):
-    """How sampling follows the gradient of <y, phi(x0-hat)>."""
+    """The adjustment of the score by the gradient of <y, phi(x0-hat)>."""
 
     gradient: Literal["full", "cheap", "off"] = Field(
-        default="full", description="Through the denoiser, through x0-hat alone, or not at all."
+        default="full",
+        description="full: through the denoiser; cheap: through x0-hat alone; off: none.",
     )
     strength: Annotated[float, Field(ge=0.0)] = Field(
-        default=1.0, description="g, on top of w_t: 1 is the paper's score."
+        default=1.0, description="g, a factor on w_t: 1 is the paper's score."
     )
     interval: tuple[Fraction, Fraction] = Field(
-        default=(0.0, 1.0), description="It is on where t/T lies inside."
+        default=(0.0, 1.0), description="The adjustment is on while t/T lies inside."
     )
 
 
@@ -86,18 +88,19 @@ def adjusted(
     wanted: Tensor,
     options: AdjustedScore,
 ) -> Predict:
-    """Return predictions of the adjusted score: eps~ = eps - sqrt(1 - alpha-bar) g w_t grad.
+    """Return a predictor of the adjusted score: eps~ = eps - sqrt(1 - alpha-bar) g w_t grad.
 
-    grad is that of <y, phi(x0-hat(x_t))> by x_t. `full` differentiates the denoiser too. `cheap`
-    takes the predicted noise as a constant, so that x0-hat is a straight function of x_t, and cuts
-    the correction to the length of eps: its gradient grows as 1 / sqrt(alpha-bar).
+    grad is the gradient of <y, phi(x0-hat(x_t))> with respect to x_t (docs/papers.md 4.2). `full`
+    differentiates the denoiser too. `cheap` takes the predicted noise as a constant, so that x0-hat
+    is linear in x_t. Its gradient grows as 1 / sqrt(alpha-bar), so the correction is cut to the
+    length of eps.
 
     Args:
         predict: (x_t [B, C, H, W], t [B]) -> noise or velocity, guided or not.
-        noising: closed forms of the process; velocity moves by the noise's change / signal.
+        noising: closed forms of the process; velocity changes by the noise's change / signal.
         look: x0-hat [B, C, H, W] -> unit embeddings [B, D], differentiable.
         wanted: y, unit embeddings [B, D].
-        options: g, the variant, and where it is on.
+        options: g, the variant, and the interval.
     """
     low, high = options.interval
 
@@ -133,15 +136,15 @@ def _length(maps: Tensor) -> Tensor:
 
 
 class Histogram(Part):
-    """How an attribute was spread over the training: counts between edges, in its unit."""
+    """The histogram of an attribute over the training images, in the attribute's unit."""
 
     name: str
     edges: tuple[float, ...]
     counts: tuple[int, ...]
-    divisor: float = Field(description="What the denoiser takes is the attribute over this.")
+    divisor: float = Field(description="The denoiser takes the attribute divided by this.")
 
     def draw(self, seed: int, spread: float) -> float:
-        """Draw a value, its distance from the mean multiplied by `spread`, within the edges."""
+        """Draw a value, multiply its distance from the mean by `spread`, clip it to the edges."""
         draws = generator(seed)
         counts, edges = np.array(self.counts, np.float64), np.array(self.edges)
         number = np.searchsorted(np.cumsum(counts), draws.random() * counts.sum(), side="right")
@@ -151,9 +154,9 @@ class Histogram(Part):
 
 
 class AttributeDraw(Part):
-    """How an attribute of an image is drawn; the default is as it was spread over the training."""
+    """How an attribute of an image is drawn; by default from the training's histogram."""
 
-    value: float | None = Field(default=None, description="The same for every image, in its unit.")
+    value: float | None = Field(default=None, description="A fixed value, in the attribute's unit.")
     spread: Annotated[float, Field(ge=0.0)] = Field(
         default=1.0, description="Factor on the distance from the training's mean."
     )
@@ -165,14 +168,14 @@ class ID3Sampling(SamplingOptions):
 
     anchors: Positive | None = Field(
         default=None,
-        description="Anchors that were spread together; the dataset grows up to this many.",
+        description="How many anchors are spread together; the dataset may grow up to this many.",
     )
     bounds: tuple[Cosine, Cosine] = Field(
-        default=(0.7, 0.9), description="lb and ub: cosine of an image's context to its anchor."
+        default=(0.7, 0.9), description="lb, ub: bounds on the cosine of a context to its anchor."
     )
     score: AdjustedScore = AdjustedScore()
     attributes: dict[str, AttributeDraw] = Field(
-        default={}, description="By name; those not named are drawn as in the training."
+        default={}, description="By name; the others are drawn from the training's histograms."
     )
 
 
@@ -187,7 +190,7 @@ class ID3(DiffusionSystem):
     one_sided = False
 
     def check(self) -> None:
-        """Refuse bounds that are none, and more identities than anchors."""
+        """Refuse bounds in the wrong order, and more identities than anchors."""
         super().check()
         lower, upper = self.options.bounds
         if lower > upper:
@@ -210,7 +213,7 @@ class ID3(DiffusionSystem):
             )
 
     def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the denoiser, and learn which attributes it takes."""
+        """Make the denoiser, and read which attributes it takes."""
         self.model = checked(UNetConfig, config["model"], "denoiser file: model.")
         held = [
             checked(Histogram, raw, "denoiser file: attributes.") for raw in config["attributes"]
@@ -220,7 +223,7 @@ class ID3(DiffusionSystem):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of an image's latents."""
+        """Return channels, height and width of an image's latents."""
         return self.model.shape
 
     @property
@@ -229,7 +232,7 @@ class ID3(DiffusionSystem):
         return self.model.context_size - len(self.histograms)
 
     def fits(self) -> None:
-        """Refuse a teacher of another size, an unknown attribute, and guidance nobody learned."""
+        """Refuse another teacher's size, unknown attributes, and an empty context not learned."""
         self.suits(self.dimension, self.model.learn_empty_context)
         for name in self.options.attributes:
             if name not in self.histograms:
@@ -246,10 +249,10 @@ class ID3(DiffusionSystem):
             )
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
-        """Return unit vectors, float32 [n, D]: anchors by number, or those of another source.
+        """Return unit vectors, float32 [n, D]: anchors, or contexts of another source.
 
-        A bank is drawn in blocks, so numbers past the last anchor are asked for too; they repeat
-        the first ones and are never used.
+        A bank is drawn in whole blocks, so that indices may exceed the anchors. Such an index
+        repeats one of the first anchors and is never used.
         """
         source, seed = self.recipe.identities.source, self.recipe.seed
         if source == "uniform":
@@ -260,9 +263,9 @@ class ID3(DiffusionSystem):
         return anchors(count, self.dimension, seed)[np.array(indices) % count]
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Draw each image's own context y at the cosine v ~ U[lb, ub] from its anchor.
+        """Draw each image's context y with the cosine v ~ U[lb, ub] to its anchor.
 
-        The target is v: the screen measures images against the anchor, whose identity they have.
+        The target is v, because the screen compares an image with the anchor of its identity.
         """
         seed = self.recipe.seed
         lower, upper = self.options.bounds
@@ -274,7 +277,7 @@ class ID3(DiffusionSystem):
         )
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
-        """Return the images of one batch, uint8 [B, S, S, 3], with the v and s asked for."""
+        """Return the images of one batch, uint8 [B, S, S, 3], with their v and s as truth."""
         asked = [self._attributes(place) for place in positions]
         divisors = np.array([one.divisor for one in self.histograms.values()])
         s = np.array([list(one.values()) for one in asked]).reshape(len(asked), -1) / divisors
@@ -299,7 +302,7 @@ class ID3(DiffusionSystem):
         return drawn
 
     def predictor(self, given: Given, sampler: Sampler) -> Predict:
-        """Return the prediction of the adjusted score."""
+        """Return the function that predicts the adjusted score for a batch."""
         predict = super().predictor(given, sampler)
         options = self.options.score
         if options.gradient == "off":
@@ -335,7 +338,7 @@ class ID3Training(IDiffFaceTraining):
     fresh = ("context.",)
 
     def check(self) -> None:
-        """Say which examples are needed: the truth, or images that weights.attributes reads."""
+        """Choose the examples: the sidecars' truth, or images for weights.attributes to read."""
         super().check()
         self.reader = self.recipe.weights.get("attributes")
         self.kinds = ("embeddings", "images" if self.reader else "truth")
@@ -347,11 +350,11 @@ class ID3Training(IDiffFaceTraining):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Return the attributes read from sidecars."""
+        """Return the names of the attributes that are read from sidecars."""
         return () if self.reader else self.options.attributes
 
     def fits(self) -> None:
-        """Read every example's attributes, and which of them change sign in a mirror."""
+        """Read every example's attributes, their divisors and which change sign in a mirror."""
         names = self.options.attributes
         self.read_by = "truth"
         if self.reader:
@@ -374,26 +377,27 @@ class ID3Training(IDiffFaceTraining):
             )
         else:
             self.values = self.data.truth
-        known = [STUDIO.get(name) for name in names]  # a name means the same whoever read it
+        known = [STUDIO.get(name) for name in names]  # names mean the same for every reader
         self.mirrored = np.array([one.mirrored if one else 1 for one in known], np.float32)
         units = [one.unit.split(",")[0] if one else "" for one in known]
         self.divisors = np.array([DIVISORS.get(unit, 1.0) for unit in units], np.float32)
 
     def given(self, y: np.ndarray, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return [y; s], float32 [B, D + A], of examples or their mirror images."""
+        """Return [y; s], float32 [B, D + A], of examples or of their mirror images."""
         s = np.where(flip[:, None] == 1, self.values[rows] * self.mirrored, self.values[rows])
         return np.concatenate([y, s / self.divisors], axis=1).astype(np.float32)
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
-        """Draw y as IDiff-Face does; s is the target image's own."""
+        """Draw y as IDiff-Face does, with the attributes s of the target image."""
         drawn = super().draw(draws, rows, flip)
         return Drawn((self.given(drawn.given[0], flip, rows),), drawn.wanted)
 
     def error_weight(self, t: Tensor) -> Tensor:
         """Add the one-step reconstruction term ||x0 - x0-hat(x_1)||^2 of Equation 3.
 
-        The error of x0-hat is that of the prediction times sigma (velocity), or sigma / signal
-        (noise), so the term is a weight.
+        The error of x0-hat is the prediction's error times sigma (velocity), or times sigma /
+        signal (noise). The term is therefore a weight on the prediction's error (docs/papers.md
+        4.2); time steps begin at 0 here, so it counts at step 0.
         """
         factor = self.noising.sigma(t)
         if self.options.process.prediction == "epsilon":
@@ -402,7 +406,7 @@ class ID3Training(IDiffFaceTraining):
         return super().error_weight(t) + near * factor[:, 0, 0, 0].square()
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return -w_t <y, phi(x0-hat)>, the inner-product term of Equation 3."""
+        """Return -w_t <y, phi(x0-hat)>, the inner-product term of Equation 3, float [n]."""
         likeness = (seen * batch.wanted["context"][rows]).sum(dim=1)
         return -likelihood_weight(self.noising.gamma(batch.t[rows])) * likeness
 
@@ -412,7 +416,7 @@ class ID3Training(IDiffFaceTraining):
         return self._array(self.given(self.data.embeddings[flip, rows], flip, others))
 
     def kept(self) -> dict[str, Any]:
-        """Return how each attribute was spread, mirror images included, in the order taken."""
+        """Return each attribute's histogram with mirror images, in the order the network takes."""
         both = np.concatenate([self.values, self.values * self.mirrored])
         found = []
         for column, name in enumerate(self.options.attributes):

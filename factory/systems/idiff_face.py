@@ -1,14 +1,18 @@
 """IDiff-Face (Boutros et al., ICCV 2023): an identity embedding steers a latent diffusion model.
 
-Read it beside the paper. Trained: the context of an image is its own embedding under the teacher;
-contextual partial dropout keeps the denoiser from reading more than the identity out of it.
-Sampled: a synthetic context, drawn uniformly on the sphere or in two stages, gives one person, and
-fresh noise gives that person's images. The context does not vary within an identity. Unlike the
-paper's, a mirrored target has the mirrored image's embedding, and `two_stage` samples its first
-images with the empty context of this network, where the paper trains one without contexts for it.
+Read this file beside the paper (docs/papers.md 2). In training, the context of an image is its own
+embedding under the teacher; contextual partial dropout keeps the denoiser from reading more than
+the identity out of it. In sampling, a synthetic context gives one person, and fresh noise gives
+that person's images. The context is drawn uniformly on the sphere or in two stages; it does not
+vary within an identity.
 
-Beyond the paper, each off by default: a learned empty context with guidance, contexts from another
-image of the same person, min-SNR weights, and an identity loss through decoder and teacher.
+There are two differences from the paper. A mirrored target has the mirrored image's embedding. And
+`two_stage` samples its first images with the empty context of this network, whereas the paper
+trains a network without contexts for them.
+
+The following goes beyond the paper and is off by default: a learned empty context with guidance,
+contexts from another image of the same person, min-SNR weights, and an identity loss through
+decoder and teacher.
 """
 
 from collections.abc import Sequence
@@ -32,7 +36,7 @@ class IDiffFaceSampling(SamplingOptions):
     """IDiff-Face's own fields of a generate recipe; CPD belongs to the weights."""
 
     first_stage_steps: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Sampler steps of two_stage's first image; default the sampler's."
+        default=None, description="Sampler steps of two_stage's first image; default: sampler.steps"
     )
 
 
@@ -51,7 +55,7 @@ class IDiffFace(DiffusionSystem):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of an image's latents."""
+        """Return channels, height and width of an image's latents."""
         return self.model.shape
 
     def fits(self) -> None:
@@ -59,11 +63,11 @@ class IDiffFace(DiffusionSystem):
         self.suits(self.model.context_size, self.model.learn_empty_context)
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
-        """Return unit contexts, float32 [n, D], each a function of its index alone.
+        """Return unit contexts, float32 [n, D]; each depends on its index alone.
 
-        `uniform` draws on the sphere, `two_stage` embeds an image sampled without an identity,
-        `gallery` embeds a frontal picture of a studio person no generator has seen, `bank` the
-        first image of each of a dataset's identities.
+        `uniform` draws on the sphere. `two_stage` embeds an image that was sampled without an
+        identity. `gallery` embeds a frontal picture of a studio person that no generator saw.
+        `bank` embeds the first image of each of a dataset's identities.
         """
         source = self.recipe.identities.source
         if source == "uniform":
@@ -73,10 +77,10 @@ class IDiffFace(DiffusionSystem):
         return self.embedded(self.identity_images(indices))
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Return the contexts unchanged, all variation being the noise's; the target cosine is 1.
+        """Return the contexts unchanged with target cosine 1; only the noise varies.
 
-        Perturbed, each image has a context of its own, and its cosine to the identity's is the
-        target.
+        With options.perturb, each image has a context of its own. Its cosine to the identity's
+        context is the target.
         """
         if self.options.perturb is None:
             return Conditions(contexts, np.ones(len(positions), np.float32))
@@ -98,12 +102,12 @@ class IDiffFaceOptions(TrainingOptions):
     """IDiff-Face's own fields of a train recipe; the defaults are the paper's."""
 
     other_image_prob: Fraction = Field(
-        default=0.0, description="How often the context is another image's of the same person."
+        default=0.0, description="Share of samples whose context is another image of the person."
     )
 
 
 class IDiffFaceTraining(DenoiserTraining):
-    """Train the denoiser on an image's own embedding, parts of it dropped."""
+    """Train the denoiser on an image's own embedding, with partial dropout."""
 
     system = "idiff_face"
     Model = UNetConfig
@@ -111,7 +115,7 @@ class IDiffFaceTraining(DenoiserTraining):
     in_latents = True
 
     def check(self) -> None:
-        """Refuse to draw an empty context that is not learned."""
+        """Refuse to draw an empty context if the model learns none."""
         if self.options.empty_context_prob and not self.config.learn_empty_context:
             raise InputError(
                 f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
@@ -125,11 +129,11 @@ class IDiffFaceTraining(DenoiserTraining):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return the shape of an image's latents."""
+        """Return channels, height and width of an image's latents."""
         return self.config.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
-        """Draw each context: the image's own embedding, or another's of the same person."""
+        """Draw each context: the image's own embedding, or that of another image of the person."""
         data, count = self.data, len(rows)
         other = draws.random(count) < self.options.other_image_prob
         label = data.labels[rows]
@@ -139,9 +143,10 @@ class IDiffFaceTraining(DenoiserTraining):
         return Drawn((context,), {"context": context})
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return sqrt(alpha-bar) (1 - cos): a face counts by how much of it the step lets through.
+        """Return sqrt(alpha-bar) (1 - cos), so that steps with less noise count more.
 
-        Not the paper's; it closes most of the distance from context to image at desk scale.
+        The paper has no such loss. At desk scale it closes most of the distance between context and
+        image.
         """
         cosine = (seen * batch.wanted["context"][rows]).sum(dim=1)
         return self.noising.signal(batch.t[rows])[:, 0, 0, 0] * (1.0 - cosine)

@@ -1,7 +1,7 @@
-"""How a diffusion system samples: loading, guidance, and images by position.
+"""Sampling of diffusion systems: loading, guidance, and images by position.
 
-A system says what its network is and what it is conditioned on; the noise process, guidance,
-autoencoder, teacher and the draws keyed by position are here.
+A system supplies its network and its conditions. This module holds what they share: noise process,
+guidance, autoencoder, teacher and draws keyed by position.
 """
 
 from abc import abstractmethod
@@ -43,31 +43,31 @@ from factory.systems.contexts import cosine_bounds, perturb
 
 
 class Perturb(Part):
-    """IDperturb (CVPR 2026): each image's context has the cosine s ~ U[lb_i, 1] to its identity's.
+    """IDperturb (CVPR 2026): an image's context has the cosine s ~ U[lb_i, 1] to its identity's.
 
-    The paper's lb_i = max(lb, max_j cos(angle_ij / 2)) keeps identities apart; it is a function of
-    all identities, so a dataset made with it cannot grow. Without it, lb_i = lb.
+    The paper's lb_i = max(lb, max_j cos(angle_ij / 2)) keeps identities apart. It depends on all
+    identities, so a dataset made with it cannot grow. Without it, lb_i = lb (docs/papers.md 5).
     """
 
     lb: Cosine = 0.6
     among: Positive | None = Field(
         default=None,
-        description="Keep the paper's bound among this many identities, all there are; default: "
-        "unclamped.",
+        description="Use the paper's bound among this many identities, which must be all; "
+        "default: lb alone.",
     )
 
 
 class SamplingOptions(Part):
-    """What every diffusion system accepts in a generate recipe's `options`."""
+    """The fields of a generate recipe's `options` that every diffusion system accepts."""
 
     guidance_interval: tuple[Fraction, Fraction] = Field(
-        default=(0.0, 1.0), description="Guidance is on where t/T lies inside."
+        default=(0.0, 1.0), description="Guidance is on while t/T lies inside."
     )
     guidance_rescale: Fraction = Field(
-        default=0.0, description="How far guidance's spread returns to the unguided one's."
+        default=0.0, description="How far the guided prediction gets the conditional one's spread."
     )
     bank: NamedDataset | None = Field(
-        default=None, description="For identities.source bank: the first image of each identity."
+        default=None, description="For identities.source bank: first images are the identities."
     )
     perturb: Perturb | None = Field(
         default=None, description="Turn each image's context away from its identity's."
@@ -77,25 +77,26 @@ class SamplingOptions(Part):
 class DiffusionSystem(System):
     """A system that samples a trained denoiser, in latents or in pixels.
 
-    Subclasses build their network (`build`), say the shape of what it denoises (`shape`), and
-    check that the weights fit the recipe (`fits`). They make images by `images`.
+    Subclasses build their network (`build`), return the shape that it denoises (`shape`), and check
+    that the weights fit the recipe (`fits`). They make images with `images`.
 
     Attributes:
         network: the denoiser, in evaluation mode.
-        config: what its file says: `model`, `process`, and what the training left for sampling.
+        config: the config in its file: `model`, `process`, and facts that the training kept for
+            sampling.
         process: its noise process.
-        autoencoder: None where the denoiser works on pixels.
-        teacher: the recognizer that embeds.
+        autoencoder: None if the denoiser works on pixels.
+        teacher: the recognizer that embeds images.
         bank: the images of identities.source bank; None for another source.
     """
 
     Options = SamplingOptions
-    unperturbed: ClassVar[str] = ""  # why options.perturb makes no sense here, if it does not
+    unperturbed: ClassVar[str] = ""  # why the system refuses options.perturb, if it does
     weights = ("denoiser", "teacher")
     in_latents: ClassVar[bool | None] = None  # None: the denoiser's file decides
 
     def check(self) -> None:
-        """Refuse a recipe without a sampler, or with an eta its sampler has not."""
+        """Refuse a recipe without a sampler, or with an eta that its sampler does not have."""
         recipe = self.recipe
         if recipe.sampler is None:
             raise InputError(f"recipe field sampler: missing; {self.name} needs one")
@@ -127,7 +128,7 @@ class DiffusionSystem(System):
             )
 
     def open(self) -> None:
-        """Open the bank of identities, where the recipe names one."""
+        """Open the bank of identities if the recipe names one."""
         recipe, named = self.recipe, self.options.bank
         self.bank: ImageBank | None = None
         if named is None:
@@ -140,27 +141,28 @@ class DiffusionSystem(System):
             )
 
     def origins(self) -> tuple[Store, ...]:
-        """Return the bank of identities, where there is one."""
+        """Return the bank of identities, if there is one."""
         return () if self.bank is None else (self.bank.store,)
 
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
-        """Make the network a denoiser file's `config` describes, with fresh weights."""
+        """Make the network that a denoiser file's `config` describes, with fresh weights."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of what the network denoises."""
+        """Return channels, height and width of the tensors that the network denoises."""
 
     def fits(self) -> None:
-        """Raise InputError where network, teacher and recipe do not belong together."""
+        """Raise InputError if network, teacher and recipe do not fit together."""
 
     def suits(self, dimension: int, learned_empty: bool) -> None:
         """Refuse a teacher of another size, and an empty context that was never learned.
 
         Args:
-            dimension: of the embeddings the denoiser takes.
-            learned_empty: whether guidance and `two_stage` have an empty context to sample.
+            dimension: size of the embeddings that the denoiser takes.
+            learned_empty: whether the denoiser learned an empty context, which guidance and
+                `two_stage` need.
         """
         if self.teacher.dimension != dimension:
             raise InputError(
@@ -175,7 +177,7 @@ class DiffusionSystem(System):
             )
 
     def load(self) -> None:
-        """Load denoiser, autoencoder and teacher, and check that they belong together."""
+        """Load denoiser, autoencoder and teacher, and check that they fit together."""
         self.open()
         recipe = self.recipe
         assert recipe.sampler is not None
@@ -210,7 +212,7 @@ class DiffusionSystem(System):
         self.fits()
 
     def gpu(self) -> dict[str, str]:
-        """Return name and CUDA of the GPU that the networks are on, if they are."""
+        """Return the GPU's name and CUDA's version if the networks are on a GPU."""
         return gpu_facts() if self.device.type == "cuda" else {}
 
     def _built(self, config: dict[str, Any]) -> nn.Module:
@@ -233,11 +235,11 @@ class DiffusionSystem(System):
         return latent
 
     def seeds(self, stage: str, indices: Sequence[int]) -> list[int]:
-        """Return the seed of each index under a stage of the recipe."""
+        """Return the seed of each index for a stage."""
         return [seed64(self.recipe.seed, stage, index) for index in indices]
 
     def gallery(self, indices: Sequence[int]) -> np.ndarray:
-        """Return frontal pictures of studio people no generator has seen, uint8 [n, S, S, 3]."""
+        """Return frontal pictures of studio people that no generator saw, uint8 [n, S, S, 3]."""
         size = self.recipe.image.size
         seeds = self.seeds("context", indices)
         return np.stack(
@@ -250,8 +252,8 @@ class DiffusionSystem(System):
     def identity_images(self, indices: Sequence[int]) -> np.ndarray:
         """Return the bank's images of identities, else gallery pictures, uint8 [n, S, S, 3].
 
-        Candidates are drawn in blocks, so that numbers may be asked for that the bank does not
-        reach; they stand for its first ones again and become nobody's.
+        Candidates are drawn in whole blocks, so that indices may exceed the bank. Such an index
+        repeats one of the first images and never becomes an identity.
         """
         if self.bank is None:
             return self.gallery(indices)
@@ -261,8 +263,8 @@ class DiffusionSystem(System):
         """Return images sampled with the empty context, uint8 [n, S, S, 3].
 
         Args:
-            indices: each image is a function of its own.
-            steps: sampler steps; default the recipe's.
+            indices: one index for each image, which alone decides it.
+            steps: sampler steps; default: the recipe's.
         """
         sampler = self.sampler.model_copy(update={"steps": steps or self.sampler.steps})
         seeds, size = self.seeds("context", indices), self.sampler.batch_size
@@ -271,7 +273,7 @@ class DiffusionSystem(System):
         )
 
     def meet(self, contexts: np.ndarray) -> None:
-        """Find the lowest cosine that each identity's contexts may have."""
+        """Compute the lowest cosine that each identity's perturbed contexts may have."""
         asked = self.options.perturb
         if asked is not None:
             clamped = asked.among is not None
@@ -280,7 +282,7 @@ class DiffusionSystem(System):
             )
 
     def remarks(self, contexts: np.ndarray) -> list[str]:
-        """Say which bounds of perturbation the identities have in effect."""
+        """Return a line on the bounds of perturbation that are in effect."""
         self.meet(contexts)
         if not len(self.bounds):
             return []
@@ -295,7 +297,7 @@ class DiffusionSystem(System):
     def perturbed(
         self, contexts: np.ndarray, positions: Sequence[Position]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return each image's own context and its cosine to its identity's, float32 [B, D], [B]."""
+        """Return each image's context and its cosine to the identity's, float32 [B, D] and [B]."""
         seed = self.recipe.seed
         low = self.bounds[[place.identity for place in positions]]
         share = np.array([generator(place.seed(seed, "v")).random() for place in positions])
@@ -316,11 +318,11 @@ class DiffusionSystem(System):
     def denoise(
         self, x: Tensor, t: Tensor, given: Given, keep: Tensor | None, empty: Tensor | None
     ) -> Tensor:
-        """Call the network once; a system whose conditions are encoded beforehand says how."""
+        """Call the network once; a system that encodes its conditions beforehand overrides this."""
         return self.network(x, t, given, keep=keep, empty=empty)
 
     def predictor(self, given: Given, sampler: Sampler) -> Predict:
-        """Return the network's prediction for a batch, guided as the recipe says."""
+        """Return the function that predicts for a batch, with the recipe's guidance."""
         return guided(
             self.denoise,
             given,
@@ -337,9 +339,9 @@ class DiffusionSystem(System):
         """Sample images, uint8 [B, S, S, 3].
 
         Args:
-            given: what the network is conditioned on; None samples the empty context.
-            seeds: one 64-bit seed an image.
-            sampler: default the recipe's.
+            given: the conditions of the network; None samples the empty context.
+            seeds: one 64-bit seed for each image.
+            sampler: default: the recipe's.
         """
         sampler = sampler or self.sampler
         low = self.sampler.dtype == "bfloat16"
@@ -355,9 +357,10 @@ class DiffusionSystem(System):
 
 
 def filled(items: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
-    """Yield batches of one size, the last filled up by repeating, with how many of each count.
+    """Yield (batch, number of real items); the last batch is filled up with repeated items.
 
-    Shapes do not change then, and an item's last bits do not depend on how many were asked for.
+    All batches have one size, so that the last bits of an item do not depend on the number of
+    items.
     """
     for start in range(0, len(items), size):
         part = list(items[start : start + size])

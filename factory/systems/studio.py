@@ -1,7 +1,7 @@
-"""The studio: rendered heads of the built-in world, a system like the others.
+"""The studio as a system: rendered heads of people whose truth is known.
 
-An identity is a `Person` of one of the disjoint sets of `factory.studio.people`, an image is that
-person in a `View`. `plain: true` is the deliberately poorer variant `studio_plain`.
+An identity is a `Person` of one of the disjoint sets of `factory.studio.people`. An image shows
+that person in a `View`. `plain: true` is the deliberately poorer variant `studio_plain`.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,13 @@ from factory.systems.base import Conditions, Position, Rendered, System
 class StudioOptions(Part):
     """The studio's own fields of a generate recipe."""
 
-    plain: bool = Field(default=False, description="Plain skin and hair, narrow pose and light.")
+    plain: bool = Field(
+        default=False, description="Plain skin and hair, and small ranges of pose and light."
+    )
 
 
 class Studio(System):
-    """Render identities of one studio set: no weights, no bank, truth known for every image."""
+    """Render identities of one studio set, without weights and without a bank."""
 
     name = "studio"
     Options = StudioOptions
@@ -31,7 +33,7 @@ class Studio(System):
     banked = False
 
     def check(self) -> None:
-        """Refuse what needs a recognizer or a diffusion model."""
+        """Refuse a sampler and weights, which belong to diffusion systems."""
         if self.recipe.sampler is not None:
             raise InputError("recipe field sampler: the studio renders; accepted is no sampler")
         if self.recipe.weights:
@@ -39,11 +41,11 @@ class Studio(System):
             raise InputError(f"recipe field weights: {given}; the studio accepts no weights")
 
     def draw_contexts(self, indices: Sequence[int]) -> np.ndarray:
-        """Return empty contexts, float32 [n, 0]: a person is named by its index alone."""
+        """Return empty contexts, float32 [n, 0], because the index alone names a person."""
         return np.zeros((len(indices), 0), np.float32)
 
     def vary(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
-        """Return no conditions: the view is drawn from the position."""
+        """Return empty conditions, because `sample` draws the view from the position."""
         return Conditions(context=contexts, target=np.ones(len(positions), np.float32))
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:

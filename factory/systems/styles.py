@@ -1,4 +1,4 @@
-"""Style banks: the pictures that say how an image looks, from a dataset or from the studio."""
+"""Style banks: pictures of a dataset or of the studio that decide how an image looks."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,48 +13,48 @@ from factory.studio.views import attributes, draw_view
 
 
 class StylesOptions(Part):
-    """Where styles come from, and which of some drawn at random is taken for an image."""
+    """The source of styles, and how the style of an image is chosen."""
 
     dataset: NamedDataset | None = Field(
-        default=None, description="Images of any dataset; without one, the studio's train people."
+        default=None, description="Images of a dataset; default: the studio's train people."
     )
-    people: Positive = Field(default=8000, description="So many of the studio's train people.")
+    people: Positive = Field(default=8000, description="Number of the studio's train people.")
     draw: Literal["random", "matched", "similar"] = Field(
         default="random",
-        description="The first drawn; the one whose attributes differ least from the identity "
-        "image's; or the one whose face is nearest to it under the teacher.",
+        description="random: any style; of some candidates, matched: the one whose attributes "
+        "differ least from the identity image's; similar: the one nearest under the teacher.",
     )
-    candidates: Positive = Field(default=16, description="How many are drawn to choose from.")
+    candidates: Positive = Field(default=16, description="Number of candidates to choose from.")
     groups: dict[str, tuple[float, ...]] = Field(
         default={"gender": (0.5,), "skin_luminance": (0.12, 0.3)},
-        description="For matched: attributes, and where their range is cut into groups.",
+        description="For matched: attributes, and the values that cut their range into groups.",
     )
 
 
 class Style(NamedTuple):
-    """A picture that says how: its number in the bank and, in the studio, the seed of its view."""
+    """A style: the number of its picture or person and, in the studio, the seed of its view."""
 
     number: int
     view: int
 
 
 class StyleBank(Protocol):
-    """Where styles are drawn from."""
+    """A set of styles to draw from."""
 
     def draw(self, draws: np.random.Generator) -> Style:
         """Draw a style."""
         ...
 
     def image(self, style: Style) -> np.ndarray:
-        """Return its picture, uint8 [S, S, 3] RGB."""
+        """Return the style's picture, uint8 [S, S, 3] RGB."""
         ...
 
     def truth(self, style: Style) -> dict[str, Any]:
-        """Return what is known of the picture."""
+        """Return the known attributes of the picture."""
         ...
 
     def key(self, style: Style) -> str:
-        """Return its name, for sidecars."""
+        """Return the style's name, for sidecars."""
         ...
 
 
@@ -74,7 +74,7 @@ class DatasetStyles:
         return self.images.image(style.number)
 
     def truth(self, style: Style) -> dict[str, Any]:
-        """Return the truth its sidecar states."""
+        """Return the truth from the image's sidecar."""
         return self.images.sidecar(style.number).get("truth", {})
 
     def key(self, style: Style) -> str:
@@ -83,10 +83,10 @@ class DatasetStyles:
 
 
 class StudioStyles:
-    """Styles that are pictures of the studio's train people, rendered when they are needed."""
+    """Styles that are pictures of the studio's train people, rendered when needed."""
 
     def __init__(self, people: int, size: int) -> None:
-        """Keep how many people there are, and the height and width of a picture."""
+        """Keep the number of people, and the height and width of a picture in pixels."""
         self.people, self.size = people, size
 
     def draw(self, draws: np.random.Generator) -> Style:
@@ -98,7 +98,7 @@ class StudioStyles:
         return render(person("train", style.number), draw_view(style.view), self.size)
 
     def truth(self, style: Style) -> dict[str, Any]:
-        """Return what the studio knows of the view."""
+        """Return the attributes of the person and the view."""
         return dict(attributes(person("train", style.number), draw_view(style.view)))
 
     def key(self, style: Style) -> str:

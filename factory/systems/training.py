@@ -1,7 +1,7 @@
-"""How a system's denoiser is trained: one training loop's worth of batches and losses.
+"""Training of a system's denoiser: the batches and the losses of one training loop.
 
-A system says what its network is conditioned on and what its identity loss wants; noise, masks and
-the draws keyed by position are here.
+A system supplies its network, its conditions and its identity loss. This module holds what they
+share: noise, masks and draws keyed by position.
 """
 
 import json
@@ -55,40 +55,40 @@ from factory.recognition.backbones import make_backbone
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, seed64
 
-CACHE_SEED = 1  # the order in which examples are kept is the same for all recipes
-TEACHER_SIZE = 112  # of a teacher of random-init
+CACHE_SEED = 1  # one seed for all recipes, so that they share the cached examples
+TEACHER_SIZE = 112  # image size in pixels of a random-init teacher
 
 
 class IdentityLoss(Part):
-    """A loss on the teacher's view of x0-hat, where the time step lets the face be seen."""
+    """A loss on the teacher's embedding of x0-hat, at time steps with little enough noise."""
 
     weight: Annotated[float, Field(ge=0.0)] = 0.0
-    max_t: Fraction = Field(default=0.5, description="Only where t/T is below this.")
-    after: Fraction = Field(default=0.0, description="Share of the training it waits.")
+    max_t: Fraction = Field(default=0.5, description="The loss counts only if t/T is below this.")
+    after: Fraction = Field(default=0.0, description="Share of the training before it starts.")
     glances: bool = Field(
-        default=True, description="Move, blur and roughen the images before the teacher looks."
+        default=True, description="Move, blur and add noise to images before the teacher sees them."
     )
 
 
 class TrainingOptions(Part):
-    """What every diffusion system accepts in a train recipe's `options`."""
+    """The fields of a train recipe's `options` that every diffusion system accepts."""
 
     process: Process = Process()
     empty_context_prob: Fraction = 0.0
     min_snr_gamma: Annotated[float, Field(ge=0.0)] = Field(default=0.0, description="0 is off.")
     identity: IdentityLoss = IdentityLoss()
     teacher_backbone: Literal["r18", "r34", "r50", "r100"] = Field(
-        default="r100", description="Only for a teacher of random-init: its network."
+        default="r100", description="The network of a random-init teacher."
     )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a system draws for a whole batch; B images.
+    """The arrays that a system draws for a whole batch of B images.
 
     Attributes:
-        given: arrays [B, ...] the network is conditioned on, in the order it takes them.
-        wanted: further arrays [B, ...] the losses need, by name.
+        given: arrays [B, ...] that condition the network, in the order in which it takes them.
+        wanted: further arrays [B, ...] that the losses need, by name.
     """
 
     given: tuple[np.ndarray, ...]
@@ -97,16 +97,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class DenoiserBatch:
-    """One worker's part of a training batch; B images.
+    """One worker's part of a training batch, B images.
 
     Attributes:
-        rows: which examples they are, int64 [B]; keys: names of their samples, ASCII bytes [B].
-        clean: latents or pixels [B, C, H, W]; noise: standard noise of their shape.
+        rows: rows of the examples, int64 [B].
+        keys: keys of their samples, ASCII bytes [B].
+        clean: latents or pixels [B, C, H, W].
+        noise: standard noise of the same shape.
         t: time steps, int64 [B] in [0, T).
-        given: what the network is conditioned on, as `Drawn` says; `wanted`: what losses need.
+        given, wanted: the arrays of `Drawn`.
         keep, empty: masks of `draw_masks`.
-        looks: draws for the identity loss, as `glance` takes them, empty without glances; None
-            while it is off.
+        looks: draws for the identity loss, as `glance` takes them; empty without glances, None
+            while the loss is off.
     """
 
     rows: np.ndarray
@@ -124,8 +126,8 @@ class DenoiserBatch:
 class DenoiserTraining(Trainable):
     """Train a denoiser: weighted squared error of noise or velocity, and an identity loss.
 
-    Subclasses say their `system`, the parts `Model` and `Options` of the recipe, the `kinds` of
-    examples they read, and what is in the abstract methods.
+    Subclasses set `system`, the recipe parts `Model` and `Options` and the `kinds` of examples that
+    they read, and implement the abstract methods.
     """
 
     file_name = "denoiser.safetensors"
@@ -149,7 +151,7 @@ class DenoiserTraining(Trainable):
         self._load_frozen()
 
     def load(self) -> Self:
-        """Make the network, compute or find the examples."""
+        """Make the network, and compute the examples or read them from the cache."""
         recipe = self.recipe
         self.module = self.build()
         if "start" in recipe.weights and recipe.weights["start"].location != RANDOM_INIT:
@@ -160,16 +162,16 @@ class DenoiserTraining(Trainable):
         return self
 
     def check(self) -> None:
-        """Raise InputError where the recipe contradicts itself; nothing is loaded yet."""
+        """Raise InputError if the recipe contradicts itself; called before anything is loaded."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Make the network; called as (x, t, given, keep=, empty=), given a tensor or a tuple."""
+        """Make the network; it is called as (x, t, given, keep=, empty=), see `taken`."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of what the network denoises."""
+        """Return channels, height and width of the tensors that the network denoises."""
 
     @abstractmethod
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
@@ -177,25 +179,25 @@ class DenoiserTraining(Trainable):
 
         Args:
             draws: the batch's generator.
-            rows: the examples, int64 [B].
-            flip: 1 where the mirrored image is the target, int64 [B].
+            rows: rows of the examples, int64 [B].
+            flip: 1 if the mirrored image is the target, else 0, int64 [B].
         """
 
     @abstractmethod
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return the identity loss of each image the teacher looked at, float [n].
+        """Return the identity loss of each image that the teacher saw, float [n].
 
         Args:
             seen: the teacher's unit embeddings of x0-hat [n, D].
             batch: the batch.
-            rows: which of its images they are, int64 [n].
+            rows: the places of these images in the batch, int64 [n].
         """
 
     def fits(self) -> None:
-        """Raise InputError where examples, network and recipe do not belong together."""
+        """Raise InputError if examples, network and recipe do not fit together."""
 
     def kept(self) -> dict[str, Any]:
-        """Return what sampling needs to know of the training, JSON-able."""
+        """Return the facts about the training that sampling needs, JSON-able."""
         return {}
 
     def _load_frozen(self) -> None:
@@ -231,11 +233,11 @@ class DenoiserTraining(Trainable):
 
     @property
     def embedding_size(self) -> int:
-        """Return the dimensions of the embeddings the network takes."""
+        """Return the dimensions of the embeddings that the network takes."""
         return self.config.context_size
 
     def source(self) -> ExampleSource:
-        """Open the data that examples are computed from; whoever asks closes its feed."""
+        """Open the data that examples are computed from; the caller closes its feed."""
         recipe, data = self.recipe, self.recipe.data
         urls = tuple(data.urls())
         some = (data.identities, data.images_each)
@@ -285,11 +287,11 @@ class DenoiserTraining(Trainable):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Return the names of the sidecars' attributes the system reads."""
+        """Return the names of the attributes that the system reads from sidecars."""
         return ()
 
     def batches(self, start: int, stop: int) -> Iterator[DenoiserBatch]:
-        """Yield this worker's part of each batch; the draws are those of the whole batch."""
+        """Yield this worker's part of each batch; the draws are made for the whole batch."""
         size, seed = self.recipe.schedule.batch_size, self.recipe.seed
         each = size // self.place.world
         part = slice(self.place.rank * each, (self.place.rank + 1) * each)
@@ -306,7 +308,7 @@ class DenoiserTraining(Trainable):
         draws = generator(seed64(self.recipe.seed, "denoiser", step))
         flip = (draws.random(count) < 0.5).astype(np.int64)
         drawn = self.draw(draws, rows, flip)
-        # One time step from each of `count` equal parts of [0, T): uniform, with less variance.
+        # Draw one time step from each of `count` equal parts of [0, T): uniform, less variance.
         share = (draws.permutation(count) + draws.random(count)) / count
         t = np.minimum((share * timesteps).astype(np.int64), timesteps - 1)
         noise = draws.standard_normal((count, *self.shape), np.float32)
@@ -346,7 +348,7 @@ class DenoiserTraining(Trainable):
         return self._put(torch.from_numpy(np.ascontiguousarray(whole)))
 
     def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted error and, where it is on, the identity loss."""
+        """Return the weighted error, plus the identity loss if it is on, and numbers to log."""
         noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
         given = self.taken(batch)
         predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
@@ -361,11 +363,11 @@ class DenoiserTraining(Trainable):
         return loss, numbers
 
     def taken(self, batch: DenoiserBatch) -> Given:
-        """Return what the network takes as `given`; frozen networks that see images run here."""
+        """Return the network's `given`, a tensor or a tuple; frozen networks on images run here."""
         return batch.given[0] if len(batch.given) == 1 else batch.given
 
     def error_weight(self, t: Tensor) -> Tensor:
-        """Return the weight of each sample's squared error, float [B], by its time step."""
+        """Return the weight of each sample's squared error for its time step, float [B]."""
         return self.noising.weight(t, self.options.min_snr_gamma)
 
     def _looked(
@@ -377,7 +379,7 @@ class DenoiserTraining(Trainable):
     ) -> tuple[Tensor, float]:
         """Return the identity loss over the batch and the mean cosine to `wanted["context"]`.
 
-        A sample whose context was replaced by the empty one does not count.
+        Samples with the empty context do not count.
         """
         options = self.options.identity
         near = (self.noising.gamma(batch.t) < options.max_t) & ~batch.empty
@@ -395,10 +397,10 @@ class DenoiserTraining(Trainable):
 
     @abstractmethod
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:
-        """Return what the network takes as `given` for unmirrored examples, to look at."""
+        """Return the network's `given` for unmirrored examples, for pictures of the training."""
 
     def samples(self, module: nn.Module) -> np.ndarray:
-        """Return four rows: an image of a person of the training, then seven samples of it."""
+        """Return four rows of uint8 images: an image of the training, then seven samples of it."""
         people, each = 4, 7
         rows = np.arange(people)
         seeds = [seed64(0, "samples", n) for n in range(people * each)]
@@ -420,7 +422,7 @@ class DenoiserTraining(Trainable):
         return np.concatenate([to_images(originals).cpu().numpy()[:, None], images], axis=1)
 
     def save(self, module: nn.Module, path: Path, facts: dict[str, str]) -> None:
-        """Write the denoiser with its sizes and its noise process."""
+        """Write the denoiser with its sizes, its noise process and the facts of `kept`."""
         config: dict[str, Any] = {
             "system": self.system,
             "model": self.config.model_dump(mode="json"),
@@ -436,6 +438,6 @@ class DenoiserTraining(Trainable):
 
 
 def named(recipe: TrainRecipe, name: str) -> str:
-    """Return the sha256 of a file of weights, or the word for fresh ones."""
+    """Return the sha256 of a file of weights, or "random-init" for fresh weights."""
     weights = recipe.weights[name]
     return RANDOM_INIT if weights.location == RANDOM_INIT else checked_sha256(name, weights)

@@ -1,7 +1,6 @@
-"""Training of the attribute predictor on a dataset whose sidecars state the truth (the studio's).
+"""Training of the attribute predictor on a dataset of the studio, whose sidecars state the truth.
 
-One process, some minutes on a CPU: the network is small and the truth is exact, so that nothing
-here needs Ray.
+It runs in one process and takes some minutes on a CPU. The network is small, so Ray is not needed.
 """
 
 import json
@@ -33,7 +32,7 @@ from factory.recognition.images import decode
 from factory.recognition.recognizer import to_input
 from factory.seeding import generator, seed64
 
-HELD_OUT = 16  # every sixteenth identity is held out
+HELD_OUT = 16  # one identity in so many is held out
 BATCH = 128
 PEAK, DECAY = 3e-3, 1e-2
 BLURRED = 0.3  # share of images shown at half the resolution
@@ -41,14 +40,20 @@ BLURRED = 0.3  # share of images shown at half the resolution
 
 @dataclass(frozen=True)
 class Truth:
-    """A labelled set: uint8 [N, S, S, 3], float32 [N, K] in units, int64 [N] identities."""
+    """A labelled set of N images.
+
+    Attributes:
+        images: uint8 [N, S, S, 3].
+        values: attributes in their units, float32 [N, K].
+        labels: identities, int64 [N].
+    """
 
     images: np.ndarray
     values: np.ndarray
     labels: np.ndarray
 
     def part(self, rows: np.ndarray) -> "Truth":
-        """Return some rows."""
+        """Return the images of some rows."""
         return Truth(self.images[rows], self.values[rows], self.labels[rows])
 
 
@@ -87,18 +92,18 @@ def train_attributes(
     Args:
         url: a dataset of the studio; every sixteenth identity is held out.
         out: folder of `attributes.safetensors` and `recipe.json`.
-        epochs: passes over the rest.
+        epochs: passes over the other identities.
         seed: root seed of weights, order and augmentation.
-        licence: of the weights made; the dataset's counts where it is stricter.
-        say: called with a line an epoch.
-        identities: only labels below this.
+        licence: licence of the new weights; the dataset's replaces it if that is stricter.
+        say: is called with a line for each epoch.
+        identities: use only labels below this.
 
     Returns:
-        The record: mean absolute error of each attribute on the held-out people, beside that of
-        always answering the training median.
+        The record: among others the mean absolute error of each attribute on the held-out people,
+        and the error of a constant answer, the training median.
 
     Raises:
-        InputError: too few identities or images, or a sidecar that states no truth.
+        InputError: there are too few identities or images, or a sidecar states no truth.
     """
     store = Store(url)
     truth = read_truth(store, identities)
@@ -158,7 +163,7 @@ def _fit(
     each = len(train.labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, epochs * each, pct_start=0.15)
     values = (train.values - mean) / scale
-    # A value that changes its sign in a mirror does so in units, not in deviations from a mean.
+    # A mirror changes the sign of a value in its unit, not of its deviation from the mean.
     sign = np.array([attribute.mirrored for attribute in STUDIO.values()], np.float32)
     mirrored = (train.values * sign - mean) / scale
     low = hardware.processor(gpu=False).bfloat16

@@ -1,7 +1,8 @@
 """Augmentations of a batch of faces, each drawn from its position in the training.
 
-Every one maps float images [B, 3, S, S] in [-1, 1] and a numpy generator to images alike. Draws are
-made for the whole global batch, so that a worker gets the same images whatever the world's size.
+Each augmentation maps float images [B, 3, S, S] in [-1, 1] and an array of draws to images of the
+same shape. Draws are made for the whole global batch, so that images do not depend on the number of
+workers.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +20,17 @@ ERASED_AREA = (0.02, 0.1)  # CemiFace's FR recipe
 ERASING_RATE = 0.5
 JITTER = 0.1  # CemiFace: brightness, contrast, saturation, and hue in turns of the colour wheel
 RARE = 0.2  # AdaFace's rate of cutting, of low resolution and of photometric changes
-LOWEST = 0.2  # AdaFace's smallest side of a low-resolution image, relative
-CUT_AREA = (0.2, 1.0)  # what AdaFace's crop leaves
-CUT_RATIO = 4 / 3  # longest to shortest side of what it leaves, at most
+LOWEST = 0.2  # AdaFace's smallest side of a low-resolution image, as a share of the side
+CUT_AREA = (0.2, 1.0)  # share of the area that AdaFace's crop leaves
+CUT_RATIO = 4 / 3  # largest ratio of the two sides that it leaves
 PHOTOMETRIC = 0.5  # AdaFace: brightness, contrast and saturation
 STRENGTH = 16 / 30  # RandAugment's magnitude 16 of the 31 bins 0 to 30
-ZOOM = (0.75, 1.1)  # side of what is cut out, relative: tighter and looser crops
-SHIFT = 0.06  # of the cut, of the image's side
+ZOOM = (0.75, 1.1)  # side of the crop, as a share of the image's side
+SHIFT = 0.06  # largest shift of the crop, as a share of the image's side
 GREYED = 0.1  # rate of images without colours
-NOISE = (0.01, 0.08)  # standard deviation of a sensor's noise, of the range
-GAMMA = 0.4  # exposure: log of the exponent, at most
-QUALITY = (20, 90)  # of JPEG
+NOISE = (0.01, 0.08)  # standard deviation of a sensor's noise, as a share of the range
+GAMMA = 0.4  # exposure: largest absolute log of the exponent
+QUALITY = (20, 90)  # JPEG quality
 
 
 def augment(
@@ -39,11 +40,11 @@ def augment(
 
     Args:
         images: float [B, 3, S, S] in [-1, 1]: rows `rows` of the global batch.
-        names: names out of AUGMENTATIONS.
+        names: names from AUGMENTATIONS.
         seed: the recipe's seed.
         step: global step.
-        rows: where the images stand in the global batch.
-        total: images of the global batch.
+        rows: the rows of the images in the global batch.
+        total: number of images of the global batch.
     """
     for number, name in enumerate(names):
         draws = generator(seed64(seed, f"augment {name}", number, step))
@@ -52,7 +53,7 @@ def augment(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise InputError when an augmentation is not known."""
+    """Raise InputError if an augmentation is unknown."""
     for name in names:
         if name not in AUGMENTATIONS:
             raise InputError(
@@ -60,7 +61,7 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-WIDTH = 16  # uniform numbers an augmentation gets for each image
+WIDTH = 16  # number of uniform draws that an augmentation gets for each image
 Draws = np.ndarray  # float64 [B, WIDTH] in [0, 1)
 
 
@@ -91,7 +92,7 @@ def erasing(images: Tensor, draws: Draws) -> Tensor:
 
 
 def cutting(images: Tensor, draws: Draws) -> Tensor:
-    """Leave a rectangle of 20 to 100 percent of the area of a fifth of the images, black around."""
+    """In a fifth of the images, keep a rectangle of 20 to 100 percent of the area, black around."""
     size = images.shape[-1]
     area = _between(draws[:, 0], *CUT_AREA)
     ratio = np.exp(_between(draws[:, 1], -np.log(CUT_RATIO), np.log(CUT_RATIO)))
@@ -113,7 +114,7 @@ def photometric(images: Tensor, draws: Draws) -> Tensor:
 
 
 def hue(images: Tensor, draws: Draws) -> Tensor:
-    """Turn hues by up to a tenth of the colour wheel, value and saturation staying."""
+    """Turn hues by up to a tenth of the colour wheel; value and saturation stay the same."""
     colours = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
     value, low = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
     spread = value - low
@@ -125,7 +126,7 @@ def hue(images: Tensor, draws: Draws) -> Tensor:
         torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
     )
     turned = sextant + 6.0 * _column(_between(draws[:, 0], -JITTER, JITTER), images)
-    # A channel falls from the value as its distance, in sextants, from the hue grows over one.
+    # A channel is lower than the value if its hue is more than one sextant away.
     away = (turned - turned.new_tensor([0.0, 2.0, 4.0]).view(1, 3, 1, 1) + 3.0) % 6.0 - 3.0
     return 2.0 * (value - spread * (away.abs() - 1.0).clamp(0.0, 1.0)) - 1.0
 
@@ -140,7 +141,7 @@ def _lit(images: Tensor, draws: Draws, most: float) -> Tensor:
 
 
 def lowres(images: Tensor, draws: Draws) -> Tensor:
-    """Scale a fifth of the images down to 20 to 100 percent and up again."""
+    """Scale a fifth of the images down to 20 to 100 percent of the side, and up again."""
     size = images.shape[-1]
     out = images.clone()
     for row in np.flatnonzero(draws[:, 0] < RARE):
@@ -166,7 +167,7 @@ def blur(images: Tensor, draws: Draws) -> Tensor:
 
 
 def zoom(images: Tensor, draws: Draws) -> Tensor:
-    """Cut half of the images tighter or looser, off centre, as another detector would."""
+    """Crop half of the images tighter or looser and off centre, as another detector would."""
     chosen = draws[:, 0] < 0.5
     side = np.where(chosen, _between(draws[:, 1], *ZOOM), 1.0)
     x, y = (np.where(chosen, 2.0 * SHIFT * (2.0 * draws[:, n] - 1.0), 0.0) for n in (2, 3))
@@ -175,7 +176,7 @@ def zoom(images: Tensor, draws: Draws) -> Tensor:
 
 
 def grey(images: Tensor, draws: Draws) -> Tensor:
-    """Take the colours of a tenth of the images."""
+    """Remove the colours of a tenth of the images."""
     chosen = _column(draws[:, 0] < GREYED).to(images.device)
     return torch.where(chosen, _grey(images).expand_as(images), images)
 
@@ -188,7 +189,7 @@ def exposure(images: Tensor, draws: Draws) -> Tensor:
 
 
 def noise(images: Tensor, draws: Draws) -> Tensor:
-    """Add a sensor's noise to a third of the images, as strong in every channel."""
+    """Add a sensor's noise of equal strength in all channels to a third of the images."""
     strength = np.where(draws[:, 0] < 1 / 3, 2.0 * _between(draws[:, 1], *NOISE), 0.0)
     out = images.clone()
     for row in np.flatnonzero(strength):
@@ -199,7 +200,7 @@ def noise(images: Tensor, draws: Draws) -> Tensor:
 
 
 def compression(images: Tensor, draws: Draws) -> Tensor:
-    """Write a third of the images as JPEG of quality 20 to 90, and read them again."""
+    """Compress a third of the images as JPEG of quality 20 to 90, and decode them again."""
     import simplejpeg
 
     from factory.datasets.decode import decode
@@ -217,7 +218,7 @@ def compression(images: Tensor, draws: Draws) -> Tensor:
 
 
 def randaugment(images: Tensor, draws: Draws) -> Tensor:
-    """IDiff-Face's RandAugment: 4 operations at magnitude 16 of 31, drawn for each image."""
+    """Apply IDiff-Face's RandAugment: 4 operations at magnitude 16 of 31, drawn for each image."""
     from PIL import Image
 
     arrays = images.add(1.0).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)

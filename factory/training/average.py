@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 class Average:
-    """The average of weights by the power schedule, decay = min(highest, 1 - (1 + step)^-0.75).
+    """The average of weights by a power schedule: decay = min(highest, 1 - (1 + step)^-0.75).
+
+    The schedule is that of DCFace and IDiff-Face (docs/papers.md 0.2).
 
     Args:
         held: the weights at the start, as a worker holds them.
-        highest: highest decay; 0 keeps no average.
+        highest: highest decay; with 0 the average equals the last weights.
     """
 
     def __init__(self, held: Mapping[str, Tensor], highest: float) -> None:
@@ -20,7 +22,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, held: Mapping[str, Tensor], step: int) -> None:
-        """Move towards the weights after the optimizer step `step` (from 0)."""
+        """Move the average towards the weights after optimizer step `step` (from 0)."""
         decay = min(self.highest, 1.0 - (1.0 + step) ** -0.75)
         for name, value in held.items():
             if value.is_floating_point():

@@ -1,9 +1,10 @@
-"""Class centres dealt out over the workers, of which a step may sample a part (Partial FC).
+"""Class centres, divided among the workers; a step may sample a part of them (Partial FC).
 
 An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
-by Partial FC" (CVPR 2022). Each worker owns a range of identities. A step gathers the embeddings
-of all workers, compares them with each worker's own centres, and takes the softmax over all of
-them. Centres and their optimizer stay outside the engine: they are never replicated nor averaged.
+by Partial FC" (CVPR 2022; docs/papers.md 5). Each worker owns a range of identities. A step gathers
+the embeddings of all workers, compares them with each worker's own centres, and takes the softmax
+over all centres. Centres and their optimizer are outside the engine, because they are neither
+replicated nor averaged.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from factory.recognition.margins import Margin
 from factory.seeding import generator, seed64
 from factory.training.engines import NotFiniteError, make_optimizer
 
-BLOCK = 1024  # identities whose centres are drawn together, whoever owns them
+BLOCK = 1024  # identities whose first centres are drawn together, for any number of workers
 SPREAD = 0.01  # standard deviation of a centre's elements at the start
 
 
@@ -26,9 +27,9 @@ class Centres:
     """One worker's range of class centres, with the margin loss and the optimizer over them.
 
     Args:
-        recipe: head, optimizer and seed.
-        classes: identities in all.
-        device: where the centres lie.
+        recipe: states head, optimizer and seed.
+        classes: number of identities of all workers.
+        device: the device of the centres.
         rank: this worker's number.
         world: number of workers; with more than one, torch.distributed is initialised.
 
@@ -47,7 +48,7 @@ class Centres:
         self.first, self.end = (classes * part // world for part in (rank, rank + 1))
         self.margin = Margin(recipe.head).to(device)
         self.weights = self._drawn(recipe.backbone.embedding_size).to(device)
-        self.moments: dict[str, Tensor] = {}  # of the optimizer: one row a centre, or one number
+        self.moments: dict[str, Tensor] = {}  # optimizer state: a row for each centre, or a number
         self.rows: Tensor | slice = slice(None)
         self.sampled = nn.Parameter(self.weights)
 
@@ -62,9 +63,11 @@ class Centres:
     def sample(self, step: int, labels: Tensor) -> None:
         """Choose the centres of a step: all, or those of the batch and random others.
 
+        Every worker calls this.
+
         Args:
             step: global step, which keys the choice.
-            labels: int64 [B], of this worker's part of the batch; every worker calls this.
+            labels: int64 [B], labels of this worker's part of the batch.
         """
         count = self.end - self.first
         wanted = round(self.recipe.head.sample_rate * count)
@@ -81,11 +84,11 @@ class Centres:
     def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy over the micro-batches of all workers, float32.
 
-        Its gradient by this worker's embeddings is `world` times its part, since the engine
-        averages gradients over workers.
+        Its gradient with respect to this worker's embeddings is multiplied by `world`, because the
+        engine averages gradients over workers.
 
         Args:
-            embeddings: [B, D], raw, of this worker.
+            embeddings: [B, D], raw embeddings of this worker.
             labels: int64 [B] in [0, classes).
         """
         if self.world > 1:
@@ -127,7 +130,7 @@ class Centres:
         return norm.item()
 
     def _keep(self, moments: Mapping[str, Tensor]) -> None:
-        if isinstance(self.rows, slice):  # all of them, stepped in place
+        if isinstance(self.rows, slice):  # all centres; the step changed them in place
             self.moments = dict(moments)
             return
         self.weights[self.rows] = self.sampled.detach()
@@ -139,7 +142,7 @@ class Centres:
                 self.moments[name] = value
 
     def state(self) -> dict[str, Any]:
-        """Return this worker's part, for a checkpoint: the identities it owns and all of theirs."""
+        """Return this worker's part of a checkpoint: its centres and their optimizer state."""
         return {
             "first": self.first,
             "weights": self.weights,
@@ -148,7 +151,11 @@ class Centres:
         }
 
     def restore(self, parts: list[Mapping[str, Any]]) -> None:
-        """Take this worker's range out of the parts of all workers, however many there were."""
+        """Take this worker's range from the parts of all workers, of which there may be any number.
+
+        Args:
+            parts: results of `state`, of all workers that saved the checkpoint.
+        """
         parts = sorted(parts, key=lambda part: part["first"])
 
         def mine(values: list[Tensor]) -> Tensor:
@@ -159,7 +166,7 @@ class Centres:
             return torch.cat(rows).to(self.weights.device)
 
         self.weights = mine([part["weights"] for part in parts])
-        self.moments = {  # fused optimizers want the count of steps beside the weights
+        self.moments = {  # fused optimizers need the count of steps on the weights' device
             name: mine([part["moments"][name] for part in parts])
             if value.ndim
             else value.to(self.weights.device)
@@ -168,13 +175,13 @@ class Centres:
         self.margin.load_state_dict(parts[0]["margin"])
 
     def _own(self, labels: Tensor) -> Tensor:
-        """Return labels counted within this worker's range, -1 where another owns them."""
+        """Return labels counted from this worker's first one; -1 for labels of other workers."""
         here = (labels >= self.first) & (labels < self.end)
         return torch.where(here, labels - self.first, -1)
 
 
 class _Gather(torch.autograd.Function):
-    """All workers' rows; backwards, the sum of all workers' gradients of one's own rows."""
+    """Gather all workers' rows; backwards, sum all workers' gradients of this worker's rows."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, rank: int, world: int) -> Tensor:
@@ -190,10 +197,10 @@ class _Gather(torch.autograd.Function):
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of logits whose columns are dealt out over the workers.
+    """Mean cross entropy of logits whose columns are divided among the workers.
 
-    With z the logits and y the true class, the loss is mean(log sum_c exp z_c - z_y) and its
-    gradient (softmax(z) - onehot(y)) / B; only three numbers a row travel.
+    With logits z and true class y, the loss is mean(log sum_c exp z_c - z_y) and its gradient is
+    (softmax(z) - onehot(y)) / B. Workers exchange only three numbers for each row.
     """
 
     @staticmethod

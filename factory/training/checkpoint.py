@@ -1,8 +1,9 @@
-"""Checkpoints of a training: atomic, complete, the newest few kept.
+"""Checkpoints of a training: they are atomic and complete, and the newest few are kept.
 
-A checkpoint is the folder `checkpoints/step-NNNNNNNNN/` of the output store. Its files are written
-first and `checkpoint.json`, which lists them with their sha256, last: a folder without it does not
-exist. Everything a training needs to continue lies in it: weights, averages, optimizer, position.
+A checkpoint is the folder `checkpoints/step-NNNNNNNNN/` of the output store. `checkpoint.json`,
+which lists the other files with their sha256, is written last; a folder without it is ignored. A
+checkpoint holds everything that a training needs to continue: weights, averages, optimizer and
+position.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from factory.recipe import FaultError
 
 FOLDER = "checkpoints"
 MARKER = "checkpoint.json"
-STATE = "state.pt"  # what all workers share
+STATE = "state.pt"  # the part that all workers share
 
 Files = dict[str, str]  # file name below the checkpoint -> sha256
 
@@ -28,10 +29,10 @@ def save(store: Store, step: int, parts: Mapping[str, Mapping[str, Any]], keep: 
 
     Args:
         store: output of the training.
-        step: optimizer steps done.
-        parts: files by name, each a state: tensors, numbers, strings, None and lists, tuples and
-            dicts of them; nothing that `torch.load(weights_only=True)` would refuse.
-        keep: checkpoints to keep, the newest; 0 keeps all.
+        step: number of optimizer steps done.
+        parts: states by file name. A state consists of tensors, numbers, strings, None, and lists,
+            tuples and dicts of them, which `torch.load(weights_only=True)` accepts.
+        keep: how many of the newest checkpoints to keep; 0 keeps all.
     """
     import torch
     from torch import distributed
@@ -70,7 +71,7 @@ def upload(store: Store, step: int, folder: Path) -> Files:
 
 
 def commit(store: Store, step: int, files: Files) -> None:
-    """Declare the checkpoint of a step complete; the last write of it."""
+    """Write the marker of a complete checkpoint, after all its files."""
     marker = {"step": step, "files": files}
     store.write(f"{_folder(step)}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True).encode())
 
@@ -87,7 +88,7 @@ def latest(store: Store) -> int | None:
 
 
 def load(store: Store, step: int) -> dict[str, dict[str, Any]]:
-    """Return the parts that `save` saved, by name, tensors on the CPU.
+    """Return the parts that `save` saved, by name, with tensors on the CPU.
 
     Raises:
         FaultError: a file is missing or its sha256 is wrong.
@@ -103,7 +104,7 @@ def load(store: Store, step: int) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def fetch(store: Store, step: int) -> Iterator[Path]:
-    """Lend a local folder with all files of a checkpoint, checked against their sha256."""
+    """Lend a local folder with all files of a checkpoint, after a check of their sha256."""
     marker = json.loads(store.read(f"{_folder(step)}/{MARKER}"))
     with tempfile.TemporaryDirectory() as folder:
         for name, sha256 in marker["files"].items():
@@ -121,12 +122,12 @@ def fetch(store: Store, step: int) -> Iterator[Path]:
 
 
 def prune(store: Store, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and older remains of others."""
+    """Delete all but the newest `keep` complete checkpoints, and older incomplete ones."""
     kept = steps(store)[-keep:]
     if not kept:
         return
     doomed = [name for name in store.list(FOLDER) if _step(name) < kept[0]]
-    # Markers first: a checkpoint that is half deleted must not look complete.
+    # Markers go first, so that a half-deleted checkpoint does not look complete.
     for name in sorted(doomed, key=lambda name: not name.endswith("/" + MARKER)):
         store.delete(name)
     if store.root is not None:

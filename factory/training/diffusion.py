@@ -1,7 +1,7 @@
-"""Train autoencoders and denoisers: one loop for all, on either engine and any number of workers.
+"""Training of autoencoders and denoisers: one loop for both engines and any number of workers.
 
-The same command resumes. Every batch, noise and mask is keyed by its step, so that a training
-interrupted anywhere ends with the same numbers as one that was not.
+The same command resumes. Every batch, noise and mask is keyed by its step, so that an interruption
+does not change the result.
 """
 
 import json
@@ -40,7 +40,7 @@ SAMPLES_EVERY = 1000
 
 
 def trainable_class(system: str) -> type[Trainable]:
-    """Return what trains `autoencoder` or a system's denoiser; InputError names the accepted."""
+    """Return the class that trains `autoencoder` or a system's denoiser; InputError if unknown."""
     return AutoencoderTraining if system == "autoencoder" else training_class(system)
 
 
@@ -54,10 +54,10 @@ def train(
     """Run the training on the connected Ray cluster and return its summary.
 
     Args:
-        recipe: what to train.
+        recipe: a train recipe.
         out: folder or URL of the checkpoints, samples and the finished weights.
-        tracked: where rows of the curve, pictures of samples and the weights go.
-        max_steps: stop after this step of the schedule, saved and marked as unfinished.
+        tracked: the run that gets rows of the curve and pictures of samples.
+        max_steps: stop after this step of the schedule; the result is saved as unfinished.
         check_lock: as in `launch`.
 
     Raises:
@@ -85,13 +85,13 @@ def run(
     """Train in this process, as one of several workers.
 
     Args:
-        recipe: what to train.
-        store: where checkpoints, samples and the finished weights go.
-        worker: this one.
+        recipe: a train recipe.
+        store: the output for checkpoints, samples and the finished weights.
+        worker: this worker.
         max_steps: stop after this step of the schedule.
 
     Returns:
-        The summary kept in `training.json`; nothing but on rank 0.
+        The summary in `training.json` on rank 0; an empty dictionary on other ranks.
 
     Raises:
         InputError: the recipe does not fit its data or weights.
@@ -144,7 +144,7 @@ def run(
 
 @contextmanager
 def _cache(store: Store) -> Iterator[Path]:
-    """Lend the folder of what is computed once: beside the output, where a second stage looks."""
+    """Lend the cache of examples: a folder beside the output, where other trainings find it too."""
     if store.root is None:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
@@ -157,7 +157,7 @@ def _cache(store: Store) -> Iterator[Path]:
 def _loss(
     trainable: Trainable, engine: TrainingEngine, found: list[dict[str, float]]
 ) -> Callable[[Any], Tensor]:
-    """Return the loss of a micro-batch; the numbers worth logging are added to `found`."""
+    """Return the loss of a micro-batch as a function that adds numbers to log to `found`."""
 
     def loss(part: Any) -> Tensor:
         made, numbers = trainable.loss(engine.module, part)
@@ -184,7 +184,7 @@ def _save(
 def _picture(
     store: Store, trainable: Trainable, engine: TrainingEngine, whole: dict[str, Tensor], step: int
 ) -> str:
-    """Write samples/NNNNNNNNN.png, rows and columns of the averaged network's images."""
+    """Write samples/NNNNNNNNN.png with images of the averaged network; return its name."""
     from PIL import Image
 
     with engine.lend(whole) as module:
@@ -209,7 +209,7 @@ def _finish(
     step: int,
     inherited: str,
 ) -> dict[str, Any]:
-    """Write the averaged weights, with what a later reader must know of them."""
+    """Write the averaged weights with their facts, and the summary; return the summary."""
     facts = {
         "licence": inherited,
         "recipe": canonical(recipe),

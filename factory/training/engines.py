@@ -1,8 +1,8 @@
-"""The two engines under a training loop: plain torch on one worker, DeepSpeed on many.
+"""The two engines of a training loop: plain torch on one worker, DeepSpeed on many.
 
-Both keep float32 weights and compute in automatic mixed precision where the recipe says bfloat16,
-so that precision means the same under both. What they save is whole and in torch's own format: a
-training may go on under the other engine, another ZeRO stage or another number of workers.
+Both keep float32 weights and use automatic mixed precision if the recipe says bfloat16, so that
+precision means the same for both. They save whole states in torch's own format. A training may
+therefore continue with the other engine, another ZeRO stage or another number of workers.
 """
 
 import copy
@@ -25,11 +25,11 @@ State = dict[str, Any]  # "module": a state dict; "optimizer": torch's state dic
 
 
 class Step(NamedTuple):
-    """What one optimizer step showed.
+    """The result of an optimizer step.
 
     Attributes:
-        loss: mean over micro-batches and workers.
-        norm: of the gradient over all workers, before clipping.
+        loss: mean loss over micro-batches and workers.
+        norm: norm of the gradient over all workers, before clipping.
     """
 
     loss: float
@@ -37,26 +37,26 @@ class Step(NamedTuple):
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss or its gradient is NaN or infinite; nothing of this step is saved."""
+    """The loss or its gradient is NaN or infinite; the step is not saved."""
 
 
 class TrainingEngine(ABC):
-    """Runs optimizer steps and gives away all it needs to continue.
+    """Runs optimizer steps, and saves and restores the state that it needs to continue.
 
     Attributes:
-        module: the network as the loss must call it.
+        module: the network, as the loss must call it.
     """
 
     module: nn.Module
 
     def __init__(self, recipe: Engine, device: torch.device) -> None:
-        """Keep what both engines need."""
+        """Keep the recipe's engine and the device."""
         assert recipe.precision != AUTO, "what auto means is settled before a training"
         self.recipe = recipe
         self.device = device
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Return the context in which losses are computed: autocast to bfloat16, or nothing."""
+        """Return the context for computing losses: autocast to bfloat16, or an empty context."""
         low = self.recipe.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
 
@@ -65,8 +65,8 @@ class TrainingEngine(ABC):
         """Take one optimizer step over micro-batches.
 
         Args:
-            parts: this worker's micro-batches, as many as the recipe accumulates, equal in size.
-            loss: gives the mean loss over a micro-batch, through `module`.
+            parts: this worker's micro-batches of equal size, as many as the recipe accumulates.
+            loss: returns the mean loss over a micro-batch, computed with `module`.
             rate: learning rate.
 
         Raises:
@@ -75,27 +75,27 @@ class TrainingEngine(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """Return weights and optimizer, whole; every worker calls it."""
+        """Return the whole weights and optimizer state; every worker must call this."""
 
     @abstractmethod
     def restore(self, optimizer: dict[str, Any]) -> None:
-        """Continue with an optimizer's state, as `state` returned it."""
+        """Continue with an optimizer state that `state` returned."""
 
     @abstractmethod
     def held(self) -> dict[str, Tensor]:
-        """Return the weights as this worker holds them: whole, or its part under ZeRO-3."""
+        """Return the weights as this worker holds them: whole, or with ZeRO-3 its part."""
 
     @abstractmethod
     def whole(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a whole state dict of what `held` is a part of; every worker calls it."""
+        """Return the whole state dict of which `held` is a part; every worker must call this."""
 
     @abstractmethod
     def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this worker's part of a whole state dict, laid out as `held`."""
+        """Return this worker's part of a whole state dict, in the layout of `held`."""
 
     @abstractmethod
     def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend a network of a whole state dict in evaluation mode; one worker may call it alone."""
+        """Lend a network with a whole state dict, in evaluation mode; one worker may call this."""
 
 
 def check_engine(recipe: TrainRecipe | FRRecipe, least: int = 1) -> None:
@@ -103,10 +103,10 @@ def check_engine(recipe: TrainRecipe | FRRecipe, least: int = 1) -> None:
 
     Args:
         recipe: the recipe.
-        least: images a micro-batch must have.
+        least: least number of images of a micro-batch.
 
     Raises:
-        InputError: names batch size and what would be accepted.
+        InputError: the batch size does not fit; the message states what would be accepted.
     """
     engine, size = recipe.engine, recipe.schedule.batch_size
     parts = engine.workers * engine.deepspeed.accumulation_steps
@@ -123,20 +123,20 @@ def make_engine(
     device: torch.device,
     state: State | None = None,
 ) -> TrainingEngine:
-    """Return the engine a recipe names, around a network.
+    """Return the engine that a recipe names, around a network.
 
     Args:
         recipe: names the engine, the optimizer and its constants.
         module: the network, which the engine takes over.
-        device: where it runs.
-        state: what an engine's `state` returned, to continue from.
+        device: the device of the network.
+        state: an engine's `state` to continue from.
     """
     if state is not None:
         module.load_state_dict(state["module"])
     if recipe.engine.deepspeed.activation_checkpointing:
         recompute_blocks(module)
     plain = recipe.engine.name == "torch"
-    # Convolutions are fastest with channels last; DeepSpeed sends weights as flat bytes.
+    # Convolutions are fastest with channels last, but DeepSpeed sends weights as flat bytes.
     order = torch.channels_last if plain else torch.contiguous_format
     cast(Any, module).to(device, memory_format=order).train()  # torch types it for tensors
     made = (TorchEngine if plain else DeepSpeedEngine)(recipe, module, device)
@@ -146,7 +146,7 @@ def make_engine(
 
 
 def make_optimizer(recipe: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return torch's optimizer of a recipe over parameters."""
+    """Return torch's optimizer for a recipe and parameters."""
     if recipe.name == "sgd":
         return torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -156,11 +156,11 @@ def make_optimizer(recipe: Optimizer, parameters: Sequence[nn.Parameter]) -> tor
 
 
 def unmoved(one: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-    """Return an optimizer's state of parameters none of which has moved yet.
+    """Return an optimizer's state for parameters before their first step.
 
     Args:
-        one: the state of another parameter, for its layout and its count of steps, which fused
-            optimizers want beside the parameter: on a GPU too.
+        one: the state of another parameter, for its layout and its count of steps. Fused optimizers
+            need that count on the parameters' device, also on a GPU.
         values: the parameters.
     """
     return {
@@ -170,17 +170,17 @@ def unmoved(one: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are trained, by name, in the order optimizers number them."""
+    """Return the trained parameters by name, in the order in which optimizers number them."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 class TorchEngine(TrainingEngine):
-    """One worker, torch's own optimizer."""
+    """The engine of one worker, with torch's own optimizer."""
 
     def __init__(
         self, recipe: TrainRecipe | FRRecipe, module: nn.Module, device: torch.device
     ) -> None:
-        """Wrap a network that is on its device already."""
+        """Wrap a network that is already on its device."""
         super().__init__(recipe.engine, device)
         self.module = module
         self.clip_norm = recipe.optimizer.clip_norm
@@ -188,7 +188,7 @@ class TorchEngine(TrainingEngine):
         self.optimizer = make_optimizer(recipe.optimizer, self.parameters)
 
     def step(self, parts: Sequence[P], loss: Callable[[P], Tensor], rate: float) -> Step:
-        """Take one step, clipping the gradient's norm where the recipe says so."""
+        """Take one step; the gradient's norm is clipped if the recipe says so."""
         total = 0.0
         for part in parts:
             with self.precision():
@@ -228,23 +228,23 @@ class TorchEngine(TrainingEngine):
         return {name: value.to(self.device) for name, value in whole.items()}
 
     def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend the network itself, and give it its own weights back afterwards."""
+        """Lend the network itself, and restore its own weights afterwards."""
         return _lent(self.module, whole)
 
 
 class DeepSpeedEngine(TrainingEngine):
-    """Many workers of an initialised torch.distributed, DeepSpeed's ZeRO 0, 1, 2 or 3."""
+    """The engine of many workers: DeepSpeed with ZeRO 0, 1, 2 or 3, on torch.distributed."""
 
     def __init__(
         self, recipe: TrainRecipe | FRRecipe, module: nn.Module, device: torch.device
     ) -> None:
-        """Wrap a network; its learning rate is set by the loop, not by DeepSpeed."""
+        """Wrap a network; the loop sets its learning rate, not DeepSpeed."""
         import deepspeed
 
         super().__init__(recipe.engine, device)
         if device.type == "cpu":
-            # DeepSpeed would compile an all-reduce over shared memory at first use, which takes
-            # a compiler and minutes; gloo does without.
+            # At first use DeepSpeed would compile an all-reduce over shared memory, which needs a
+            # compiler and takes minutes; gloo works without it.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings, workers = recipe.engine.deepspeed, recipe.engine.workers
         self.stage = settings.zero_stage
@@ -265,7 +265,7 @@ class DeepSpeedEngine(TrainingEngine):
         }
         if recipe.engine.precision == "bfloat16":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        # Under ZeRO-3 nobody holds the network any more; pictures are made with a copy.
+        # With ZeRO-3 no worker holds the whole network; pictures are made with a copy.
         self.copy = copy.deepcopy(module).cpu() if self.stage == 3 else None
         self.names = trained(module)
         optimizer = make_optimizer(recipe.optimizer, list(self.names.values()))
@@ -285,7 +285,7 @@ class DeepSpeedEngine(TrainingEngine):
             _finite(made.item(), "loss")
             self.engine.backward(made)
             if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
-                # DeepSpeed tells no norm here; the gradients are whole and averaged by now.
+                # DeepSpeed returns no norm here; the gradients are whole and averaged already.
                 gradients = [p.grad for p in self.names.values() if p.grad is not None]
                 norm = _finite(nn.utils.get_total_norm(gradients).item(), "gradient's norm")
             self.engine.step()
@@ -314,7 +314,7 @@ class DeepSpeedEngine(TrainingEngine):
         return {"module": weights, "optimizer": {"state": state}}
 
     def restore(self, optimizer: dict[str, Any]) -> None:
-        """Continue with an optimizer's state, of which each worker takes its part."""
+        """Continue with an optimizer's state; each worker takes its part."""
         state: dict[int, dict[str, Tensor]] = optimizer["state"]
         if self.stage == 0:
             groups = self.base.state_dict()["param_groups"]
@@ -334,9 +334,9 @@ class DeepSpeedEngine(TrainingEngine):
                     safe_set_full_optimizer_state(parameter, value.to(self.device), key)
 
     def _make_state(self, one: dict[str, Tensor]) -> None:
-        """Give the optimizer state as it has after a first step; `one` is a parameter's.
+        """Give the optimizer the state that it has after a first step; `one` is a parameter's.
 
-        DeepSpeed links parameters to their parts of that state only then.
+        DeepSpeed links parameters to their parts of the state only after a first step.
         """
         zero = self.engine.optimizer
         flat = (
@@ -350,14 +350,14 @@ class DeepSpeedEngine(TrainingEngine):
             zero._lazy_init_hp_params_optimizer_state()
 
     def held(self) -> dict[str, Tensor]:
-        """Return the network's state dict; under ZeRO-3 parameters are this worker's parts."""
+        """Return the network's state dict; with ZeRO-3 parameters are this worker's parts."""
         if self.stage < 3:
             return self.network.state_dict()
         parts = {name: cast(Any, p).ds_tensor for name, p in self.network.named_parameters()}
         return parts | dict(self.network.named_buffers())
 
     def whole(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a whole state dict; under ZeRO-3 gathered parameter by parameter."""
+        """Return a whole state dict; with ZeRO-3 it is gathered parameter by parameter."""
         if self.stage < 3:
             return dict(held)
         found = dict(held)
@@ -370,7 +370,7 @@ class DeepSpeedEngine(TrainingEngine):
         return found
 
     def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a whole state dict on the device; under ZeRO-3 this worker's parts."""
+        """Return a whole state dict on the device; with ZeRO-3 this worker's parts."""
         found = {name: value.to(self.device) for name, value in whole.items()}
         if self.stage == 3:
             for name, parameter in self.network.named_parameters():
@@ -378,14 +378,14 @@ class DeepSpeedEngine(TrainingEngine):
         return found
 
     def lend(self, whole: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend the network, or under ZeRO-3 a copy of it."""
+        """Lend the network, or with ZeRO-3 a copy of it."""
         if self.copy is None:
             return _lent(self.network, whole)
         return _lent(self.copy.to(self.device), whole)
 
 
 def _mine(parameter: Any, whole: Tensor) -> Tensor:
-    """Return this worker's part, flat, of what belongs to a parameter divided by ZeRO-3."""
+    """Return this worker's flat part of a whole tensor, as ZeRO-3 divides the parameter."""
     flat, size = whole.flatten(), parameter.ds_tensor.numel()
     padded = nn.functional.pad(flat, (0, size * distributed.get_world_size() - flat.numel()))
     return padded[size * distributed.get_rank() :][:size].clone()
@@ -413,8 +413,8 @@ def micro_batches(batch: P, count: int) -> list[P]:
     """Cut a batch into equal parts, along the first dimension of all arrays in it.
 
     Args:
-        batch: a tensor, an array, None, or a dataclass, tuple, list or dict of such.
-        count: how many; divides the batch.
+        batch: a tensor, an array, None, or a dataclass, tuple, list or dict of them.
+        count: number of parts; it divides the batch.
     """
     if count == 1:
         return [batch]

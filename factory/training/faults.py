@@ -1,4 +1,4 @@
-"""What can go wrong inside a step, said so that the reader knows what to do."""
+"""Faults inside a training step, with messages that say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from factory.training.engines import NotFiniteError
 from factory.training.workers import lower
 
 SHOWN = 8
-NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch's CPU allocator says it
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # messages of torch's CPU allocator
 
 
 @contextmanager
 def explained(recipe: TrainRecipe | FRRecipe, step: int, batch: Any) -> Iterator[None]:
-    """Turn what ends a training in this step into a FaultError that names step and batch.
+    """Turn an error inside a step into a FaultError that names the step and its batch.
 
     Args:
-        recipe: what is trained.
+        recipe: the recipe of the training.
         step: the step, from 0.
-        batch: its batch; with `keys` the message says which samples they were.
+        batch: its batch; if it has `keys`, the message names the samples.
     """
     try:
         yield

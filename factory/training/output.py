@@ -1,4 +1,4 @@
-"""Whose output folder it is: a training goes on only where its own recipe stands."""
+"""The output folder of a training: its claim, its licence and the registered weights."""
 
 import json
 import tempfile
@@ -27,11 +27,11 @@ from factory.tracking import Run
 
 RECIPE = "recipe.json"
 RECORD = "training.json"
-DONE = "done.json"  # written last: nothing is left for the same command to do
+DONE = "done.json"  # written last, when the same command has nothing left to do
 TRAINING = Claim(
     RECIPE,
     "the training",
-    own=("ray/",),  # Ray Train's own notes (`workers.SCRATCH`)
+    own=("ray/",),  # Ray Train's own files (`workers.SCRATCH`)
     free=("engine.", "checkpoint.", "precompute", "benchmarks"),
     bound=("engine.precision",),
 )
@@ -40,12 +40,12 @@ Trained = TypeVar("Trained", TrainRecipe, FRRecipe)
 
 
 def kept(store: Store, recipe: Trained) -> Trained:
-    """Return the recipe with the precision its output is claimed with, where it says `auto`."""
+    """Return the recipe with `auto` replaced by the precision in its output's claim."""
     return kept_precision(recipe, TRAINING.read(store))
 
 
 def check_output(store: Store, recipe: BaseModel) -> None:
-    """Raise InputError when the output is another recipe's training, naming the fields."""
+    """Raise InputError, naming the fields, if the output is the training of another recipe."""
     found = TRAINING.read(store)
     if found is not None:
         began = parse(found).model_dump(mode="json")
@@ -55,11 +55,14 @@ def check_output(store: Store, recipe: BaseModel) -> None:
 
 
 def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
-    """State whose output it is, having checked that it is nobody else's.
+    """Check that the output is not another training's, and write this one's claim.
 
     Args:
         store: the output.
-        recipe: what is trained; it states its precision (`precision.settled`).
+        recipe: a recipe with a fixed precision (`precision.settled`).
+
+    Raises:
+        InputError: the output is another recipe's training, or holds something else.
     """
     assert stated_precision(recipe) != AUTO, "what auto means is settled before a claim"
     check_output(store, recipe)
@@ -67,17 +70,17 @@ def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
 
 
 def finished(store: Store) -> dict[str, Any] | None:
-    """Return the record of a training of which nothing is left to do, else None."""
+    """Return the record of a finished training; None if something is left to do."""
     return json.loads(store.read(RECORD)) if store.exists(DONE) else None
 
 
 def finish(store: Store, version: str) -> None:
-    """Note that the weights are registered as this version, and whatever else was to be done."""
+    """Note that the training is finished and its weights are registered as this version."""
     store.write(DONE, json.dumps({"version": version}).encode())
 
 
 def weights_licences(recipe: TrainRecipe | FRRecipe) -> dict[str, str]:
-    """Return the licence of each file of weights that a recipe trains with, by name.
+    """Return the licence of each file of weights that a training uses, by name.
 
     Raises:
         InputError: a URL of weights cannot be read.
@@ -92,10 +95,10 @@ def weights_licences(recipe: TrainRecipe | FRRecipe) -> dict[str, str]:
 
 
 def licence(recipe: TrainRecipe | FRRecipe) -> str:
-    """Return the licence of what is trained: the strictest of recipe, weights and datasets.
+    """Return the licence of trained weights: the strictest of recipe, weights and datasets.
 
     Raises:
-        InputError: a dataset is not there, or a URL of weights cannot be read.
+        InputError: a dataset is missing, or a URL of weights cannot be read.
     """
     datasets = (source_licence(Store(url)) for url in recipe.data.urls())
     return strictest([recipe.licence, *weights_licences(recipe).values(), *datasets])
@@ -104,15 +107,15 @@ def licence(recipe: TrainRecipe | FRRecipe) -> str:
 def register(
     tracked: Run, store: Store, recipe: TrainRecipe | FRRecipe, files: Sequence[str]
 ) -> str:
-    """Keep finished weights with the run, registered as the next version of the recipe's model.
+    """Keep finished weights with the run, and register them as the model's next version.
 
-    Its tags are the licence, the strictest of the recipe's, of the weights it was trained with and
-    of its datasets', the sha256 of each file, the recipe's digest, its data, and those weights.
+    The version's tags are the licence (see `licence`), the sha256 of each file, the recipe's
+    digest, its data, and the weights that the training used.
 
     Args:
         tracked: the training's run.
         store: the output of the training.
-        recipe: what was trained.
+        recipe: the recipe of the training.
         files: names in the output; the first one is the weights.
 
     Returns:
@@ -121,7 +124,7 @@ def register(
     frozen = recipe.weights if isinstance(recipe, TrainRecipe) else {}
     licences = weights_licences(recipe)
     tags = {
-        # A record of before licences were handed down has none.
+        # Records of older versions have no licence.
         "licence": json.loads(store.read(RECORD)).get("licence") or licence(recipe),
         "recipe": digest(recipe),
         "data": ", ".join(recipe.data.urls()),

@@ -1,4 +1,4 @@
-"""The curve of a training: what its steps showed, how fast they were, how long it will take."""
+"""The curve of a training: its numbers over the steps, its speed and the time left."""
 
 import resource
 import sys
@@ -10,24 +10,24 @@ import torch
 
 from factory.training.workers import Row, Worker
 
-ROWS = 200  # rows of a curve, about
+ROWS = 200  # approximate number of rows of a curve
 LINE_SEC = 2.0
 
 B = TypeVar("B")
 
 
 class Curve:
-    """Averages the numbers of steps into rows and tells the driver of them.
+    """Averages the numbers of steps into rows and sends the rows to the driver.
 
-    Rows end at fixed steps and go into checkpoints, so that the curve of a training that was
-    interrupted is the curve of one that was not.
+    Rows end at fixed steps and are part of checkpoints, so that an interruption does not change the
+    curve.
 
     Args:
-        name: the recipe's.
+        name: the recipe's name.
         total: steps of the whole training.
         batch_size: images of a step, over all workers.
         per_epoch: steps of one pass over the data.
-        worker: whom to tell; only rank 0 does.
+        worker: this worker; only rank 0 sends rows.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Curve:
         self.pictures: list[str] = []
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the curve's part of a checkpoint."""
         return {
             "curve": list(self.curve),
             "seconds": self.seconds + time.monotonic() - self.last,
@@ -53,14 +53,14 @@ class Curve:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's."""
+        """Continue from a checkpoint's part."""
         self.curve, self.seconds = state["curve"], state["seconds"]
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
         self.last = time.monotonic()
-        self.rows = list(self.curve)  # the driver may be another, or not have heard of them yet
+        self.rows = list(self.curve)  # a new driver, or one that was killed, may not have them
 
     def waiting(self, batches: Iterator[B]) -> Iterator[B]:
-        """Pass batches on, counting the time they were waited for."""
+        """Pass batches on, and count the time spent waiting for them."""
         while True:
             asked = time.monotonic()
             try:
@@ -71,7 +71,7 @@ class Curve:
             yield batch
 
     def add(self, step: int, numbers: dict[str, float], rate: float) -> None:
-        """Count a step; `step` is how many are done."""
+        """Count a step; `step` is the number of steps done."""
         for name, value in numbers.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + value, count + 1
@@ -102,7 +102,7 @@ class Curve:
         self.sums, self.steps, self.waited = {}, 0, 0.0
 
     def tell(self, step: int) -> None:
-        """Tell the driver what is new."""
+        """Send new rows and pictures to the driver."""
         self.told = time.monotonic()
         rows, pictures = self.rows, self.pictures
         self.rows, self.pictures = [], []
@@ -110,7 +110,10 @@ class Curve:
             self.worker.note(self._line(step), rows, pictures)
 
     def end(self) -> None:
-        """Tell what was not told: of a training that was killed after its last checkpoint, all."""
+        """Send the rows that are left.
+
+        These are all rows if the training was killed after its last checkpoint.
+        """
         if self.rows:
             self.tell(self.total)
 
@@ -127,7 +130,7 @@ class Curve:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Return the most memory this process has held: of the GPU, else of the host."""
+    """Return the peak memory of this process in GB: on the GPU, or else on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,6 +1,6 @@
-"""Train face recognizers from datasets: backbone in the engine, class centres beside it.
+"""Training of face recognizers: the engine trains the backbone, `Centres` the class centres.
 
-The same command resumes, with the next image of the same order; see `factory.datasets.feed`.
+The same command resumes with the next image of the same order; see `factory.datasets.feed`.
 """
 
 import json
@@ -41,10 +41,10 @@ Report = Callable[[dict[str, float]], None]
 
 
 class Watch(Protocol):
-    """Looks at a network while it is trained; what it sees stands in the curve."""
+    """Measures a network while it is trained and adds numbers to the curve."""
 
     def due(self, step: int, total: int) -> bool:
-        """Tell whether to look after this step; a checkpoint is saved there too."""
+        """Tell whether to measure after this step; a checkpoint is then saved too."""
         ...
 
     def look(self, recipe: FRRecipe, weights: dict[str, Tensor], last: bool) -> dict[str, float]:
@@ -58,11 +58,11 @@ def train(
     """Train a recognizer on the connected Ray cluster, or continue one.
 
     Args:
-        recipe: what to train.
+        recipe: an fr recipe.
         out: folder or URL of the output, reachable by all workers. Afterwards it holds
-            `recipe.json`, `checkpoints/`, `recognizer.safetensors`, `model.pt` (a state dict under
+            `recipe.json`, `checkpoints/`, `recognizer.safetensors`, `model.pt` (a state dict with
             arcface_torch's names) and `training.json` (curve, seconds, images/s).
-        report: called in the driver with each row of the curve: step, epoch, loss, lr,
+        report: is called in the driver with each row of the curve: step, epoch, loss, lr,
             gradient_norm, images_per_second, data_wait, memory_gb, seconds, eta_seconds.
         check_lock: as in `launch`.
 
@@ -71,7 +71,8 @@ def train(
 
     Raises:
         InputError: the recipe or its data cannot be trained on, or `out` is another recipe's.
-        FaultError: the loss is not finite (names step and keys), or workers failed too often.
+        FaultError: the loss is not finite (the message names step and keys), or workers failed too
+            often.
     """
     check(recipe)
     check_inputs(recipe)
@@ -88,15 +89,15 @@ def train(
 
 
 def check(recipe: FRRecipe) -> None:
-    """Raise InputError when the recipe asks for what a recognizer's training does not offer."""
+    """Raise InputError if the recipe asks for something that this training cannot do."""
     check_names(recipe.augment)
-    check_engine(recipe, least=2)  # batch norms need two
+    check_engine(recipe, least=2)  # batch norms need two images
     with torch.device("meta"):
         make_backbone(recipe.backbone, recipe.image.size)
 
 
 def check_inputs(recipe: FRRecipe) -> None:
-    """Raise InputError when a dataset or the benchmarks are not there; reads no image."""
+    """Raise InputError if a dataset or the benchmarks are missing; reads no image."""
     for url in recipe.data.urls():
         if not is_composition(Store(url)) and not committed(Store(url)):
             raise InputError(
@@ -110,14 +111,14 @@ def check_inputs(recipe: FRRecipe) -> None:
 
 
 def finished(store: Store) -> dict[str, Any] | None:
-    """Return the record of a finished training, or None while it is not finished."""
+    """Return the record of a finished training; None if it is not finished."""
     if not store.exists(RECORD) or not store.exists(FILE):
         return None
     return json.loads(store.read(RECORD))
 
 
 def export(store: Store, file: str) -> None:
-    """Write a finished training's network as ONNX to a local file; an empty name asks for none."""
+    """Write a finished training's network as ONNX to a local file; do nothing if `file` is ""."""
     if file:
         with store.local(FILE) as path:
             save_onnx(load_recognizer(str(path)), Path(file))
@@ -133,14 +134,14 @@ def run(
     """Train from the newest checkpoint to the end, as one of several workers.
 
     Args:
-        recipe: what to train.
+        recipe: an fr recipe.
         store: the output.
-        worker: this one.
-        stop_after: end after so many steps in all without finishing, as if interrupted.
-        watch: looks at the network now and then; it changes nothing.
+        worker: this worker.
+        stop_after: end after this many steps in all without finishing, as if interrupted.
+        watch: measures the network now and then; it does not change the training.
 
     Returns:
-        The record kept in `training.json`; nothing but on rank 0 of a finished training.
+        The record in `training.json` on rank 0 of a finished training; else an empty dictionary.
 
     Raises:
         InputError: the recipe does not fit its data.

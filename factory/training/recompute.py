@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input only and is computed again to go backwards."""
+"""Activation checkpointing: a block keeps only its input and is computed again when going back."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(module: nn.Module) -> int:
-    """Make each block of a network forget its activations; return how many blocks there are.
+    """Make each block of a network forget its activations; return the number of blocks.
 
-    Blocks are the composite members of the network's outermost lists and sequences. Results stay
-    what they were; the second computation does not count in the statistics of batch norms.
+    Blocks are the composite members of the network's outermost lists and sequences. Results do not
+    change; the second computation does not count in the statistics of batch norms.
     """
     found = list(_blocks(module))
     for block in found:
@@ -43,7 +43,7 @@ def _contexts(
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are, while batches are normalized as in training."""
+    """Normalize batches as in training, but leave the running statistics unchanged."""
     norms = [part for part in block.modules() if isinstance(part, _BatchNorm)]
     held = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the step, so that a resumed training needs no state."""
+"""Learning rates as a pure function of the step, so that no state is needed to resume."""
 
 import math
 
@@ -15,7 +15,7 @@ def learning_rate(base: float, schedule: Schedule, step: int, total: int, per_ep
 
     Args:
         base: the recipe's `optimizer.lr`.
-        schedule: its shape. The warm-up is linear and comes before every shape.
+        schedule: the shape of the schedule. A linear warm-up comes before every shape.
         step: steps done before this one, from 0.
         total: steps of the whole training.
         per_epoch: steps of one pass over the data.

@@ -1,8 +1,8 @@
-"""A sidecar: what frozen networks make of a dataset's images, made once by a pool of actors.
+"""The sidecar folder of a training: the frozen networks' results for all images, made by actors.
 
 A training whose recipe has `precompute` reads it instead of running those networks on every node. A
-file holds one kind of 1,024 images and is moved into place whole, so that the same command goes on
-after an interruption, and trainings with the same networks and data share what they can.
+file holds one kind of result for 1,024 images and is moved into place whole. The same command
+therefore goes on after an interruption, and trainings with equal networks and data share files.
 """
 
 import tempfile
@@ -22,14 +22,14 @@ from factory.systems import training_class
 
 
 def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
-    """Make what the sidecar lacks on the connected Ray cluster; nothing without `precompute`.
+    """Make the sidecar's missing files on the connected Ray cluster; do nothing without one.
 
     Args:
-        recipe: of the training.
+        recipe: the recipe of the training.
         say: receives one line of progress at a time.
 
     Raises:
-        InputError: nothing is computed ahead for this training, or the cluster is too small.
+        InputError: the training cannot have a `precompute`, or the cluster is too small.
         FaultError: a disk or store failed.
     """
     wanted = recipe.precompute
@@ -49,7 +49,7 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
             f"recipe field weights.{random[0]}.location: {RANDOM_INIT!r}, which differs from actor "
             "to actor; with precompute accepted are files"
         )
-    source = source_of(recipe, 0.0)  # a user's mistake is an error here, before any actor
+    source = source_of(recipe, 0.0)  # raises for mistakes in the recipe, before any actor starts
     store, firsts = Store(wanted.sidecar), range(0, len(source.feed), CHUNK)
     rows = [{"first": first} for first in firsts if lacking(source, store, first)]
     source.feed.close()
@@ -63,14 +63,14 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
 
 
 def source_of(recipe: TrainRecipe, num_gpus: float) -> ExampleSource:
-    """Load what a training's examples are computed from, on a GPU where there is a share of one."""
+    """Load the inputs of a training's examples, on a GPU if `num_gpus` is above 0."""
     engine = recipe.engine.model_copy(update={"num_gpus": num_gpus})
     placed = recipe.model_copy(update={"engine": engine})
     return training_class(recipe.system)(placed, Place(0, 1, Path(tempfile.gettempdir()))).source()
 
 
 def lacking(source: ExampleSource, store: Store, first: int) -> dict[str, str]:
-    """Return the files, by kind, that a sidecar lacks of the images from `first` on."""
+    """Return the missing files of a sidecar for the images from `first` on, by kind."""
     files = {
         kind: chunk_file(name, first) for kind, name in source.named().items() if kind in NETWORKS
     }
@@ -90,9 +90,9 @@ class Precomputer:
         self.store = Store(wanted.sidecar)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Make what is missing of the images from `first` on.
+        """Make the missing files for the images from `first` on.
 
-        A disk or store that fails leaves its error as the row.
+        If a disk or store fails, the returned row holds the error.
         """
         first = int(batch["first"][0])
         try:
@@ -102,7 +102,7 @@ class Precomputer:
         return batch
 
     def make(self, rows: range) -> None:
-        """Compute the kinds that the sidecar lacks of these images, and store them."""
+        """Compute the kinds that the sidecar lacks for these images, and store them."""
         missing = lacking(self.source, self.store, rows.start)
         if not missing:
             return

@@ -1,7 +1,7 @@
-"""Workers of a training on Ray Train, and what they tell the driver while it waits.
+"""The workers of a training on Ray Train, and the reports that they send to the driver.
 
-All state lies in the output's checkpoints, so that a lost worker and a lost driver are the same
-case: whoever comes next continues from the newest checkpoint.
+All state is in the output's checkpoints. After the loss of a worker or of the driver, the next one
+continues from the newest checkpoint.
 """
 
 import os
@@ -22,14 +22,14 @@ from factory.datasets.store import Store, below
 from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
 from factory.training import checkpoint
 
-SCRATCH = "ray"  # Ray Train's own notes, below the output while the training runs
+SCRATCH = "ray"  # Ray Train's own files, below the output while the training runs
 RELAY_SEC = 1.0
-# A death of this kind is the worker's host's; torch's own is caught where it happens.
+# Ray's words if a worker's host runs out of memory; torch's own errors are caught inside the step.
 OUT_OF_MEMORY = ("OutOfMemoryError", "OUT_OF_MEMORY")
 
 CPU = torch.device("cpu")
 
-Row = dict[str, float]  # the numbers of a step, which is one of them
+Row = dict[str, float]  # the numbers of a step, "step" among them
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Worker:
 
     Attributes:
         rank: its number.
-        world: how many there are; with more than one, torch.distributed is initialised.
-        device: where its network runs.
-        note: tells the driver the newest line, and rows and the names of pictures since the last.
+        world: number of workers; with more than one, torch.distributed is initialised.
+        device: the device of its network.
+        note: sends to the driver the newest line, and the rows and names of pictures since the last
+            call.
     """
 
     rank: int = 0
@@ -60,32 +61,38 @@ def launch(
     picture: Callable[[str], None] = lambda name: None,
     check_lock: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run a training loop in the workers a recipe asks for, on the connected Ray cluster.
+    """Run a training loop in the recipe's workers on the connected Ray cluster.
 
     Args:
-        loop: a function at module level that trains, called in each worker with the recipe, the
-            output and the worker; what rank 0's returns is returned.
-        recipe: what to train.
+        loop: a function at module level that trains. Each worker calls it with the recipe, the
+            output and the worker.
+        recipe: the recipe of the training.
         out: folder or URL of the output, reachable by all workers.
-        row: called in the driver with the numbers of each row, once a step.
-        picture: called in the driver with the name of each picture in the output.
-        check_lock: called in the driver now and then; the FaultError it raises where the output is
-            another writer's by now ends the training.
+        row: is called in the driver with the numbers of each row, once for each step.
+        picture: is called in the driver with the name of each picture in the output.
+        check_lock: is called in the driver now and then. It raises FaultError if another writer
+            took the output, which ends the training.
+
+    Returns:
+        The result of `loop` on rank 0.
 
     Raises:
         InputError: a worker found a mistake of the user's.
-        FaultError: a worker named a fault, or workers failed too often.
+        FaultError: a worker reported a fault, or workers failed too often.
     """
     import ray
     from ray import train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from factory.cluster.capacity import trainers
+    from factory.cluster.waiting import wait_for
     from factory.cluster.workers import runtime_env
 
     wanted, root = recipe.engine, Store(out).root
     env = runtime_env(wanted.threads)
     if not wanted.num_gpus:
         env["env_vars"]["DS_ACCELERATOR"] = "cpu"
+    wait_for(trainers(wanted))
     board = start_board()
     trainer = TorchTrainer(
         _work,
@@ -116,7 +123,7 @@ def launch(
             _beside(trainer.fit)
         except ray_train.TrainingFailedError as error:
             failure = " ".join(str(error).split())
-    check_lock()  # what lies there now is the other's
+    check_lock()  # after a loss of the lock, the files belong to the other writer
     _sweep(Store(out))
     fault = ray.get(board.fault.remote())
     if fault:
@@ -131,7 +138,7 @@ def launch(
 def _beside(fit: Callable[[], Any]) -> None:
     """Run a trainer in a thread of its own and wait for it.
 
-    In the main thread it would take Ctrl-C for itself, and take long to end.
+    In the main thread Ray would handle Ctrl-C itself and take long to end.
     """
     ended: Future[None] = Future()
 
@@ -147,13 +154,13 @@ def _beside(fit: Callable[[], Any]) -> None:
 
 
 def _kept(store: Store) -> str:
-    """Return what a stopped training has, in words."""
+    """Return the words about a stopped training's newest checkpoint."""
     step = checkpoint.latest(store)
     return "there is no checkpoint yet" if step is None else f"step {step} is the newest checkpoint"
 
 
 def lower(recipe: TrainRecipe | FRRecipe) -> str:
-    """Return what to change when memory is too small, in the order of what it costs."""
+    """Return what a user can change if memory is too small, the cheapest change first."""
     settings = recipe.engine.deepspeed
     ways = [f"raise engine.deepspeed.accumulation_steps ({settings.accumulation_steps})"]
     if not settings.activation_checkpointing:
@@ -177,10 +184,10 @@ class Board:
         self.error: tuple[str, str] | None = None
 
     def note(self, line: str, rows: list[Row], pictures: list[str]) -> tuple[str, str] | None:
-        """Take the newest line, and rows and pictures beside those not yet taken.
+        """Take the newest line, and add rows and pictures to those not yet handed over.
 
         Returns:
-            As `fault` does: whether there is any reason to go on.
+            The fault, as `fault` returns it, after which a worker must end.
         """
         self.line = line
         self.rows += rows
@@ -202,16 +209,16 @@ class Board:
         return self.result
 
     def fail(self, kind: str, message: str) -> None:
-        """Take a fault that no retry will mend; the first one counts."""
+        """Take a fault that a retry cannot mend; the first one counts."""
         self.error = self.error or (kind, message)
 
     def fault(self) -> tuple[str, str] | None:
-        """Return (kind, message) of a fault, kind being `input` or `run`."""
+        """Return (kind, message) of the fault, or None; the kind is `input` or `run`."""
         return self.error
 
 
 def start_board() -> Any:
-    """Start a board as an actor on the driver's node, so that it is lost with the driver alone."""
+    """Start a board as an actor on the driver's node, so that only the driver's loss ends it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -226,7 +233,7 @@ def _relayed(
     picture: Callable[[str], None],
     check_lock: Callable[[], None],
 ) -> Iterator[None]:
-    """Show the board's line and hand over what is new while the trainer blocks this thread."""
+    """Show the board's line, and pass on new rows and pictures, while the block waits."""
     import ray
 
     ended = threading.Event()
@@ -237,7 +244,7 @@ def _relayed(
         nonlocal seen
         line, rows, pictures = ray.get(board.take.remote())
         for numbers in rows:
-            if numbers["step"] > seen:  # a restarted worker repeats what it had told
+            if numbers["step"] > seen:  # a restarted worker sends old rows again
                 seen = numbers["step"]
                 row(numbers)
         for name in pictures:
@@ -249,7 +256,7 @@ def _relayed(
         while not ended.wait(RELAY_SEC):
             try:
                 check_lock()
-            except FaultError as error:  # the workers read it with their next note, and end
+            except FaultError as error:  # workers get it from their next note and end
                 ray.get(board.fail.remote("run", str(error)))
                 return
             relay()
@@ -265,7 +272,7 @@ def _relayed(
 
 
 def _noting(board: Any) -> Callable[[str, list[Row], list[str]], None]:
-    """Return how a worker tells the driver; it raises FaultError where the training is to end."""
+    """Return a worker's `note`; it raises FaultError if the training must end."""
     import ray
 
     def note(line: str, rows: list[Row], pictures: list[str]) -> None:
@@ -277,14 +284,14 @@ def _noting(board: Any) -> Callable[[str, list[Row], list[str]], None]:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Run in each worker; a fault is handed over, for another try would only find the same."""
+    """Run the loop in a worker; put a fault on the board, because a retry would only repeat it."""
     import ray
     from ray import train as ray_train
 
     board = config["board"]
     if ray.get(board.fault.remote()):
         return
-    if os.path.isdir(config["folder"]):  # relative paths of the recipe mean the driver's folder
+    if os.path.isdir(config["folder"]):  # the recipe's relative paths start at the driver's folder
         os.chdir(config["folder"])
     recipe: Any = parse(config["recipe"])
     context = ray_train.get_context()

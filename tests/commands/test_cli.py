@@ -240,3 +240,15 @@ def test_they_start_at_once_and_load_neither_torch_nor_ray(
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "factory.recipe" in loaded
     assert not {"torch", "ray", "diffusers", "mlflow", "pyarrow"} & loaded
+
+
+def test_a_file_to_be_written_is_asked_about_before_the_work(tmp_path: Path) -> None:
+    for fine in ("", str(tmp_path / "new.json"), "new.json"):
+        assert cli.file(fine) == fine
+    for wrong, said in (
+        (str(tmp_path), "a folder; accepted is a file"),
+        (str(tmp_path / "none/x.json"), "is no folder that can be written to"),
+        ("s3://bucket/x.json", "this output takes no URL"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
+            cli.file(wrong)

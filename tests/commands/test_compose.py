@@ -51,6 +51,9 @@ def test_composed_materialised_verified_and_pairs_held_out(recipe: Path, tmp_pat
     to = tmp_path / "held" / "out.bin"
     pairs = ("jobs/make_pairs.py", tmp_path / "a", "--to", to, "--pairs", "20")
     done = ready.run(*pairs, "--without", tmp_path / "view")
+    assert done.returncode == 2 and "held is no folder that can be written to" in done.stderr
+    to.parent.mkdir()
+    done = ready.run(*pairs, "--without", tmp_path / "view")
     assert done.returncode == 0, done.stderr
     assert "20 pairs of" in done.stdout
     assert len(read_bin(to).images) == 40

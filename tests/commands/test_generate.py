@@ -87,11 +87,11 @@ def test_weights_that_took_the_place_of_others_do_not_go_on_with_their_dataset(
     assert (out / "recipe.json").read_bytes() == before
 
 
-def test_a_folder_with_foreign_shards_is_not_a_dataset(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_shards_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/a.tar").write_bytes(b"mine")
     ran = generate(STUDIO, "--out", tmp_path)
-    assert ran.returncode == 2 and "not a dataset" in ran.stderr
+    assert ran.returncode == 2 and "holds shards/a.tar and no recipe.json" in ran.stderr
     assert (tmp_path / "shards/a.tar").read_bytes() == b"mine"
 
 

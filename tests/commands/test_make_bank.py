@@ -95,10 +95,14 @@ def test_a_bank_is_a_dataset_of_the_chosen_images(given: dict[str, Any], tmp_pat
     make_bank(recipe, out, said.append)  # the same command again changes nothing
     assert contents_digest(Store(out)) == before
     other = recipe.model_copy(update={"count": 9})
-    with pytest.raises(InputError, match="another recipe's bank"):
+    with pytest.raises(InputError, match="holds the dataset of another recipe"):
         make_bank(other, out, said.append)
-    wide = recipe.model_copy(update={"pool": recipe.pool.model_copy(update={"num_gpus": 2.0})})
-    with pytest.raises(InputError, match=r"recipe field pool\.num_gpus: 2, but the largest node"):
+    wide = recipe.model_copy(
+        update={"workers": recipe.workers.model_copy(update={"num_gpus": 2.0})}
+    )
+    with pytest.raises(
+        InputError, match=r"recipe field workers\.num_gpus: 2, but the largest node"
+    ):
         make_bank(wide, out, said.append)  # each who looks at candidates reserves what is asked
     verified = run("verify.py", out)
     assert verified.returncode == 0, verified.stdout + verified.stderr

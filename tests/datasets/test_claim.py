@@ -13,7 +13,7 @@ from factory.training.output import claim
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "0123456789abcdef"
-ACCEPTED = "accepted is a folder without a dataset, or one of a recipe of kind 'generate'"
+ACCEPTED = "accepted is an empty folder, or the dataset of the same recipe"
 
 
 def studio() -> GenerateRecipe:
@@ -30,8 +30,17 @@ def test_its_own_dataset_and_an_empty_folder_are_accepted(
     assert isinstance(made, GenerateRecipe)
     write_claim(store, made, content_digest(made, {}), ())
     assert check_claim(store, made, {}, False) == ()
+    assert check_claim(Store(tmp_path / "new"), studio(), {}, False) == ()
+
+
+def test_a_folder_with_anything_else_in_it_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "own")
+    with store.lock("generate"):  # which lies there before the claim does
+        assert check_claim(store, studio(), {}, False) == ()
     (tmp_path / "notes.txt").write_text("mine")
-    assert check_claim(Store(tmp_path), studio(), {}, False) == ()
+    said = rf"--out {tmp_path}: holds notes\.txt and no {CLAIM}; {ACCEPTED}"
+    with pytest.raises(InputError, match=said):
+        check_claim(Store(tmp_path), studio(), {}, False)
 
 
 def test_the_output_of_a_training_is_refused(tmp_path: Path) -> None:
@@ -55,7 +64,7 @@ def test_a_dataset_that_another_job_made_is_refused(tmp_path: Path, kind: str) -
 def test_a_composition_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write(COMPOSITION, b"{}")
-    with pytest.raises(InputError, match=rf"--out {tmp_path}: holds a composition.*{ACCEPTED}"):
+    with pytest.raises(InputError, match=rf"--out {tmp_path}: holds {COMPOSITION}.*{ACCEPTED}"):
         check_claim(store, studio(), {}, False)
 
 

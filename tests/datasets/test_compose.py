@@ -366,7 +366,7 @@ def test_a_folder_keeps_its_composition(pools, tmp_path) -> None:
     make_pool(tmp_path / "pool", 6, 2, world=5, per=2)
     with pytest.raises(InputError, match="pools have grown since"):
         compose(recipe(pools={"a": {"url": url}}), out)
-    with pytest.raises(InputError, match="holds a dataset"):
+    with pytest.raises(InputError, match=r"holds manifest\.json and no composition\.json"):
         compose(recipe(pools={"a": {"url": url}}), Store(url))
 
 

@@ -262,7 +262,7 @@ IMAGES = [
     prepare("a page of HTML", one_image(b"<html>"), 0, "1 unreadable"),
     prepare("half a JPEG", one_image(jpg(3)[:700]), 0, "1 unreadable"),
     prepare("half a PNG", one_image(png(3)[:700], "x.png"), 0, "1 unreadable"),
-    prepare("a JPEG of 16,000 x 16,000", one_image(BOMB), 2, "16000 x 16000", "--size"),
+    prepare("a JPEG of 16,000 x 16,000", one_image(BOMB), 0, "64 px", "1 unreadable"),
     prepare("the same with --size", one_image(BOMB), 0, "1 unreadable", size=64),
     prepare("one bad of many", one_image(b"", "1.jpg"), 0, "64 px jpg", "2 of 3 images"),
     prepare("a late PNG", one_image(png(3), "x.png"), 0, "64 px jpg", "lie there as PNG"),
@@ -772,7 +772,7 @@ PAIRS = [
     paired("blanks", CSV.replace(",", " "), 0, "15 pairs"),
     paired("CSV without suffixes", CSV.replace(".jpg", ""), 0, "15 pairs"),
     paired(
-        "an image that is not there", LFW + "nobody\t1\t2\n", 2, "1 images, as nobody/nobody_0001"
+        "an image that is not there", LFW + "nobody\t1\t2\n", 2, "2 images, as nobody/nobody_0001"
     ),
     paired("a third word", CSV + "a.jpg,b.jpg,maybe\n", 2, "line 16", "a.jpg b.jpg maybe"),
     paired("-1 for 0", CSV.replace(",0\n", ",-1\n"), 2, "line 9"),
@@ -792,7 +792,7 @@ PAIRS = [
     pairs("more than everybody", 2, "--skip 99999", "8 identities", more=("--skip", 99999)),
     pairs("--skip -1", 2, "--skip -1", more=("--skip", -1)),
     pairs("no pairs", 2, "accepted is a multiple of 20", more=("--pairs", 0)),
-    pairs("-20 pairs", 2, "--pairs", more=("--pairs", -20)),
+    pairs("-20 pairs", 2, "pairs: -20", more=("--pairs", -20)),
     pairs("odd pairs", 2, "accepted is a multiple of 20", more=("--pairs", 7)),
     pairs("pairs of 5,000 digits", 2, "5000 digits", more=("--pairs", "9" * 5000)),
     pairs("one fold", 2, "folds", more=("--pairs", 20, "--folds", 1)),

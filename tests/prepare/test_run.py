@@ -256,7 +256,7 @@ def test_a_folder_of_another_dataset_is_left_alone(here, tmp_path: Path) -> None
         wishes = Wishes(
             **{"source": str(moved), "licence": "CC-BY-4.0", "name": "source"} | changed
         )
-        with pytest.raises(InputError, match=r"holds another dataset: .* there, .* here"):
+        with pytest.raises(InputError, match=r"dataset of another recipe: .* there, .* here"):
             check_claim(store, plan(wishes).claim)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from faces import make_pool
 
 from factory import tracking
@@ -111,12 +112,12 @@ def test_a_folder_keeps_its_search(tmp_path):
     Book(store, space()).claim("run-1", 3)
     again = Book(store, space())
     assert again.run_id == "run-1" and again.results() == {}
-    with pytest.raises(InputError, match=r"holds another search, whose seeds is \[1\], not \[1, 2"):
+    with pytest.raises(InputError, match=r"search of another recipe: seeds is \[1\] there, \[1, 2"):
         Book(store, space(seeds=(1, 2)))
     again.note(3, {"asked": 5.0})
     assert again.begun(3) == {"asked": 5.0} and again.begun(4) is None
     store.delete(SWEEP)
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match=r"holds space\.py and no sweep\.json"):
         Book(store, space())
 
 
@@ -135,7 +136,8 @@ def test_a_folder_keeps_what_its_trials_were_made_of(tmp_path):
         recipe.write_text((ROOT / "jobs/recipes/desk/generate/studio_plain.yaml").read_text())
         views = {"pools": {"studio": Pool(str(recipe), *sets.get("pool", ())).view()}}
         fr = tmp_path / "fr.yaml"
-        fr.write_text((ROOT / "jobs/recipes/desk/fr/desk.yaml").read_text() + sets.get("fr", ""))
+        trained = yaml.safe_load((ROOT / "jobs/recipes/desk/fr/desk.yaml").read_text())
+        fr.write_text(yaml.safe_dump(trained | sets.get("fr", {})))
         return Space("s", "?", {"x": Choice(1)}, lambda p: views | (fields or {}), fr=str(fr),
                      source=str(sets))  # fmt: skip
 
@@ -149,11 +151,11 @@ def test_a_folder_keeps_what_its_trials_were_made_of(tmp_path):
     book.note(0, {"asked": 1.0, "run_id": "r"})
     book.check("runs/pools")
     Book(store, made(pool=("workers.max=3",))).check("s3://elsewhere/pools")  # changes no result
-    Book(store, made(fr="checkpoint: {every_steps: 7}\n")).check("")
+    Book(store, made(fr={"checkpoint": {"every_steps": 7}})).check("")
     for change, field in (
         ({"fields": {"images": 40}}, "compose.images None, .* 40"),
         ({"pool": ("seed=77",)}, r"pools.studio.recipe.seed \d+, .* 77"),
-        ({"fr": "augment: []\n"}, r"fr.augment \['flip.*\[\]"),
+        ({"fr": {"augment": []}}, r"fr.augment \['flip.*\[\]"),
     ):
         with pytest.raises(InputError, match=f"trial 0 has begun with {field}"):
             again(made(**change))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from faces import make_pool
-from tiny import DIMENSION, SIZE, generating, save_frozen, training
+from tiny import ADM, DIMENSION, SIZE, generating, save_frozen, training
 
 from factory import systems
 from factory.datasets.compose import compose
@@ -18,19 +18,7 @@ from factory.recipe import ComposeRecipe, InputError, parse
 from factory.systems.base import Position
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-system.md"
-MODEL = {
-    "unet": {
-        "size": 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "widths": [32, 32],
-        "attention": [False, True],
-        "unresized": [],
-        "head_channels": 16,
-        "norm_groups": 2,
-    },
-    "context_size": DIMENSION,
-}
+MODEL = {"unet": ADM, "context_size": DIMENSION}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from faces import make_pool
 from gpu import same_images, same_step
-from tiny import DIMENSION, generating, located, save_frozen, training
+from tiny import ADM, DIMENSION, generating, located, save_frozen, training
 
 from factory.diffusion.dcface import DCFaceConfig, DCFaceNet
 from factory.diffusion.files import save_weights
@@ -25,18 +25,8 @@ from factory.systems.cemiface import (
     similarity_loss,
 )
 
-UNET = {
-    "size": 4,
-    "in_channels": 4,
-    "out_channels": 4,
-    "widths": [32, 32],
-    "attention": [False, True],
-    "unresized": [],
-    "head_channels": 16,
-    "norm_groups": 2,
-}
 MODEL: dict[str, Any] = {
-    "unet": UNET,
+    "unet": ADM,
     "context_size": DIMENSION,
     "similarity_channels": 8,
     "tokens": 2,
@@ -198,7 +188,7 @@ def test_it_learns_from_an_unconditional_model_and_generates(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ) -> None:
     start = tmp_path / "start.safetensors"
-    stage1 = DCFaceNet(DCFaceConfig.model_validate({"unet": UNET}))
+    stage1 = DCFaceNet(DCFaceConfig.model_validate({"unet": ADM}))
     for parameter in stage1.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.05)
     save_weights(start, "denoiser", stage1, {"system": "dcface"}, {})

@@ -164,7 +164,7 @@ def test_another_recipes_output_is_refused(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment": ["mirror"]}, "augment: 'mirror'; accepted: blur, crop"),
+        ({"augment": ["mirror"]}, "augment: 'mirror'; accepted: blur, compression, crop, "),
         ({"image": {"size": 40}}, "image.size: 40"),
         ({"schedule": {"steps": 1, "batch_size": 1}}, "schedule.batch_size: 1"),
         (

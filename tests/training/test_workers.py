@@ -96,6 +96,7 @@ def test_rays_notes_lie_below_the_output_whatever_its_query(
     def trainer(*given: Any, run_config: Any, **named: Any) -> None:
         raise Asked(run_config.storage_path)
 
+    monkeypatch.setattr("factory.cluster.waiting.wait_for", lambda reserved: None)
     monkeypatch.setattr(workers, "start_board", lambda: None)
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
     recipe: Any = load("jobs/recipes/desk/fr/desk.yaml")

@@ -1,0 +1,49 @@
+"""Waiting for a cluster that is busy, or still growing: never without a word."""
+
+from collections.abc import Callable
+
+import ray
+
+from factory.cluster.capacity import Reservation
+from factory.cluster.connect import started_here
+
+FIRST_SEC, NEXT_SEC = 10.0, 60.0  # before the first line of what is waited for, and the next ones
+
+
+def wait_for(reserved: Reservation, say: Callable[[str], None] = print) -> None:
+    """Return when the connected cluster holds one actor of a pool.
+
+    A task that reserves as much is scheduled as the actor will be, so that an autoscaler hears of
+    it. A local Ray of this process serves nobody else: there is nothing to wait for.
+
+    Args:
+        reserved: what one actor reserves.
+        say: receives a line after ten seconds and then every minute.
+    """
+    if started_here():
+        return
+    task = ray.remote(num_cpus=reserved.num_cpus, num_gpus=reserved.num_gpus)(_held)
+    held, patience = task.remote(), FIRST_SEC
+    while not ray.wait([held], timeout=patience)[0]:
+        say(_lacking(reserved))
+        patience = NEXT_SEC
+    ray.get(held)
+
+
+def _held() -> None:
+    """Do nothing, on what was reserved."""
+
+
+def _lacking(reserved: Reservation) -> str:
+    """Return in words what is waited for, and what the cluster has of it."""
+    has, free, words = ray.cluster_resources(), ray.available_resources(), []
+    for kind, wanted in (("CPU", reserved.num_cpus), ("GPU", reserved.num_gpus)):
+        total, left = has.get(kind, 0.0), free.get(kind, 0.0)
+        if wanted:
+            taken = "none yet" if not total else f"{total:g}, {_taken(left)}"
+            words.append(f"{wanted:g} {kind}; the cluster has {taken}")
+    return f"waiting for {' and for '.join(words)}"
+
+
+def _taken(left: float) -> str:
+    return "all taken" if left < 1e-6 else f"of which {left:g} are free"

@@ -1,0 +1,61 @@
+"""A busy cluster is waited for with one line of what is lacking."""
+
+import threading
+
+import pytest
+import ray
+
+from factory.cluster import waiting
+from factory.cluster.capacity import Reservation
+from factory.cluster.waiting import wait_for
+
+pytestmark = pytest.mark.ray
+
+
+def test_what_is_taken_is_said_and_then_waited_for(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ray.remote(num_cpus=0)
+    class Gate:
+        def __init__(self) -> None:
+            self.opened = False
+
+        def open(self) -> None:
+            self.opened = True
+
+        def is_open(self) -> bool:
+            return self.opened
+
+    @ray.remote(num_cpus=4)
+    def hold(gate) -> None:
+        import time
+
+        while not ray.get(gate.is_open.remote()):
+            time.sleep(0.1)
+
+    monkeypatch.setattr(waiting, "started_here", lambda: False)
+    monkeypatch.setattr(waiting, "FIRST_SEC", 0.2)
+    monkeypatch.setattr(waiting, "NEXT_SEC", 0.2)
+    gate = Gate.remote()
+    holder = hold.remote(gate)
+    while ray.available_resources().get("CPU", 0.0) > 0:  # until it holds them
+        ray.wait([holder], timeout=0.1)
+    said: list[str] = []
+    heard = threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        heard.set()
+
+    waiter = threading.Thread(target=wait_for, args=(Reservation("a", "a.", 1, 2.0), say))
+    waiter.start()
+    assert heard.wait(120)
+    assert said[0] == "waiting for 2 CPU; the cluster has 4, all taken"
+    ray.get(gate.open.remote())
+    waiter.join(120)
+    assert not waiter.is_alive()
+
+
+def test_a_cluster_that_has_none_yet_says_so(ray_cluster: str) -> None:
+    wanted = Reservation("a", "a.", 1, 0.0, 8.0)
+    assert waiting._lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
