@@ -144,7 +144,7 @@ def _opened(data: bytes) -> Any:
     except Image.DecompressionBombError:
         raise DecodeError(f"claims too many pixels; accepted are {MOST_PIXELS:,}") from None
     except Exception as error:  # what a damaged image raises in Pillow may be anything
-        raise DecodeError(f"a damaged image ({_line(error)})") from None
+        raise DecodeError(f"{_no_image(data, 'a damaged image')} ({_line(error)})") from None
     try:
         _checked(data, NAMES.get(image.format or "", image.format or ""), *image.size[::-1])
     except DecodeError:
@@ -153,13 +153,13 @@ def _opened(data: bytes) -> Any:
     return image
 
 
-def _no_image(data: bytes) -> str:
+def _no_image(data: bytes, other: str = "not an image") -> str:
     if not data:
         return "empty, not an image"
     for magic, kind in ((JPEG_MAGIC, "JPEG"), (PNG_MAGIC, "PNG")):
         if data.startswith(magic):
             return f"a damaged {kind}"
-    return "not an image"
+    return other
 
 
 def _line(error: Exception) -> str:

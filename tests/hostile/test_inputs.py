@@ -798,7 +798,7 @@ PAIRS = [
     pairs("one fold", 2, "folds", more=("--pairs", 20, "--folds", 1)),
     pairs("too many pairs", 2, "lower --pairs", more=("--pairs", 2000)),
     pairs("no such groups", 2, "--groups", "no such file", more=("--groups", "nobody.json")),
-    pairs("groups of 300", 2, "too long", more=("--groups", LONG)),
+    pairs("groups of 300", 2, "300 characters", more=("--groups", LONG)),
     pairs("no such composition", 2, "nobody", more=("--without", "nobody")),
     Row(
         "pairs of nothing",
@@ -844,7 +844,7 @@ def damaged(name: str, damage: Callable[[Path], object], code: int, *words: str)
 MEASURES = [
     damaged("a whole tar", lambda path: path, 0, "genuine"),
     *(
-        damaged(f"a tar flipped at {at}", lambda path, at=at: flipped(path, at), 1, "shard i0")
+        damaged(f"a tar flipped at {at}", lambda path, at=at: flipped(path, at), -2, "dataset ")
         for at in (0.0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999)
     ),
     *(
