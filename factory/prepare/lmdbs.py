@@ -49,7 +49,7 @@ class LmdbReader:
         if store.root is None:
             raise InputError(f"{self.what}: LMDB is mapped from disk; accepted is a local path")
         try:
-            import lmdb
+            import lmdb  # pyright: ignore[reportMissingImports]
             import msgpack
         except ImportError as error:
             raise InputError(
