@@ -49,9 +49,9 @@ PREPARED = Claim(
 
 CHANGED = {
     "reencoded": "images were encoded again, since their format or depth is no plain JPEG or PNG",
-    "turned": "were turned upright by their EXIF tag",
-    "resized_from": "were scaled",
-    "png beside jpg": "are no JPEG and lie there as PNG, so that no pixel is lost (--format makes "
+    "turned": "images were turned upright by their EXIF tag",
+    "resized_from": "images were scaled",
+    "png beside jpg": "images are no JPEG and lie there as PNG, so that no pixel is lost (--format makes "
     "all images one format)",
 }
 

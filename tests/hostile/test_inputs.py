@@ -283,7 +283,7 @@ IMAGES = [
         "turned by EXIF",
         lambda d: files(d / "s", {"a/0.jpg": turned(6), "b/0.jpg": jpg(1)}),
         0,
-        "1 were turned upright",
+        "1 images were turned upright",
     ),
     prepare(
         "a damaged EXIF",
