@@ -51,8 +51,8 @@ CHANGED = {
     "reencoded": "images were encoded again, since their format or depth is no plain JPEG or PNG",
     "turned": "images were turned upright by their EXIF tag",
     "resized_from": "images were scaled",
-    "png beside jpg": "images are no JPEG and lie there as PNG, so that no pixel is lost (--format makes "
-    "all images one format)",
+    "png beside jpg": "images are no JPEG and lie there as PNG, so that no pixel is lost (--format "
+    "makes all images one format)",
 }
 
 
@@ -114,6 +114,9 @@ def plan(wishes: Wishes) -> Preparation:
         )
     if wishes.shard_images < 1:
         raise InputError(f"--shard-images {wishes.shard_images}; accepted is 1 or more")
+    for flag, text in (("licence", wishes.licence), ("name", wishes.name or "prepared")):
+        if not text.strip() or not text.isprintable():
+            raise InputError(f"--{flag} {text!r}; accepted is text in one line")
     source, listing = list_source(
         wishes.source, wishes.unlabelled, wishes.label, wishes.identity_level
     )

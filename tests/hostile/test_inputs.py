@@ -890,6 +890,57 @@ def reshaped(command: str, file: str, shape: str) -> Row:
     return Row(f"{file} of {shape}", command, make, -2, (file.partition(".")[0],))
 
 
+LENGTHS = [
+    Row(f"a name of 300 ({number})", command, lambda d, more=more: more(d), 2, ("accepted",))
+    for number, (command, more) in enumerate(
+        [
+            ("plan", lambda d: [LONG]),
+            ("verify", lambda d: [d / LONG]),
+            ("export", lambda d: [d / LONG, "--format", "wds", "--to", d / "out"]),
+            ("export", lambda d: [pool(d), "--format", "wds", "--to", d / LONG]),
+            ("make_pairs", lambda d: [d / LONG, "--to", d / "x.bin"]),
+            ("make_pairs", lambda d: [pool(d), "--to", d / "x.bin", "--without", LONG]),
+            ("measure", lambda d: [pool(d), "--recognizer", LONG]),
+            ("measure", lambda d: [pool(d), "--recognizer", f"onnx:{LONG}"]),
+            ("measure", lambda d: measured(pool(d), "--against", LONG)),
+            ("prepare", lambda d: prepared(pool(d), d / LONG)),
+            (
+                "prepare",
+                lambda d: prepared(people(d / "s"), d / "out", "--align", "--detector", LONG),
+            ),
+            ("prepare", lambda d: prepared(pool(d), d / "out", "--recognizer", LONG)),
+            ("report", lambda d: [LONG, "--to", d / "r.html"]),
+            ("evaluate", lambda d: ["--recognizer", TEACHER, "--benchmarks", d / LONG]),
+            ("train_attributes", lambda d: [LONG, "--out", d / "out"]),
+        ]
+    )
+]
+STATED = [
+    Row(
+        "no licence", "prepare", lambda d: [people(d / "s"), "--out", d / "out"], 2, ("--licence",)
+    ),
+    prepare("an empty licence", lambda d: people(d / "s"), 2, "--licence", licence=""),
+    prepare("a licence of two lines", lambda d: people(d / "s"), 2, "one line", licence="a\nb"),
+    Row(
+        "a dataset of two lines",
+        "prepare",
+        lambda d: prepared(people(d / "s"), d / "out", "--name", "a\nb"),
+        2,
+        ("--name",),
+    ),
+    prepare("no actors", lambda d: people(d / "s"), 2, "--actors -1", actors=-1),
+    prepare("no images a shard", lambda d: people(d / "s"), 2, "--shard-images 0", shard_images=0),
+    prepare("--align alone", lambda d: people(d / "s"), 2, "--detector", align=True),
+    prepare("an unknown recognizer", lambda d: people(d / "s"), 2, "keras", recognizer="keras:x"),
+    Row(
+        "into somebody's folder",
+        "prepare",
+        lambda d: prepared(people(d / "s"), files(d / "mine", {"me.jpg": jpg(1)})),
+        2,
+        ("holds me.jpg",),
+    ),
+]
+
 SHAPED = [
     *(
         reshaped(command, "manifest.json", shape)
@@ -902,7 +953,7 @@ SHAPED = [
         for shape in SHAPES[:3]
     ),
 ]
-TABLE = [*FOLDERS, *IMAGES, *ARCHIVES, *LISTS, *PAIRS, *MEASURES, *SHAPED]
+TABLE = [*FOLDERS, *IMAGES, *ARCHIVES, *LISTS, *PAIRS, *MEASURES, *LENGTHS, *STATED, *SHAPED]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.command}: {row.name}")
@@ -942,7 +993,7 @@ def test_a_small_file_that_claims_much_is_refused_at_once(tmp_path: Path) -> Non
 # What strangers' bytes may do: nothing but be listed, read or refused.
 BYTES = st.binary(max_size=600)
 QUIET = settings(
-    max_examples=60,
+    max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
