@@ -102,6 +102,20 @@ def listed(name: str, text: str, count: int = 4) -> Callable[[Path], Path]:
     return make
 
 
+def indexed(text: str, first: bytes | None = None) -> Callable[[Path], Path]:
+    """Return what makes a RecordIO whose index says this; its record 0 may be another."""
+
+    def make(d: Path) -> Path:
+        payloads = {n: face(n, n, jpg(n)) for n in range(2)}
+        (d / "s").mkdir()
+        rec = write_rec(d / "s" / "train.rec", payloads | ({0: first} if first else {}))
+        if text:
+            rec.with_suffix(".idx").write_text(text)
+        return d / "s"
+
+    return make
+
+
 def with_list(name: str, row: str, make: Callable[[Path], Path], code: int, *words: str) -> Row:
     """Return a row of prepare whose --label is a file beside the source."""
     return Row(
@@ -550,6 +564,16 @@ ARCHIVES = [
     prepare("no LMDB", lambda d: files(d, {"a.lmdb": b"x" * 9000}) / "a.lmdb", 2, "LMDB"),
 ]
 
+INDEXES = [
+    prepare("an offset below 0", indexed("0\t-5\n"), 2, "offset -5", "KEY, tab, OFFSET"),
+    prepare("an offset of 30 digits", indexed(f"0\t{10**30}\n"), 2, "KEY, tab, OFFSET"),
+    prepare("a key without end", indexed("inf\t0\n"), 2, "KEY, tab, OFFSET"),
+    prepare("an offset behind the end", indexed("0\t99999999\n"), 2, "no record at byte"),
+    prepare("1e30 images", indexed("", face(0, 0, b"", (1e30, 2e30))), 2, "images end at"),
+    prepare(
+        "no number of images", indexed("", face(0, 0, b"", (float("nan"), 1))), 2, "end at nan"
+    ),
+]
 LISTS = [
     prepare(
         "a list beside records",
@@ -953,7 +977,18 @@ SHAPED = [
         for shape in SHAPES[:3]
     ),
 ]
-TABLE = [*FOLDERS, *IMAGES, *ARCHIVES, *LISTS, *PAIRS, *MEASURES, *LENGTHS, *STATED, *SHAPED]
+TABLE = [
+    *FOLDERS,
+    *IMAGES,
+    *ARCHIVES,
+    *LISTS,
+    *INDEXES,
+    *PAIRS,
+    *MEASURES,
+    *LENGTHS,
+    *STATED,
+    *SHAPED,
+]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.command}: {row.name}")
