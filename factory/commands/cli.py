@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from factory.recipe import FaultError, InputError
 from factory.recipe.errors import DONE, WRONG_INPUT
 
 OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
+SHOWN, LONGEST = 60, 800  # characters of a name, of an argument's error
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 # Jobs import this module first; some then import other modules for seconds.
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "").parent.name == "jobs":
@@ -87,6 +89,12 @@ def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int
     except BrokenPipeError:  # `plan.py RECIPE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        said = f"{name[:SHOWN]}...: a name or path of {len(name)} characters; accepted is a shorter"
+        return _say(WRONG_INPUT, InputError(said))
 
 
 def _kept(arguments: argparse.Namespace) -> None:
@@ -142,6 +150,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message; --help has what is accepted."""
+        if len(message) > LONGEST:
+            message = f"{message[:LONGEST]}..."
         said = f"error: {message}; --help tells what is accepted (exit code {WRONG_INPUT})"
         self.exit(WRONG_INPUT, said + "\n")
 

@@ -31,10 +31,12 @@ def job(arguments: argparse.Namespace) -> None:
     recipe, listing = given.recipe, given.listing
     print(
         f"{recipe.source}: {listing.kind}, {listing.count:,} images of {recipe.identities.count:,} "
-        f"identities, {listing.ignored:,} other files; {recipe.image.size} px "
-        f"{recipe.image.format}, {len(given.shards)} shards",
+        f"identities, {listing.ignored:,} other files, {listing.hidden:,} hidden; "
+        f"{recipe.image.size} px {recipe.image.format}, {len(given.shards)} shards",
         flush=True,
     )
+    for note in listing.notes:
+        print(note, flush=True)
     for name, model in recipe.weights.items():
         print(f"{name}: {model.location}, licence {model.licence}", flush=True)
     from factory.cluster.connect import connect
@@ -46,7 +48,7 @@ def job(arguments: argparse.Namespace) -> None:
             arguments.tracking_uri, "prepare", recipe.name, recipe, output=store.url
         ) as tracked,
     ):
-        manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check)
+        manifest = prepare(given, store, arguments.actors, ProgressLine(), lock.check, print)
         tracked.dataset(recipe.name, store.url, given.content_digest)
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
         tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
@@ -77,14 +79,14 @@ def main() -> NoReturn:
     )
     add("--detector", default="", help="SCRFD detector for --align, FILE.onnx[?licence=NAME]")
     add("--recognizer", default="", help="also keep this recognizer's embeddings")
+    add("--synthetic", action="store_true", help="a model made the images: say so in each sidecar")
     add(
-        "--synthetic", action="store_true", help="state in each sidecar that a model made the image"
+        "--label",
+        default="",
+        help="where labels stand: FILE, json:FIELD, txt, folder, ...",
     )
-    add(
-        "--unlabelled",
-        action="store_true",
-        help="take every image as a different person, as in FFHQ",
-    )
-    add("--shard-images", type=int, default=2000, help="most images of one shard (default 2000)")
-    add("--actors", type=int, default=0, help="actors at once (default: one per CPU)")
+    add("--identity-level", type=int, help="depth of the folder that is a person (default: 1)")
+    add("--unlabelled", action="store_true", help="every image is a person of its own, as in FFHQ")
+    add("--shard-images", type=int, default=2000, help="most images of one shard (2000)")
+    add("--actors", type=int, default=0, help="workers at once (default: one a CPU)")
     cli.run(parser, job)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from factory.datasets.decode import decode
 from factory.datasets.embeddings import Embedder, embeddings_file, read_embeddings, write_embeddings
-from factory.datasets.feed import decode
 from factory.datasets.index import IMAGES, Contents, Copies, Index, cache_home
 from factory.datasets.store import Store
 from factory.datasets.tar import members

@@ -27,8 +27,8 @@ from factory.datasets.composition import (
     Taken,
     load_composition,
 )
+from factory.datasets.decode import decode
 from factory.datasets.embeddings import Embedder
-from factory.datasets.feed import decode
 from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest

@@ -5,7 +5,6 @@ images come next. A resumed training goes on with the next images of the same or
 workers only decides which worker decodes which part of a global batch.
 """
 
-import io
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 
 from factory.datasets.composition import is_composition, load_composition, local_shards, read_rows
+from factory.datasets.decode import decode
 from factory.datasets.index import Copies, Reader, contents, first_rows, index
 from factory.datasets.store import Store
 from factory.recipe import InputError, public
@@ -188,7 +187,7 @@ class Feed:
         what = f"{path}: image {self._keys[row].decode()}"
         try:
             image = decode(data)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise InputError(f"{what} cannot be read: {error}") from error
         if self.resize:
             return resized(image, self.size)
@@ -207,16 +206,6 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def decode(data: bytes) -> np.ndarray:
-    """Return a JPEG or PNG as uint8 [H, W, 3] RGB; ValueError or OSError for other bytes."""
-    if simplejpeg.is_jpeg(data):
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @dataclass(frozen=True)

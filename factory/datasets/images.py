@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from factory.datasets.feed import decode
+from factory.datasets.decode import decode
 from factory.datasets.index import Copies, Reader, contents, index, ranks
 from factory.datasets.store import Store
 from factory.recipe import InputError, NamedDataset, digest, local_path
@@ -71,7 +71,7 @@ class ImageBank:
         """
         try:
             image = decode(self.encoded(row))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise InputError(f"{self.url}: image {self.key(row)}: {error}") from error
         if image.shape[:2] != (self.size, self.size):
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from factory.datasets.claim import read_claim
+from factory.datasets.claim import CLAIM, read_claim
 from factory.datasets.licences import strictest
 from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
@@ -178,6 +178,8 @@ def load_manifest(store: Store) -> DatasetManifest:
     """Read the manifest of a dataset; InputError if it is missing or malformed."""
     if not store.exists(MANIFEST):
         raise InputError(f"{store.url}: no finished dataset there ({MANIFEST} is missing)")
+    if store.exists(CLAIM):
+        read_claim(store)  # a damaged claim is a damaged dataset, whoever reads it
     try:
         return DatasetManifest.model_validate_json(store.read(MANIFEST))
     except ValidationError as error:

@@ -31,6 +31,7 @@ LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back if creation is not exclusive
 COPY_BYTES = 1 << 20
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 
 
 class Store:
@@ -54,6 +55,7 @@ class Store:
         self._root: Path | None = None  # absolute, because actors may work in another folder
         if not self._address:
             raise InputError("store: '' is no address; accepted is a local path or a URL")
+        _check_names(self._address)
         if "://" not in self._address:
             self._root = Path(self._address).absolute()
         elif self._address.startswith("file://"):
@@ -406,6 +408,21 @@ def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:
             f"store {shown}: {error}; accepted: a path, s3://, gs://, fsspec"
         ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(inner)), base.rstrip("/")
+
+
+def _check_names(address: str) -> None:
+    """Refuse an address that no file system takes: names too long, or that are no UTF-8."""
+    shown = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if shown != address or "\0" in address:
+        raise InputError(f"store {public(shown)!r}: a name that is no UTF-8; accepted is UTF-8")
+    if "://" in address and not address.startswith("file://"):
+        return
+    longest = max((len(part.encode()) for part in address.split("/")), default=0)
+    if longest > LONGEST_NAME or len(address.encode()) > LONGEST_PATH:
+        raise InputError(
+            f"store {address[:60]}...: a name of {longest} bytes in a path of {len(address)}; "
+            f"accepted are {LONGEST_NAME} and {LONGEST_PATH}"
+        )
 
 
 def _safe(name: str) -> str:

@@ -242,6 +242,8 @@ def _claimed(claim: dict[str, Any]) -> tuple[Expected, tuple[Shard | Slice, ...]
     image = recipe["image"].get("format", "jpg")
     if image not in MAGIC:
         raise ValueError(f"image.format is {image!r}, accepted: {', '.join(MAGIC)}")
+    if recipe.get("keep") or recipe["kind"] == "bank":  # images keep the encoding they came in
+        image = ""
     return Expected(claim["content_digest"], recipe["system"], image, source_type), shards
 
 

@@ -1,5 +1,6 @@
 """Samples of a finished dataset, read back in order, and their embeddings."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -9,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from factory.datasets.manifest import TAR, committed, shard_file
+from factory.datasets.manifest import TAR, committed, load_shard_manifest, shard_file
 from factory.datasets.store import Store
-from factory.datasets.tar import Member, members
-from factory.recipe import InputError
+from factory.datasets.tar import Member, TarError, members
+from factory.recipe import FaultError, InputError
 from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
@@ -63,6 +64,7 @@ def samples(
 
     Raises:
         InputError: there is no committed shard, or a sample lacks its label or image.
+        FaultError: a shard is damaged, or not what its manifest says.
     """
     names = sorted(committed(store))
     if not names:
@@ -152,15 +154,27 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _shard(store: Store, name: str) -> Iterator[StoredSample]:
-    with store.open_input(shard_file(name, TAR)) as file:
-        found: dict[str, Member] = {}
-        for member in members(file):
-            if found and member.key != next(iter(found.values())).key:
+    """Yield the samples of a shard; its end tells whether it is the one that was committed."""
+    sha, where = hashlib.sha256(), f"dataset {store.url} shard {name}"
+    try:
+        with store.open_input(shard_file(name, TAR)) as file:
+            found: dict[str, Member] = {}
+            for member in members(file, sha.update):
+                if found and member.key != next(iter(found.values())).key:
+                    yield _sample(store, name, found)
+                    found = {}
+                found[member.extension] = member
+            if found:
                 yield _sample(store, name, found)
-                found = {}
-            found[member.extension] = member
-        if found:
-            yield _sample(store, name, found)
+        committed_as = load_shard_manifest(store, name).sha256
+    except TarError as error:
+        raise FaultError(f"{where}: {error}; jobs/verify.py names every fault") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise FaultError(f"{where}: {error}; jobs/verify.py names every fault") from None
+    if sha.hexdigest() != committed_as:
+        raise FaultError(f"{where}: not what its manifest says; jobs/verify.py names every fault")
 
 
 def _sample(store: Store, shard: str, found: dict[str, Member]) -> StoredSample:
@@ -171,5 +185,18 @@ def _sample(store: Store, shard: str, found: dict[str, Member]) -> StoredSample:
             f"dataset {store.url} shard {shard} sample {key}: it has {', '.join(sorted(found))}; "
             "accepted is cls with jpg or png"
         )
-    sidecar = json.loads(found["json"].data) if "json" in found else {}
-    return StoredSample(key, int(found["cls"].data), image, sidecar)
+    label, sidecar = found["cls"].data, found["json"].data if "json" in found else b"{}"
+    if not label.isdigit():
+        raise FaultError(
+            f"dataset {store.url} shard {shard} sample {key}: its label is {label[:20]!r}; "
+            "accepted is an integer, 0 or more"
+        )
+    try:
+        told = json.loads(sidecar)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise FaultError(
+            f"dataset {store.url} shard {shard} sample {key}: its sidecar is no JSON object"
+        )
+    return StoredSample(key, int(label), image, told)

@@ -24,6 +24,7 @@ FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
 FAR = 1e-3
+SHOWN = 200  # characters of what a damaged file's error says
 
 
 @dataclass(frozen=True)
@@ -298,8 +299,9 @@ def read_bin(path: str | Path) -> Pairs:
             content = _Plain(file, encoding="bytes").load()
         images, same = _checked(content)
     except Exception as error:  # a damaged pickle raises almost any exception
+        why = " ".join(str(error).split())[:SHOWN]
         raise InputError(
-            f"benchmark {path}: not a verification file ({error}); accepted is a pickle of "
+            f"benchmark {path}: not a verification file ({why}); accepted is a pickle of "
             "(encoded images, issame)"
         ) from None
     return Pairs(path.stem, images, same)

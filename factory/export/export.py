@@ -1,7 +1,6 @@
 """Exporting a dataset: it is read once into scratch files, then written in the format's order."""
 
 import re
-import struct
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import simplejpeg
-
 import factory
+from factory.datasets.decode import PNG_MAGIC, DecodeError
+from factory.datasets.decode import image_size as stated_size
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.scratch import scratch
 from factory.datasets.store import Store
@@ -30,7 +29,7 @@ from factory.export.spool import BUCKET_BYTES, Spool, Spooled, grouped, shuffled
 from factory.export.wds import write_wds
 from factory.export.zip import write_edm
 from factory.recipe import InputError
-from factory.recognition.images import PNG_MAGIC, decode, fitted
+from factory.recognition.images import decode, fitted
 
 FORMATS: dict[str, Callable[[Iterator[Spooled], About, Output], None]] = {
     "arcface_torch": write_arcface,
@@ -190,15 +189,11 @@ class _Kind:
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Return height and width of a JPEG or PNG in pixels; InputError for other bytes."""
-    if encoded.startswith(PNG_MAGIC) and len(encoded) >= 24:
-        width, height = struct.unpack(">2I", encoded[16:24])
-        return height, width
+    """Return height and width of a JPEG or PNG in pixels; InputError when it is neither."""
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError as error:
+        return stated_size(encoded)
+    except DecodeError as error:
         raise InputError(f"an image cannot be read ({error}); accepted is JPEG or PNG") from None
-    return int(height), int(width)
 
 
 def _extension(encoded: bytes) -> str:

@@ -123,8 +123,18 @@ def write_pairs(
     images = images_of(store, cache)
     people = np.unique(images.labels)
     held_out = people[skip:]
+    if not len(held_out):
+        raise InputError(
+            f"--skip {skip}: {store.url} has {len(people)} identities, none is left; accepted is "
+            f"less than {len(people)}"
+        )
     if without is not None:
         held_out = np.setdiff1d(held_out, _used(store, without))
+        if not len(held_out):
+            raise InputError(
+                f"--without {without.url}: it holds every identity of {store.url} that --skip "
+                "leaves; accepted is a composition of some of them"
+            )
     kept = np.flatnonzero(np.isin(images.labels, held_out))
     chosen = choose_pairs(images.labels[kept], pairs, folds, seed, groups)
     reader, files = Reader(), []

@@ -19,6 +19,7 @@ from factory.cluster.capacity import makers
 from factory.cluster.precision import settled
 from factory.cluster.workers import each
 from factory.datasets.claim import CLAIM, DATASET, claimed, kept, read_claim
+from factory.datasets.decode import PNG_MAGIC
 from factory.datasets.embeddings import write_embeddings
 from factory.datasets.images import ImageBank, contents_digest
 from factory.datasets.licences import strictest
@@ -287,7 +288,6 @@ def _committed(
         for start in range(0, count, most)
     ]
     source, origin = read_claim(Store(images.url)), load_manifest(Store(images.url))
-    suffix = source["recipe"]["image"]["format"]
     claim = {
         "recipe": recipe.model_dump(mode="json")
         | {"system": SYSTEM, "image": source["recipe"]["image"]},
@@ -324,7 +324,9 @@ def _committed(
                 }
                 sidecar = json.dumps(facts, sort_keys=True).encode()
                 label = str(number).encode()
-                yield key, {suffix: images.encoded(int(row)), "cls": label, "json": sidecar}
+                encoded = images.encoded(int(row))
+                suffix = "png" if encoded.startswith(PNG_MAGIC) else "jpg"
+                yield key, {suffix: encoded, "cls": label, "json": sidecar}
 
         began = time.perf_counter()
         with scratch() as folder:

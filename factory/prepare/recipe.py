@@ -8,7 +8,7 @@ from pydantic import Field
 
 from factory.datasets.provenance import Inherited
 from factory.plan import ListedShard
-from factory.prepare.sources import Item, Listing
+from factory.prepare.listing import Item, Listing
 from factory.recipe import Image, InputError, Natural, Part, Positive, Weights, digest
 
 SYSTEM = "prepared"
@@ -39,7 +39,11 @@ class PrepareRecipe(Part):
     identities: Counts
     shard_images: Positive = Field(description="Most images of one shard.")
     resize: bool = Field(description="Square images of another size were resized bilinearly.")
-    align: bool = Field(description="Faces were detected and aligned by five points.")
+    keep: bool = Field(
+        default=False,
+        description="An image that is no JPEG is kept as PNG, whatever `image.format` says.",
+    )
+    align: bool = Field(description="Faces were found and aligned by five points.")
     detector_size: Natural = 0
     detector_threshold: float = 0.0
     weights: dict[str, Weights] = Field(default={}, description="Weights of the detector.")

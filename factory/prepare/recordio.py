@@ -87,8 +87,11 @@ def read_index(store: Store, name: str) -> dict[int, int]:
         )
     try:
         lines = [line.split() for line in store.read(name).decode().splitlines() if line.strip()]
-        return dict(sorted((int(float(key)), int(offset)) for key, offset in lines))
-    except (ValueError, UnicodeDecodeError) as error:
+        index = dict(sorted((int(float(key)), int(offset)) for key, offset in lines))
+        if wrong := next((offset for offset in index.values() if not 0 <= offset < 1 << 62), 0):
+            raise ValueError(f"offset {str(wrong)[:20]}")
+        return index
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"SOURCE {store.url}/{name}: {error}; accepted are lines KEY, tab, OFFSET"
         ) from None
@@ -110,7 +113,12 @@ def image_records(store: Store, rec: str) -> Iterator[tuple[int, int, float]]:
         keys = list(index)
         first = parse(read_payload(file, index[keys[0]], what), what)
         if not first.image and len(first.labels) == 2:
-            stop = int(first.labels[0])
+            stop = int(first.labels[0]) if 0 <= first.labels[0] <= len(index) + 1 else 0
+            if stop < 1:
+                raise InputError(
+                    f"{what}: record 0 says that images end at {first.labels[0]}, the .idx names "
+                    f"{len(index)} records; accepted is a whole .rec with its .idx"
+                )
             missing = [key for key in range(1, stop) if key not in index]
             if missing:
                 raise InputError(f"{what}: image record {missing[0]} is not in the .idx")
@@ -118,6 +126,8 @@ def image_records(store: Store, rec: str) -> Iterator[tuple[int, int, float]]:
         for key in keys:
             head = read_payload(file, index[key], what, limit=HEADER.size + 4)
             flag, label, _, _ = HEADER.unpack_from(head.ljust(HEADER.size, b"\0"))
+            if flag and len(head) < HEADER.size + 4:
+                raise InputError(f"{what}: record {key} of {len(head)} bytes has no {flag} labels")
             if flag:
                 (label,) = struct.unpack_from("<f", head, HEADER.size)
             yield key, index[key], label

@@ -1,20 +1,28 @@
 """The run of a preparation, from listing the source to the merged manifest."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from factory import stops
 from factory.datasets import catalog, provenance
 from factory.datasets.claim import CLAIM, Claim, claimed
+from factory.datasets.decode import JPEG_MAGIC
 from factory.datasets.embeddings import embeddings_file
 from factory.datasets.manifest import DatasetManifest, committed, load_manifest, merge
 from factory.datasets.store import Store, parted
 from factory.plan import ListedShard
 from factory.prepare.detector import SIZE, THRESHOLD, Detector
 from factory.prepare.images import dimensions
+from factory.prepare.listing import DATASET, Item, Listing
+from factory.prepare.origin import exported
+from factory.prepare.reader import ItemReader
 from factory.prepare.recipe import (
     CAPTURED,
     PrepareRecipe,
@@ -24,7 +32,7 @@ from factory.prepare.recipe import (
     entries_of,
     plan_shards,
 )
-from factory.prepare.sources import DATASET, Item, ItemReader, Listing, list_source
+from factory.prepare.sources import list_source
 from factory.prepare.work import Preparer, PrepareWork, Task
 from factory.recipe import FaultError, Image, InputError, Weights, checked, local_path
 
@@ -37,6 +45,15 @@ PREPARED = Claim(
     free=("shards", "recipe.source", "recipe.weights.detector.location"),
     bound=("recipe.source_kind", "recipe.source_digest"),
 )
+
+
+CHANGED = {
+    "reencoded": "images were encoded again, since their format or depth is no plain JPEG or PNG",
+    "turned": "images were turned upright by their EXIF tag",
+    "resized_from": "images were scaled",
+    "png beside jpg": "images are no JPEG and lie there as PNG, so that no pixel is lost (--format "
+    "makes all images one format)",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,8 @@ class Wishes:
     recognizer: str = ""
     synthetic: bool = False
     unlabelled: bool = False
+    label: str = ""
+    identity_level: int | None = None
     shard_images: int = 2000
 
 
@@ -95,7 +114,12 @@ def plan(wishes: Wishes) -> Preparation:
         )
     if wishes.shard_images < 1:
         raise InputError(f"--shard-images {wishes.shard_images}; accepted is 1 or more")
-    source, listing = list_source(wishes.source, wishes.unlabelled)
+    for flag, text in (("licence", wishes.licence), ("name", wishes.name or "prepared")):
+        if not text.strip() or not text.isprintable():
+            raise InputError(f"--{flag} {text!r}; accepted is text in one line")
+    source, listing = list_source(
+        wishes.source, wishes.unlabelled, wishes.label, wishes.identity_level
+    )
     counts = counted(listing)
     weights: dict[str, Weights] = {}
     if wishes.align:
@@ -110,6 +134,7 @@ def plan(wishes: Wishes) -> Preparation:
         identities=counts,
         shard_images=wishes.shard_images,
         resize=wishes.resize,
+        keep=not (wishes.format or wishes.align),
         align=wishes.align,
         detector_size=SIZE if wishes.align else 0,
         detector_threshold=THRESHOLD if wishes.align else 0.0,
@@ -125,6 +150,8 @@ def plan(wishes: Wishes) -> Preparation:
         made = load_manifest(source)
         source_type = made.digitalSourceType
         handed_down = provenance.Inherited(models=made.models, licences=(made.licence,))
+    elif (stated := exported(source)) is not None:
+        handed_down, source_type = stated[0], stated[1] or CAPTURED
     if wishes.synthetic:
         source_type = provenance.DIGITAL_SOURCE_TYPE
     claim = claim_of(recipe, digest, shards, source_type, handed_down)
@@ -143,6 +170,7 @@ def prepare(
     actors: int,
     say: Callable[[str], None],
     check_lock: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> DatasetManifest:
     """Make every missing shard, then merge the manifests.
 
@@ -151,7 +179,8 @@ def prepare(
         store: the dataset's folder, locked by the caller.
         actors: number of actors with one CPU each; 0 takes every CPU of the cluster.
         say: receives one line of progress at a time.
-        check_lock: is called once a shard; it raises if another writer took the folder.
+        check_lock: called once a shard; it raises where the folder is another writer's by now.
+        tell: receives what the user is to know of images that were changed.
 
     Raises:
         InputError: the folder is another dataset's, or the cluster does not have so many CPUs.
@@ -182,10 +211,14 @@ def prepare(
     reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(rows)))
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
+    changed: Counter[str] = Counter()
     with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
-        for number, _ in enumerate(each(rows, Preparer, assignment, reserved), 1):
+        for number, row in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
+            changed.update(json.loads(str(np.ravel(row["made"])[0])))
             say(f"shards {len(given.shards) - len(todo) + number}/{len(given.shards)}")
+    if changed:
+        tell("in this run " + ", ".join(f"{n:,} {CHANGED[how]}" for how, n in changed.items()))
     missing = [shard.name for shard in _todo(given, store)]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
@@ -244,7 +277,7 @@ def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
     if not size or not kind:
         seen = list(_peeked(source, listing))
         if not kind:
-            kind = "jpg" if all(data.startswith(b"\xff\xd8") for _, data in seen) else "png"
+            kind = _format([data for _, data in seen])
         size = size or _one_size(source, seen)
     return checked(Image, {"size": size, "format": kind}, "--size, --format: image.")
 
@@ -256,6 +289,12 @@ def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
     for entry in entries[::step]:
         yield entry, reader.read(entry)
     reader.close()
+
+
+def _format(seen: Sequence[bytes]) -> Literal["jpg", "png"]:
+    """Return what most of the readable images are; a dataset of JPEG keeps others as PNG."""
+    kinds = [data.startswith(JPEG_MAGIC) for data in seen if dimensions(data) is not None]
+    return "jpg" if kinds and sum(kinds) * 2 >= len(kinds) else "png"
 
 
 def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
@@ -275,6 +314,6 @@ def _one_size(source: Store, seen: list[tuple[Item, bytes]]) -> int:
     if first is None:
         raise InputError(
             f"SOURCE {source.url}: none of {len(seen)} images looked at can be read; accepted are "
-            "JPEG, PNG, WebP and BMP"
+            "JPEG, PNG, WebP, BMP, TIFF, PGM, PPM and GIF"
         )
     return first[1][0]

@@ -1,78 +1,61 @@
-"""Sources of existing faces: a folder for each identity, RecordIO files, WebDataset tars, datasets.
+"""Where others' faces lie: folders, RecordIO, tars, zips, parquet, LMDB, datasets of ours.
 
-A source is listed once, in an order that depends on its names alone. Reading an image needs only
-its entry, so that any actor can read any part. Labels of a dataset are 0 to K-1 in the order of the
-source's identities: folders are sorted by name, numbers by value.
+A source is listed once, in an order that only its names decide; reading an image needs nothing but
+its entry, so any worker reads any part. Labels of a dataset are 0 to K-1 in the order of the
+source's identities: names by name, numbers by value.
 """
 
-import hashlib
-import json
-import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, NamedTuple
 
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import MANIFEST, load_manifest
 from factory.datasets.recordio import LARGEST_LABEL
 from factory.datasets.store import Store, parted
 from factory.prepare import recordio
+from factory.prepare.folders import Walked, list_folder, walk
+from factory.prepare.labels import LISTS, Labels, load_labels, read_labels
+from factory.prepare.listing import (
+    ACCEPTED,
+    DATASET,
+    RECORDIO,
+    Item,
+    Labelling,
+    Listing,
+    by_label,
+    is_image,
+    listed,
+    shown,
+)
+from factory.prepare.lmdbs import DATA, SUFFIX, is_lmdb, list_lmdb
+from factory.prepare.parquet import SUFFIX as TABLE
+from factory.prepare.parquet import list_parquet
+from factory.prepare.reader import ItemReader
+from factory.prepare.tars import list_tars
+from factory.prepare.zips import list_zips
 from factory.recipe import InputError, public
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FOLDER, RECORDIO, WEBDATASET, DATASET = "folder", "recordio", "webdataset", "dataset"
-OPEN_FILES = 64
-ACCEPTED = (
-    "SOURCE/IDENTITY/IMAGE.jpg, X.rec with X.idx beside it, or WebDataset tars with jpg or png and "
-    "cls; or a dataset; or images in any folders with --unlabelled"
+__all__ = ["Item", "ItemReader", "Listing", "list_source"]
+
+PACKED = (".rec", ".tar", ".zip", SUFFIX, TABLE, ".mdb")
+COMPRESSED = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".gz", ".bz2", ".xz"),
+    *(".7z", ".rar", ".zst"),
 )
+MEMBERS = ("cls", "txt")  # of a tar, where --label finds a label
+LISTED_BESIDE = ("list.txt", "train.tsv", "list.csv", "labels.csv", "list.lst")
 
 
-class Item(NamedTuple):
-    """One image of a source.
-
-    `offset` and `size` are in bytes inside the file. An image of a folder is a whole file, and a
-    record states its own size; both leave `size` at 0.
-    """
-
-    file: str
-    name: str
-    offset: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All images of a source.
-
-    Attributes:
-        kind: folder, recordio, webdataset or dataset.
-        identities: the source's names of its identities, in the order of our labels.
-        images: the images of each identity, in their order.
-        ignored: number of files that are not images.
-        digest: 16 hex digits of names, places and sizes.
-    """
-
-    kind: str
-    identities: tuple[str, ...]
-    images: tuple[tuple[Item, ...], ...]
-    ignored: int
-    digest: str
-
-    @property
-    def count(self) -> int:
-        """Return the number of images."""
-        return sum(map(len, self.images))
-
-
-def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
-    """Detect the kind of a source and list its images.
+def list_source(
+    source: str, unlabelled: bool = False, label: str = "", level: int | None = None
+) -> tuple[Store, Listing]:
+    """Find out what a source is and list it.
 
     Args:
-        source: a folder or URL, a `.rec` or a `.tar` file, or a finished dataset.
-        unlabelled: take every image of a folder, at any depth, for a person of its own.
+        source: a folder or URL, or a file of a kind that holds many images.
+        unlabelled: take every image of a folder, however deep, for a person of its own.
+        label: where labels stand, as `--label` says it.
+        level: the depth of the folder that is a person.
 
     Returns:
         The store from which entries are read, and the listing.
@@ -80,76 +63,183 @@ def list_source(source: str, unlabelled: bool = False) -> tuple[Store, Listing]:
     Raises:
         InputError: the source is missing, has no images, is damaged or of an unknown kind.
     """
+    how = Labelling(label, level, unlabelled)
+    if level is not None and level < 1:
+        raise InputError(f"--identity-level {level}; accepted is 1 or more")
     place, query = parted(source)
     path = PurePosixPath(place)
-    labelled = InputError(f"SOURCE {public(source)}: --unlabelled; accepted is a folder of images")
-    if path.suffix in (".rec", ".tar"):
-        if unlabelled:
-            raise labelled
+    if path.name.lower().endswith(COMPRESSED):
+        raise _compressed(source, path.name)
+    store = Store(source)
+    if path.suffix.lower() in PACKED and not (store.root is not None and store.root.is_dir()):
         folder = place[: -len(path.name)].rstrip("/") or ("/" if place[0] == "/" else ".")
         store = Store(folder + query)
         if not store.exists(path.name):
             raise InputError(f"SOURCE {public(source)}: no such file; accepted: {ACCEPTED}")
-        return store, _listed(store, [path.name])
-    store = Store(source)
+        return store, _packed(store, [path.name], how)
     if store.root is not None and not store.root.is_dir():
-        raise InputError(f"SOURCE {public(source)}: no such folder; accepted: {ACCEPTED}")
+        what = "a file of no known kind" if store.root.exists() else "no such folder"
+        raise InputError(f"SOURCE {public(source)}: {what}; accepted: {ACCEPTED}")
     if store.exists(MANIFEST) and store.exists(CLAIM):
-        if unlabelled:
-            raise labelled
+        _only("a dataset", store, how)
         return store, _dataset(store)
-    sizes = store.sizes()
-    names = sorted(sizes)
-    top = [name for name in names if "/" not in name]
+    return store, _held(store, walk(store), how)
+
+
+def _held(store: Store, walked: Walked, how: Labelling) -> Listing:
+    """Return the listing of what lies in a folder."""
+    top = sorted(name for name in walked.sizes if "/" not in name)
+    if is_lmdb(top):
+        return _packed(store, [DATA], how)
     packed = [name for name in top if name.endswith((".rec", ".tar"))]
-    if not packed:
-        return store, _folder(store, {name: sizes[name] for name in names}, unlabelled)
-    if unlabelled:
-        raise labelled
-    return store, _listed(store, packed)
+    images = any(map(is_image, walked.sizes))
+    if not packed and not images:
+        for suffixes, names in (
+            (".zip", top),
+            (SUFFIX, top),
+            (TABLE, sorted(walked.sizes)),
+        ):
+            packed = packed or [name for name in names if name.lower().endswith(suffixes)]
+        squeezed = [name for name in sorted(walked.sizes) if name.lower().endswith(COMPRESSED)]
+        if not packed and squeezed:
+            raise _compressed(store.url, squeezed[0])
+    if packed:
+        return _packed(store, packed, how, len(walked.sizes) - len(packed))
+    return list_folder(store, walked, how, _list_of(how, store, "folder"))
 
 
-def _listed(store: Store, packed: list[str]) -> Listing:
-    if packed[0].endswith(".tar") and all(name.endswith(".tar") for name in packed):
-        return _webdataset(store, packed)
-    if len(packed) > 1:
+def _compressed(where: str, name: str) -> InputError:
+    return InputError(
+        f"SOURCE {public(where)}: {shown(name)} is a compressed archive, which cannot be read at "
+        "any place; unpack it first (tar xf, 7z x), accepted is what lies inside"
+    )
+
+
+def _packed(store: Store, names: list[str], how: Labelling, others: int = 0) -> Listing:
+    kinds = {PurePosixPath(name).suffix.lower() for name in names}
+    kind = kinds.pop()
+    if kinds or (kind in (".rec", SUFFIX) and len(names) > 1):
         raise InputError(
-            f"SOURCE {store.url}: {', '.join(packed[:4])}; accepted is one .rec file (name it) or "
-            "tars alone"
+            f"SOURCE {store.url}: {', '.join(map(shown, names[:4]))}; accepted is one .rec file "
+            "(name it) or tars alone, zips alone, parquet files alone"
         )
-    return _recordio(store, packed[0])
-
-
-def _folder(store: Store, files: dict[str, int], unlabelled: bool) -> Listing:
-    found: dict[str, list[Item]] = defaultdict(list)
-    ignored, loose, sizes = 0, [], []
-    for name, size in files.items():
-        if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-            ignored += 1
-        elif "/" not in name and not unlabelled:
-            loose.append(name)
-        else:
-            found[name if unlabelled else name.partition("/")[0]].append(Item(name, name))
-            sizes.append(size)
-    if loose:
+    if kind == ".zip":
+        return list_zips(store, names, how, _list_of(how, store, "zip"))
+    if how.unlabelled:
         raise InputError(
-            f"SOURCE {store.url}: {len(loose)} images, as {loose[0]}, lie in no identity's folder; "
-            f"accepted: {ACCEPTED}"
+            f"SOURCE {store.url}: --unlabelled; accepted is a folder of images, or zips of them"
         )
-    return _listing(store, FOLDER, sorted(found), found, ignored, sizes)
+    if how.level is not None or how.label == "folder":
+        flag = "--label folder" if how.level is None else f"--identity-level {how.level}"
+        raise InputError(f"{flag}: {shown(names[0])} has no folders of people; accepted is none")
+    if kind == ".tar":
+        return list_tars(store, names, how, _list_of(how, store, "tar"))
+    if kind == TABLE:
+        _list_of(how, store, "parquet")
+        return list_parquet(store, names, how, others)
+    if kind == ".rec":
+        return _recordio(store, names[0], how, _list_of(how, store, "record"))
+    _only("LMDB", store, how)
+    return list_lmdb(store, names[0])
 
 
-def _recordio(store: Store, rec: str) -> Listing:
+def _only(what: str, store: Store, how: Labelling) -> None:
+    """Refuse what a source with labels of its own has no use for."""
+    flags = {
+        "--unlabelled": how.unlabelled,
+        f"--label {how.label}": how.label,
+        f"--identity-level {how.level}": how.level is not None,
+    }
+    for flag, given in flags.items():
+        if given:
+            raise InputError(
+                f"SOURCE {store.url}: {flag}; {what} has its own labels, accepted is a folder of "
+                "images"
+            )
+
+
+def _list_of(how: Labelling, store: Store, kind: str) -> Labels | None:
+    """Return the list that --label names; None where it names none.
+
+    Raises:
+        InputError: it names something that this kind of source has not.
+    """
+    label = how.label
+    name, _, field = label.partition(":")
+    of = {
+        "tar": (*MEMBERS, "json:FIELD"),
+        "parquet": ("column:NAME",),
+        "record": ("cls (the records' own)",),
+        "folder": ("folder",),
+        "zip": ("folder",),
+    }[kind]
+    if not label:
+        return None
+    if label in ("json", "column") or (name in ("json", "column") and not field):
+        raise InputError(f"--label {label}: names no field; accepted is {name}:NAME")
+    own = {
+        "tar": label in MEMBERS or name == "json",
+        "parquet": name == "column",
+        "record": label == "cls",
+        "folder": label == "folder",
+        "zip": label == "folder",
+    }[kind]
+    if own:
+        return None
+    known = label in (*MEMBERS, "folder") or (name in ("json", "column") and "://" not in label)
+    if known or kind == "parquet":
+        further = "" if kind == "parquet" else ", or a file that lists paths and labels"
+        raise InputError(
+            f"--label {shown(label)}: SOURCE {store.url} is no source of such labels; accepted is "
+            f"{', '.join(of)}{further}"
+        )
+    if how.unlabelled:
+        raise InputError(f"--label {shown(label)}: not with --unlabelled; accepted is one of them")
+    return load_labels(label)
+
+
+def _recordio(store: Store, rec: str, how: Labelling, labels: Labels | None) -> Listing:
     what = f"SOURCE {store.url}/{rec}"
-    found: dict[int, list[Item]] = defaultdict(list)
+    entries: list[tuple[int, float, Item]] = []
     for key, offset, label in recordio.image_records(store, rec):
         if not (label == label and 0 <= label <= LARGEST_LABEL and label == int(label)):
             raise InputError(
                 f"{what}: record {key} has label {label}; accepted are integers 0 to "
                 f"{LARGEST_LABEL}"
             )
-        found[int(label)].append(Item(rec, str(key), offset))
-    return _listing(store, RECORDIO, sorted(found), found, 0, [store.size(rec)])
+        entries.append((key, label, Item(rec, str(key), offset)))
+    sizes = [store.size(rec)]
+    alike = len(entries) > 1 and len({label for _, label, _ in entries}) == 1
+    if labels is None and not how.label and alike:
+        labels = _beside(store, rec)
+    if labels is None:
+        found: dict[int, list[Item]] = defaultdict(list)
+        for _, label, item in entries:
+            found[int(label)].append(item)
+        return listed(store, RECORDIO, found, 0, sizes)
+    of, notes = labels.of_records([key for key, _, _ in entries], what)
+    pairs = ((text, item) for text, (_, _, item) in zip(of, entries, strict=True))
+    return listed(store, RECORDIO, by_label(pairs), 0, sizes, 0, notes)
+
+
+def _beside(store: Store, rec: str) -> Labels | None:
+    """Return the list of labels beside records that all have one label, as DCFace ships them.
+
+    Raises:
+        InputError: what lies there cannot be read as one.
+    """
+    stem = str(PurePosixPath(rec).with_suffix(""))
+    for name in (*(stem + suffix for suffix in LISTS), *LISTED_BESIDE):
+        if store.exists(name):
+            try:
+                return read_labels(store, name, name)
+            except InputError as error:
+                raise InputError(
+                    f"SOURCE {store.url}/{rec}: all its labels are equal, and the list beside it "
+                    f"cannot be read ({error}); accepted is also --label cls, which takes the "
+                    "records' own"
+                ) from None
+    return None
 
 
 def _dataset(store: Store) -> Listing:
@@ -159,112 +249,4 @@ def _dataset(store: Store) -> Listing:
             f"SOURCE {store.url}: {absent} is not there; accepted is a dataset with its own shards "
             "(a composition gets them by --materialise)"
         )
-    return _webdataset(store, tars, DATASET)
-
-
-def _webdataset(store: Store, tars: list[str], kind: str = WEBDATASET) -> Listing:
-    found: dict[int, list[Item]] = defaultdict(list)
-    ignored, sizes = 0, []
-    for name in tars:
-        sizes.append(store.size(name))
-        for label, entry in _samples(store, name):
-            if entry is None:
-                ignored += 1
-            else:
-                found[label].append(entry)
-    return _listing(store, kind, sorted(found), found, ignored, sizes)
-
-
-def _samples(store: Store, name: str) -> Iterator[tuple[int, Item | None]]:
-    """Yield (label, image) for each sample of a tar, and (-1, None) for each other member."""
-    what = f"SOURCE {store.url}/{name}"
-    images: dict[str, Item] = {}
-    labels: dict[str, int] = {}
-    try:
-        with store.open_random(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if f".{extension.lower()}" in SUFFIXES:
-                    if key in images:
-                        raise InputError(f"{what}: sample {key} has two images; accepted is one")
-                    images[key] = Item(name, member.name, member.offset_data, member.size)
-                elif extension == "cls":
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    labels[key] = _label(content.read(), f"{what}: {member.name}")
-                else:
-                    yield -1, None
-    except tarfile.TarError as error:
-        raise InputError(
-            f"{what}: {error}; accepted are whole tars that are not compressed"
-        ) from None
-    for key in sorted(images.keys() | labels.keys()):
-        if key not in images or key not in labels:
-            lacks = "image" if key not in images else "label (.cls)"
-            raise InputError(f"{what}: sample {key} has no {lacks}; accepted are samples with both")
-        yield labels[key], images[key]
-
-
-def _label(data: bytes, what: str) -> int:
-    try:
-        label = int(data)
-    except ValueError:
-        label = -1
-    if label < 0:
-        raise InputError(f"{what} is {data[:20]!r}; accepted is an integer, 0 or more")
-    return label
-
-
-def _listing(
-    store: Store, kind: str, order: list, found: dict, ignored: int, sizes: Iterable[int]
-) -> Listing:
-    if not found:
-        raise InputError(f"SOURCE {store.url}: no images there; accepted: {ACCEPTED}")
-    images = tuple(tuple(found[identity]) for identity in order)
-    names = tuple(str(identity) for identity in order)
-    sha = hashlib.sha256(json.dumps([kind, list(sizes)]).encode())
-    for name, entries in zip(names, images, strict=True):
-        sha.update(json.dumps([name, entries]).encode())
-    return Listing(kind, names, images, ignored, sha.hexdigest()[:16])
-
-
-class ItemReader:
-    """Reads the images of a source by their entries, and keeps its files open."""
-
-    def __init__(self, store: Store, kind: str) -> None:
-        """Take the store and the kind of a listing."""
-        self.store, self.kind = store, kind
-        self._files: dict[str, IO[bytes]] = {}
-
-    def read(self, entry: Item) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            InputError: the RecordIO file ends inside the image.
-            FileNotFoundError: the file was removed after it was listed.
-        """
-        if self.kind == FOLDER:
-            return self.store.read(entry.file)
-        file = self._open(entry.file)
-        what = f"SOURCE {self.store.url}/{entry.file}"
-        if self.kind == RECORDIO:
-            return recordio.parse(recordio.read_payload(file, entry.offset, what), what).image
-        file.seek(entry.offset)
-        return file.read(entry.size)
-
-    def _open(self, name: str) -> IO[bytes]:
-        if name not in self._files:
-            if len(self._files) >= OPEN_FILES:
-                self.close()
-            self._files[name] = self.store.open_random(name)
-        return self._files[name]
-
-    def close(self) -> None:
-        """Close all open files."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+    return list_tars(store, tars, Labelling(), kind=DATASET)

@@ -27,13 +27,16 @@ from factory.datasets.tar import read_tar, write_tar
 from factory.plan import ListedShard, sample_key
 from factory.prepare.detector import Detector
 from factory.prepare.images import Made, make_image
+from factory.prepare.listing import Item
+from factory.prepare.reader import ItemReader
 from factory.prepare.recipe import SYSTEM, PrepareRecipe
-from factory.prepare.sources import Item, ItemReader
 from factory.recipe import FaultError, InputError, public
 from factory.recognition.images import batches, decode, fitted
 from factory.seeding import hex16
 
 EMBEDDED_AT_ONCE = 128
+FORMATS = ("jpg", "png")
+CHANGES = ("reencoded", "turned", "resized_from")  # facts that tell of other pixels or bytes
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Preparer:
         self.versions = check_versions(assignment.versions)
         self.given = assignment
         self.reader = ItemReader(assignment.source, assignment.recipe.source_kind)
+        self.made: Counter[str] = Counter()  # images of the shard that lost their bytes, by how
         self.detector = self.recognizer = None
         if assignment.detector:
             self.detector = Detector(Path(assignment.detector))
@@ -93,7 +97,12 @@ class Preparer:
         """
         (task,) = batch["task"]
         try:
-            return {"manifest": np.array([self.finish(task).model_dump_json()])}
+            self.made.clear()
+            manifest = self.finish(task).model_dump_json()
+            return {
+                "manifest": np.array([manifest]),
+                "made": np.array([json.dumps(self.made)]),
+            }
         except (OSError, InputError, FaultError) as error:
             return {"failed": np.array([f"shard {task.shard.name}: {public(str(error))}"])}
 
@@ -146,14 +155,20 @@ class Preparer:
                     }
                 )
                 continue
+            self.made.update(self._changes(made))
             yield (
                 key,
                 {
-                    self.given.recipe.image.format: made.data,
+                    made.extension or self.given.recipe.image.format: made.data,
                     "cls": str(identity).encode(),
                     "json": self._sidecar(task, identity, slot, entry, made),
                 },
             )
+
+    def _changes(self, made: Made) -> list[str]:
+        """Return what the user is to know of an image that was kept."""
+        told = [name for name in CHANGES if name in made.facts]
+        return [*told, f"{made.extension} beside jpg"] if made.extension else told
 
     def _sidecar(self, task: Task, identity: int, slot: int, entry: Item, made: Made) -> bytes:
         sidecar = {
@@ -183,7 +198,8 @@ class Preparer:
             with store.local(shard_file(manifest.name, TAR)) as path:
                 for key, members in read_tar(path):
                     keys.append(key)
-                    image = decode(members[self.given.recipe.image.format], key)
+                    encoded = next(members[kind] for kind in FORMATS if kind in members)
+                    image = decode(encoded, key)
                     yield fitted(image, recognizer.size, key, self.given.recipe.resize)
 
         made = [recognizer.embed(batch) for batch in batches(images(), EMBEDDED_AT_ONCE)]

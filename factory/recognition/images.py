@@ -1,18 +1,15 @@
 """Preparing images for a recognizer: decoding, checking sizes, embedding in batches."""
 
-import io
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
+from factory.datasets.decode import DecodeError
+from factory.datasets.decode import decode as decoded
 from factory.datasets.embeddings import Embedder
 from factory.datasets.feed import resized
 from factory.recipe import InputError
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 class NamedEmbedder(Embedder, Protocol):
@@ -25,21 +22,18 @@ class NamedEmbedder(Embedder, Protocol):
 
 
 def decode(data: bytes, what: str) -> np.ndarray:
-    """Decode a JPEG or PNG to uint8 [H, W, 3] RGB.
+    """Decode an image to uint8 [H, W, 3] RGB.
 
     Args:
         data: the encoded image.
         what: words that name the image in an error.
 
     Raises:
-        InputError: the bytes are not a JPEG or PNG, or are damaged.
+        InputError: the bytes are no image, are damaged, or claim more pixels than are accepted.
     """
     try:
-        if data.startswith(PNG_MAGIC):
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                return np.asarray(image.convert("RGB"))
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return decoded(data)
+    except DecodeError as error:
         raise InputError(f"{what}: cannot be read ({error}); accepted is JPEG or PNG") from None
 
 

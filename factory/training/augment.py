@@ -203,6 +203,8 @@ def compression(images: Tensor, draws: Draws) -> Tensor:
     """Compress a third of the images as JPEG of quality 20 to 90, and decode them again."""
     import simplejpeg
 
+    from factory.datasets.decode import decode
+
     out = images.clone()
     for row in np.flatnonzero(draws[:, 0] < 1 / 3):
         pixels = images[row].add(1.0).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
@@ -210,7 +212,7 @@ def compression(images: Tensor, draws: Draws) -> Tensor:
         data = simplejpeg.encode_jpeg(
             np.ascontiguousarray(pixels.cpu().numpy()), quality, colorspace="RGB"
         )
-        read = torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+        read = torch.from_numpy(decode(data))
         out[row] = read.permute(2, 0, 1).to(images).div(127.5).sub(1.0)
     return out
 

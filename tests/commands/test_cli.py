@@ -49,6 +49,7 @@ FLAGS: dict[str, set[str]] = {
     "prepare": {
         *("--out", "--licence", "--name", "--size", "--format", "--resize", "--align"),
         *("--detector", "--recognizer", "--synthetic", "--unlabelled"),
+        *("--label", "--identity-level"),
         *("--shard-images", "--actors"),
     },
     "report": {"--to", "--measures"},
