@@ -152,6 +152,7 @@ def test_commands_in_the_pages_have_flags_and_recipes_that_exist(
                 continue
             recipes += 1
             sets = [after for word, after in pairwise(words) if word == "--set"]
+            sets = [after.replace("=DIGEST", f"='{'0' * 16}'") for after in sets]
             stated = [s for s in sets if not s.partition("=")[2].isupper()]
             assert load(recipe, stated), (page, recipe)
     assert recipes > 10
