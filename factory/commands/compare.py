@@ -1,6 +1,6 @@
 """Compare datasets: one judge measures each, and one recipe trains recognizers on each.
 
-    python jobs/compare.py jobs/recipes/desk/fr/desk.yaml --real runs/studio_faces \
+    factory compare desk/fr/desk.yaml --real runs/studio_faces \
         --dataset runs/idiff_face --dataset runs/dcface --seeds 3 --out runs/compared
 
 The result is a table with one row per dataset. For your own faces, give your own --judge and

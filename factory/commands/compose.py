@@ -1,7 +1,7 @@
 """Compose finished datasets into a view that a recognizer trains on; nothing is generated again.
 
-    python jobs/compose.py jobs/recipes/desk/compose/mix.yaml --out runs/mix
-    python jobs/compose.py ... --out runs/mix --materialise runs/mix_shards
+    factory compose desk/compose/mix.yaml --out runs/mix
+    factory compose ... --out runs/mix --materialise runs/mix_shards
 
 To resume, run the same command again. `data.train` of a recipe accepts the folder of a composition;
 --materialise also writes its images as shuffled tar shards, which need no pool and suit any reader.

@@ -1,6 +1,6 @@
 """Run the whole chain on the desk: recipe, dataset, recognizer, benchmarks, gap-to-real, report.
 
-    python jobs/demo.py
+    factory demo
 
 By default it takes fewer steps than the recipes state, so that it takes minutes on any processor.
 To resume, run the same command again: every step keeps what it has finished.

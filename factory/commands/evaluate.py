@@ -1,6 +1,6 @@
 """Measure a recognizer on benchmarks: verification, IJB or TinyFace.
 
-python jobs/evaluate.py --recognizer runs/fr --benchmarks runs/benchmarks --json fr.json
+    factory evaluate --recognizer runs/fr --benchmarks runs/benchmarks --json fr.json
 
 --protocol verification reads every `.bin` of a folder, adds the embeddings of image and mirror
 image and reports Accuracy-Flip over ten folds, +- the standard deviation over folds; --groups adds

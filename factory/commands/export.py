@@ -1,7 +1,7 @@
 """Export a dataset or a composition in a format that other trainers read.
 
-    python jobs/export.py runs/faces --format arcface_torch --to runs/acme_v1 --size 112
-    python jobs/export.py s3://bucket/faces --format wds --to s3://bucket/acme_v1
+    factory export runs/faces --format arcface_torch --to runs/acme_v1 --size 112
+    factory export s3://bucket/faces --format wds --to s3://bucket/acme_v1
 
 docs/export.md says what each format contains and how to train from it.
 """

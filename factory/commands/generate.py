@@ -1,6 +1,6 @@
 """Make a labelled dataset of synthetic faces from a recipe.
 
-    python jobs/generate.py jobs/recipes/desk/generate/idiff_face.yaml --out runs/faces
+    factory generate desk/generate/idiff_face.yaml --out runs/faces
 
 To resume, run the same command again: committed shards are kept, and the rest is made.
 """

@@ -1,6 +1,6 @@
 """Make an identity bank: screen candidates, set them apart and draw identities from them.
 
-    python jobs/make_bank.py jobs/recipes/desk/bank/dcface.yaml --out runs/bank
+    factory make_bank desk/bank/dcface.yaml --out runs/bank
 
 The bank has one image per identity. The printed digest names the bank in generate recipes. To
 resume, run the same command again.

@@ -1,6 +1,6 @@
 """Make the five verification benchmarks of the studio as `.bin` files.
 
-python jobs/make_benchmarks.py --out runs/benchmarks --pairs 1000 --size 64
+factory make_benchmarks --out runs/benchmarks --pairs 1000 --size 64
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Make a verification benchmark, a `.bin` file, from identities that were held out.
 
-    python jobs/make_pairs.py runs/faces --to runs/faces_val.bin --skip 200
-    python jobs/make_pairs.py lfw/ --to lfw.bin --pairs pairs.txt
+    factory make_pairs runs/faces --to runs/faces_val.bin --skip 200
+    factory make_pairs lfw/ --to lfw.bin --pairs pairs.txt
 
 Folds share no identity, half of each is genuine, and images are copied as they are. The identities
 a training saw are left out by --skip N (the first N) or by --without COMPOSITION. --pairs FILE

@@ -1,8 +1,8 @@
 """Measure the quality of a dataset under a recognizer: separation, spread and leakage.
 
-python jobs/measure.py runs/faces --recognizer runs/judge --json quality.json
-python jobs/measure.py runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
-python jobs/measure.py runs/faces --recognizer runs/judge --real runs/real --coverage
+    factory measure runs/faces --recognizer runs/judge --json quality.json
+    factory measure runs/faces --recognizer runs/judge --against runs/real --held-out runs/unseen
+    factory measure runs/faces --recognizer runs/judge --real runs/real --coverage
 
 Report the figures of a judge: a recognizer that no generator, loss or screen has seen.
 """

@@ -1,6 +1,6 @@
 """Print what a generate recipe will make and what that will cost; read and write nothing else.
 
-python jobs/plan.py jobs/recipes/desk/generate/idiff_face.yaml
+factory plan desk/generate/idiff_face.yaml
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Make a dataset from existing face images: folders, RecordIO files or WebDataset tars.
 
-    python jobs/prepare.py faces/ --out runs/mine --licence CC-BY-4.0
-    python jobs/prepare.py train.rec --out runs/casia --licence non-commercial-research
-    python jobs/prepare.py photos/ --out runs/aligned --licence own --align --detector det_10g.onnx
+    factory prepare faces/ --out runs/mine --licence CC-BY-4.0
+    factory prepare train.rec --out runs/casia --licence non-commercial-research
+    factory prepare photos/ --out runs/aligned --licence own --align --detector det_10g.onnx
 
 Images keep their bytes where possible. Images that are left out are counted and listed with the
 reason. To resume, run the same command again.

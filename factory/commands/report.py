@@ -1,8 +1,8 @@
 """Write the HTML report of a run, a dataset or a sweep: one file that opens offline.
 
-python jobs/report.py runs/demo
-python jobs/report.py runs/sweep
-python jobs/report.py runs/faces --measures judge.json --measures benchmarks.json
+    factory report runs/demo
+    factory report runs/sweep
+    factory report runs/faces --measures judge.json --measures benchmarks.json
 
 A dataset's page shows its measurements: the JSON of measure.py and evaluate.py that --measures
 names and that the dataset's folder `measures/` holds.

@@ -1,7 +1,7 @@
 """Search a space with Ray Tune for the composition that makes the best recognizer.
 
-    python jobs/sweep.py tune_spaces/similarity_bands.py --samples 8 --out runs/sweep
-    python jobs/report.py runs/sweep
+    factory sweep tune_spaces/similarity_bands.py --samples 8 --out runs/sweep
+    factory report runs/sweep
 
 A trial generates the pools that are missing, composes them, trains a recognizer on the composition
 and evaluates it on the benchmarks. To resume, run the same command again: finished trials are kept,

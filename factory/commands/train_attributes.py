@@ -1,6 +1,6 @@
 """Train a predictor of pose, light, age and other attributes on a dataset of the studio.
 
-python jobs/train_attributes.py runs/studio/train --out runs/attributes
+    factory train_attributes runs/studio/train --out runs/attributes
 
 The dataset's sidecars state the truth. Every sixteenth identity is held out. The command prints
 the mean absolute error on those people, beside the error of always predicting the median.

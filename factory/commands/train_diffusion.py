@@ -1,6 +1,6 @@
 """Train an autoencoder or a system's denoiser from a recipe.
 
-    python jobs/train_diffusion.py jobs/recipes/desk/train/idiff_face.yaml --out runs/idiff_face
+    factory train_diffusion desk/train/idiff_face.yaml --out runs/idiff_face
 
 To resume, run the same command again: it continues from the last complete checkpoint.
 """

@@ -1,6 +1,6 @@
 """Train a face recognizer from a recipe.
 
-    python jobs/train_recognizer.py jobs/recipes/desk/fr/desk.yaml --out runs/fr/desk
+    factory train_recognizer desk/fr/desk.yaml --out runs/fr/desk
 
 To resume, run the same command again: it continues from the newest checkpoint. --onnx FILE also
 writes the finished network as ONNX; a later call can add it.

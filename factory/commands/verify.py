@@ -1,7 +1,7 @@
 """Check every byte of a dataset and name each fault; exit code 0 says that it is whole.
 
-python jobs/verify.py runs/faces
-python jobs/verify.py runs/faces --repair     # then run generate again
+factory verify runs/faces
+factory verify runs/faces --repair     # then run generate again
 """
 
 import argparse

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
 from factory.datasets.claim import Claim
 from factory.datasets.composition import source_licence
 from factory.datasets.licences import strictest
@@ -44,10 +42,13 @@ def kept(store: Store, recipe: Trained) -> Trained:
     return kept_precision(recipe, TRAINING.read(store))
 
 
-def check_output(store: Store, recipe: BaseModel) -> None:
+def check_output(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
     """Raise InputError, naming the fields, if the output is the training of another recipe."""
     found = TRAINING.read(store)
     if found is not None:
+        if found.get("kind") != recipe.kind:
+            of = f"{RECIPE} is of kind {found.get('kind')!r}"
+            raise TRAINING.refused(store, f"{of}, as another command's output")
         began = parse(found).model_dump(mode="json")
         differing = TRAINING.differing(began, recipe.model_dump(mode="json"))
         if differing:

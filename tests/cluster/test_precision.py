@@ -167,8 +167,10 @@ def test_detection_agrees_with_the_clock() -> None:
     """Where bfloat16 has instructions its convolution is no slower; emulated, it is far slower."""
     layer = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(4, 128, 16, 16).contiguous(memory_format=torch.channels_last)
-    ratio = hardware._seconds(layer, x, True) / hardware._seconds(layer, x, False)
-    assert (ratio < 1.6) is hardware.processor(gpu=False).bfloat16
+    # The quickest of several looks, in turn: a busy machine only ever makes one slower.
+    looks = [[hardware._seconds(layer, x, low) for low in (True, False)] for _ in range(9)]
+    low, full = (min(times) for times in zip(*looks, strict=True))
+    assert (low / full < 2.5) is hardware.processor(gpu=False).bfloat16
 
 
 def test_a_process_that_emulates_says_so_once_in_its_log(
