@@ -12,11 +12,13 @@ class ProgressLine:
         self.interval_sec = interval_sec
         self.shown_at = -interval_sec
         self.rewrite = False
+        self.shown = ""
 
     def __call__(self, line: str) -> None:
-        """Show `line`, unless another was shown less than `interval_sec` ago."""
-        if time.monotonic() - self.shown_at < self.interval_sec:
+        """Show `line`, unless it was just shown or another was less than `interval_sec` ago."""
+        if line == self.shown or time.monotonic() - self.shown_at < self.interval_sec:
             return
         up = "\x1b[1A\x1b[2K" if self.rewrite else ""
         print(f"{up}{line}", flush=True)
         self.shown_at, self.rewrite = time.monotonic(), sys.stdout.isatty()
+        self.shown = line
