@@ -20,6 +20,11 @@ import pytest
 import simplejpeg
 import torch
 
+from factory.datasets.provenance import versions
+from factory.datasets.store import Store
+from factory.generation.commit import Committer
+from factory.generation.work import KEEP, Assignment, Sample, ShardWork
+from factory.plan import Shard
 from factory.recipe import (
     BankRecipe,
     GenerateRecipe,
@@ -28,6 +33,7 @@ from factory.recipe import (
     load,
     with_precision,
 )
+from factory.systems.base import Position
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -123,6 +129,25 @@ def test_no_digest_has_changed() -> None:
     assert digests() == json.loads(GOLDEN.read_text())["digests"]
 
 
+def committed(folder: Path) -> str:
+    """Return the sha256 of a tar of images that are whole numbers, whatever the processor."""
+    recipe = load("desk/generate/studio.yaml", [*SMALL, "image.size=32"])
+    made_with = versions()
+    assignment = Assignment(recipe.model_dump(mode="json"), Store(folder), "0" * 16, made_with)
+    work = ShardWork(Shard(0, 2, 0, 3))
+    ramp = np.arange(32 * 32 * 3, dtype=np.int64).reshape(32, 32, 3)
+    for identity, slot in work.shard.slots:
+        image = (ramp * (7 + identity) // (3 + slot) % 256).astype(np.uint8)
+        verdict = KEEP if slot else "identity_drift"
+        position = Position(identity, slot, 0)
+        work.samples.append(Sample(position, image, {"yaw": 0.5}, 0.25, verdict, 0.25))
+    return Committer(assignment)(work).sha256
+
+
+def test_what_is_committed_is_the_same_on_every_processor(tmp_path: Path) -> None:
+    assert committed(tmp_path) == json.loads(GOLDEN.read_text())["committed"]
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "name", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
@@ -146,6 +171,8 @@ def test_a_split_run_with_refills_is_recorded_as_the_fused_one() -> None:
 if __name__ == "__main__":
     kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"tars": {}}
     kept["digests"] = digests()
+    with tempfile.TemporaryDirectory() as scratch:
+        kept["committed"] = committed(Path(scratch))
     made = {}
     for case in CASES:
         with tempfile.TemporaryDirectory() as scratch:

@@ -3,9 +3,10 @@
     factory make_pairs runs/faces --to runs/faces_val.bin --skip 200
     factory make_pairs lfw/ --to lfw.bin --pairs pairs.txt
 
-Folds share no identity, half of each is genuine, and images are copied as they are. The identities
-a training saw are left out by --skip N (the first N) or by --without COMPOSITION. --pairs FILE
-takes pairs that somebody listed, in their order: LFW's text form, or CSV of two paths and 0 or 1.
+Folds share no identity, half of the pairs of each are genuine, and images are copied unchanged.
+Leave out the identities that a training saw: --skip N leaves out the first N, --without COMPOSITION
+those of a composition. --pairs FILE packs pairs that somebody listed, in their order: LFW's text
+form, or CSV of two paths and 0 or 1.
 """
 
 import argparse

@@ -51,6 +51,7 @@ from factory.recognition.images import fitted
 from factory.recognition.neighbours import packed
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator, hex16, seed64
+from factory.systems.contexts import unit
 
 SYSTEM = "bank"
 BLOCK = 256  # candidates of one task; fixed, because batch size changes last bits
@@ -119,11 +120,6 @@ class Beholder:
         read = {} if self.predictor is None else self.predictor.predict(images)
         made = {"embeddings": raw, "known": known, **{f"is {k}": v for k, v in read.items()}}
         return {"start": batch["start"], **{name: value[None] for name, value in made.items()}}
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Return embeddings of length one."""
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
 def check(recipe: BankRecipe) -> None:

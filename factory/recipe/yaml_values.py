@@ -68,10 +68,13 @@ def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
         raise InputError(f"{what}: an alias that holds itself; accepted are values")
     inner: list[Node] = []
     if isinstance(node, MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None) if keys else None
-        if twice is not None:
-            raise InputError(f"{what}: {twice!r} stands twice; accepted is once")
+        known: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                continue
+            if key.value in known:
+                raise InputError(f"{what}: {key.value[:100]!r} stands twice; accepted is once")
+            known.add(key.value)
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, SequenceNode):
         inner = list(node.value)

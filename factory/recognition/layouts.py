@@ -5,7 +5,7 @@ here. What the layouts have in common is their mathematics, so most become an `I
 stages others look into.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -278,24 +278,18 @@ def mbf_to_mobilefacenet(found: State, reference: str) -> State:
         "conv_sep.layers": f"body.{PIECES}",
         "features.layers.0.layers": "global_depthwise",
     }
-    made: State = {}
-    for name, value in found.items():
-        place, _, rest = name.rpartition(".")
+
+    def target(place: str) -> str:
         stem, _, position = place.rpartition(".")
         block, _, part = stem.removesuffix(".layers").rpartition(".layers.")
         if block in MBF_PLACES and part in MBF_PARTS:
-            target = f"body.{MBF_PLACES[block]}.{MBF_PARTS[part]}.{position}"
-        elif stem in ends:
-            target = f"{ends[stem]}.{position}"
-        else:
-            target = {"features.layers.2": "linear", "features.layers.3": "features"}.get(place, "")
-        if not target:
-            raise InputError(
-                f"recognizer {reference!r}: {name} has no place in mbf; accepted is that of "
-                "arcface_torch with 1, 4, 6 and 2 units"
-            )
-        made[f"{target}.{rest}"] = value[:, :, None, None] if target == "linear" else value
-    return made
+            return f"body.{MBF_PLACES[block]}.{MBF_PARTS[part]}.{position}"
+        if stem in ends:
+            return f"{ends[stem]}.{position}"
+        return {"features.layers.2": "linear", "features.layers.3": "features"}.get(place, "")
+
+    accepted = "mbf; accepted is that of arcface_torch with 1, 4, 6 and 2 units"
+    return _renamed(found, target, reference, accepted)
 
 
 def port_to_mobilefacenet(found: State, reference: str) -> State:
@@ -304,23 +298,39 @@ def port_to_mobilefacenet(found: State, reference: str) -> State:
     Raises:
         InputError: a name has no place there.
     """
-    made: State = {}
-    for name, value in found.items():
-        place, _, rest = name.rpartition(".")
+
+    def target(place: str) -> str:
         stem, _, layer = place.rpartition(".")
         block, _, part = stem.rpartition(".")
         if block in PORT_PLACES and part in PORT_PARTS and layer in PORT_LAYERS:
-            target = f"body.{PORT_PLACES[block]}.{PORT_PARTS[part]}.{PORT_LAYERS[layer]}"
-        elif stem in PORT_ENDS and layer in PORT_LAYERS:
-            target = f"{PORT_ENDS[stem]}.{PORT_LAYERS[layer]}"
-        else:
-            target = {"linear": "linear", "bn": "features"}.get(place, "")
-        if not target:
-            raise InputError(
-                f"recognizer {reference!r}: {name} has no place in MobileFaceNet; accepted is a "
-                "state dict that begins conv1.conv.weight, conv2_dw.conv.weight"
-            )
-        made[f"{target}.{rest}"] = value[:, :, None, None] if target == "linear" else value
+            return f"body.{PORT_PLACES[block]}.{PORT_PARTS[part]}.{PORT_LAYERS[layer]}"
+        if stem in PORT_ENDS and layer in PORT_LAYERS:
+            return f"{PORT_ENDS[stem]}.{PORT_LAYERS[layer]}"
+        return {"linear": "linear", "bn": "features"}.get(place, "")
+
+    accepted = (
+        "MobileFaceNet; accepted is a state dict that begins conv1.conv.weight, "
+        "conv2_dw.conv.weight"
+    )
+    return _renamed(found, target, reference, accepted)
+
+
+def _renamed(found: State, target: Callable[[str], str], reference: str, accepted: str) -> State:
+    """Return weights under the names of our MobileFaceNet; the last layer becomes a convolution.
+
+    Args:
+        found: weights by their names elsewhere.
+        target: from a module's name there to ours; empty where it has no place.
+        reference: of the recognizer, for errors.
+        accepted: words after "has no place in".
+    """
+    made: State = {}
+    for name, value in found.items():
+        place, _, rest = name.rpartition(".")
+        ours = target(place)
+        if not ours:
+            raise InputError(f"recognizer {reference!r}: {name} has no place in {accepted}")
+        made[f"{ours}.{rest}"] = value[:, :, None, None] if ours == "linear" else value
     return made
 
 

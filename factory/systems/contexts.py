@@ -11,6 +11,11 @@ from factory.seeding import generator, seed64
 ROWS = 1024  # rows of a matrix of cosines that are computed at a time
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors of length one, float32 [n, D]."""
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
 def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
     """Draw unit vectors uniformly on the hypersphere, one for each index.
 

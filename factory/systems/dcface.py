@@ -41,8 +41,9 @@ from factory.recognition.attributes import Predictor, load_predictor
 from factory.recognition.recognizers import load_recognizer
 from factory.seeding import generator
 from factory.systems.base import Conditions, Position, Rendered
+from factory.systems.contexts import unit
 from factory.systems.inliers import nearest, trimmed
-from factory.systems.sampling import DiffusionSystem, SamplingOptions, unit
+from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.styles import (
     DatasetStyles,
     StudioStyles,

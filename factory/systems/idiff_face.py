@@ -32,8 +32,8 @@ from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Address, Fraction, InputError, Part, checked
 from factory.recognition.tensors import read_tensors
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.contexts import uniform
-from factory.systems.sampling import DiffusionSystem, SamplingOptions, unit
+from factory.systems.contexts import uniform, unit
+from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import DenoiserBatch, DenoiserTraining, Drawn, TrainingOptions
 
 CONTEXTS = "accepted is a file of vectors by name, as torch.save writes a dictionary"

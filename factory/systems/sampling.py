@@ -450,8 +450,3 @@ def filled(items: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
     for start in range(0, len(items), size):
         part = list(items[start : start + size])
         yield part + [part[-1]] * (size - len(part)), len(part)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors of length one, float32 [n, D]."""
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

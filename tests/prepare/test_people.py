@@ -63,7 +63,7 @@ def test_our_exports_are_read_back(here, tmp_path: Path, form: str) -> None:
 
 
 def test_vec2faces_lmdb(here, tmp_path: Path) -> None:
-    lmdb = pytest.importorskip("lmdb")
+    import lmdb
     import msgpack
 
     images = [(n // 2, jpg(n)) for n in range(6)]
