@@ -24,7 +24,6 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # folders for Ray's sockets if TMPDIR 
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
 REQUEST_SEC = "5"  # see `_patient`
 ANSWER_SEC = 10.0  # for the machine at an address to answer
-UNKNOWN_USER = ("unauthenticated", "authentication token", "auth_token")  # in Ray's errors
 LATE = "timed out during startup"  # part of Ray's error message
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
 UNSHOWN = (LOG_SETTING.encode(), b"gcs_client.cc")  # lines that the error itself says better
@@ -70,14 +69,11 @@ def connect(address: str) -> None:
                 break
             except ConnectionError as error:
                 raise InputError(
-                    f"--address {address!r}: no Ray cluster answers there ({error})"
+                    f"--address {address!r}: no Ray cluster answers there ({error}); one that "
+                    "wants a token answers nobody without RAY_AUTH_MODE=token and its "
+                    "RAY_AUTH_TOKEN"
                 ) from error
             except Exception as error:  # Ray has no class of its own for it
-                if joined and any(word in str(error).lower() for word in UNKNOWN_USER):
-                    raise InputError(
-                        f"--address {address!r}: the cluster wants a token; accepted is its token "
-                        "in RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token"
-                    ) from error
                 if LATE not in str(error):
                     raise
                 stops.kill(stops.below() - others)  # the rest of the Ray that did not start
