@@ -9,7 +9,9 @@ from factory.cluster.connect import connect
 from factory.recipe import InputError
 
 
-@pytest.mark.parametrize("address", ["nonsense://x", "host", "host:port", "s3://b/x", "host:6379/x"])
+@pytest.mark.parametrize(
+    "address", ["nonsense://x", "host", "host:port", "s3://b/x", "host:6379/x"]
+)
 def test_what_is_no_address_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting.ray, "is_initialized", lambda: False)
     with pytest.raises(InputError, match=r"accepted is HOST:PORT of a Ray head"):
