@@ -1,4 +1,4 @@
-"""The table of where the gap arises: its contexts by closed forms, and the whole at its smallest."""
+"""Where the gap arises: contexts by closed forms, and the whole table at its smallest."""
 
 import json
 import subprocess
