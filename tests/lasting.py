@@ -87,6 +87,16 @@ def reads(*names: str) -> Callable[[Path], Sign]:
     return lambda folder: lambda said: any(opened(str(folder), folder / name) for name in names)
 
 
+def commits(name: str) -> Callable[[Path], Sign]:
+    """Return the sign that more shards are committed below a folder than before the job."""
+
+    def sign(folder: Path) -> Sign:
+        before = len(list((folder / name).glob("*.json")))
+        return lambda said: len(list((folder / name).glob("*.json"))) > before + 2
+
+    return sign
+
+
 def opened(mark: str, below: Path) -> bool:
     """Tell whether a process with this mark in its environment reads a file of a folder."""
     for process in Path("/proc").glob("[0-9]*"):
@@ -211,12 +221,12 @@ JOBS = [
     ),
     Lasting(
         "measure",
-        lambda d: [many(d), "--recognizer", NET, "--resize", "--r", 0.5, "--json", d / "x.json"],
+        lambda d: [pool(d, 400, 8), "--recognizer", NET, "--resize", "--r", 0.5, "--json", d / "x.json"],
         reads("data/shards"), whole=("x.json",),
     ),
     Lasting(
         "evaluate",
-        lambda d: ["--recognizer", NET, "--benchmarks", bins(d, 400, 6), "--json", d / "x.json"],
+        lambda d: ["--recognizer", NET, "--benchmarks", bins(d, 100, 6), "--json", d / "x.json"],
         says("blobs0"), whole=("x.json",),
     ),
     Lasting("report", lambda d: [run_of_many(d)], reads("data/shards"), whole=("run/report.html",)),
@@ -224,7 +234,7 @@ JOBS = [
         "compose",
         lambda d: [view(d), "--out", d / "out", "--materialise", d / "made",
                    *sets("shard_images=40")],
-        lambda d: lambda said: len(list((d / "made/shards").glob("*.json"))) > 2, kept=SHARDS, whole=("made/manifest.json",),
+        commits("made/shards"), kept=SHARDS, whole=("made/manifest.json",),
     ),
     Lasting(
         "compose", lambda d: [view(d, centre_band=[-1, 1]), "--out", d / "out"],

@@ -96,17 +96,18 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
     for override in overrides:
         apply(raw, override)
     if kind and raw.get("kind") != kind:
-        raise InputError(f"recipe field kind: {raw.get('kind')!r}; this job accepts {kind!r}")
+        raise InputError(f"recipe field kind: {_value(raw.get('kind'))}; this job accepts {kind!r}")
     return parse(raw)
 
 
 def parse(raw: dict[str, Any]) -> Recipe:
     """Validate a mapping as a recipe of the kind that it names; raises InputError."""
     if not isinstance(raw.get("kind"), str) or raw["kind"] not in KINDS:
-        raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
+        given = _value(raw.get("kind"))
+        raise InputError(f"recipe field kind: {given}; accepted: {', '.join(KINDS)}")
     if not all(isinstance(name, str) for name in raw):
         wrong = next(name for name in raw if not isinstance(name, str))
-        raise InputError(f"recipe: {wrong!r} stands where a field's name must be; names are texts")
+        raise InputError(f"recipe: {_value(wrong)} stands where a field's name must be; names are texts")
     for field, part in (("", raw), ("generate.", raw.get("generate"))):
         if isinstance(part, dict) and "pool" in part:
             raise InputError(f"recipe field {field}pool: {RENAMED}")
@@ -166,16 +167,22 @@ def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
     if fault["type"] == "string_pattern_mismatch":
         pattern = fault["ctx"]["pattern"]
         fault = fault | {"msg": f"accepted is {PATTERNS.get(pattern, pattern)}"}
-    given = "null" if fault["input"] is None else public(repr(fault["input"]))
-    given = f"the name {given}" if named else given
-    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}..."
+    given = f"{'the name ' if named else ''}{_value(fault['input'])}"
     return f"{what}{field}: {given}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
+def _value(value: Any) -> str:
+    """Return a value as an error shows it: in one short line, without credentials."""
+    return _short("null" if value is None else public(repr(value)))
+
+
 def _shown(field: str) -> str:
-    """Return a field's name as one short line, since the names of some are the user's."""
-    field = field if field.isprintable() else repr(field)
-    return field if len(field) <= LONGEST else f"{field[:LONGEST]}..."
+    """Return a field's name as an error shows it: some names are the user's own words."""
+    return _short(public(field if field.isprintable() else repr(field)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -1,13 +1,22 @@
 """Recipes, addresses and folders as people hand them in, in one table, as in `test_inputs`."""
 
+import copy
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from faces import make_pool
 from made import files, jpg, people
-from raw import COMPOSE, GENERATE
+from raw import BANK, COMPOSE, FR, GENERATE, TRAIN
 from rows import Make, Row, answered
+
+from factory.plan import describe
+from factory.recipe import GenerateRecipe, InputError, load
+from factory.systems import create
 
 DESK = "desk/generate"
 STUDIO, IDIFF, DCFACE = (f"{DESK}/{name}.yaml" for name in ("studio", "idiff_face", "dcface"))
@@ -30,7 +39,7 @@ def plan(override: str, *words: str, recipe: str = STUDIO, code: int = 2) -> Row
     return Row(f"{name} ({recipe})", "plan", lambda d: [recipe, *sets(override)], code, words)
 
 
-def given(command: str, recipe: str, override: str, *words: str) -> Row:
+def field(command: str, recipe: str, override: str, *words: str) -> Row:
     """Return a row of a command that makes a folder, with one field of its recipe set."""
     return Row(
         override[:80], command, lambda d: [recipe, "--out", d / "out", *sets(override)], 2, words
@@ -162,29 +171,29 @@ OTHERS = [
     pools("a band the wrong way", {"a": {"url": "x", "centre_band": [0.9, 0.1]}}, "centre_band"),
     pools("a band without a recognizer", {"a": {"url": "x", "centre_band": [0, 1]}}, "recognizer"),
     pools("keys in a pool's address", {"a": {"url": "s3://k:secret@b/x"}}, "holds credentials"),
-    given("train_recognizer", FR_DESK, "schedule.steps=1000000000000", "schedule.steps"),
-    given("train_recognizer", FR_DESK, "schedule.batch_size=0", "schedule.batch_size"),
-    given("train_recognizer", FR_DESK, "schedule.batch_size=true", "schedule.batch_size"),
-    given("train_recognizer", FR_DESK, "engine.num_gpus=1.5", "engine.num_gpus"),
-    given("train_recognizer", FR_DESK, "engine.workers=0", "engine.workers"),
-    given("train_recognizer", FR_DESK, "optimizer.lr=-1", "optimizer.lr"),
-    given("train_recognizer", FR_DESK, "data.train=nowhere", "nowhere"),
-    given("train_recognizer", FR_DESK, "backbone.name=r9000", "backbone.name"),
-    given("train_recognizer", FR_DESK, "head.name=bald", "head.name"),
-    given("train_recognizer", FR_DESK, "seed=-1", "seed"),
-    given("train_diffusion", DIFFUSION, "schedule.batch_size=1000000000000", "schedule.batch_size"),
-    given("train_diffusion", DIFFUSION, "system=nonsense", "system"),
-    given("train_diffusion", DIFFUSION, "data.train=nowhere", "nowhere"),
-    given("train_diffusion", DIFFUSION, "weights=null", "weights"),
-    given("train_diffusion", DIFFUSION, "name=../x", "recipe field name"),
-    given("make_bank", "desk/bank/dcface.yaml", "max_cosine=3", "max_cosine"),
-    given("make_bank", "desk/bank/dcface.yaml", "count=10000000000", "count"),
-    given("make_bank", "desk/bank/dcface.yaml", "weights=null", "weights"),
-    given("generate", STUDIO, "identities.count=true", "identities.count"),
-    given("generate", STUDIO, "workers.num_gpus=1.5", "workers.num_gpus"),
-    given("generate", STUDIO, "system=nonsense", "system"),
-    given("generate", IDIFF, "weights=null", "weights"),
-    given("generate", IDIFF, "weights.denoiser.location=nowhere.safetensors", "nowhere"),
+    field("train_recognizer", FR_DESK, "schedule.steps=1000000000000", "schedule.steps"),
+    field("train_recognizer", FR_DESK, "schedule.batch_size=0", "schedule.batch_size"),
+    field("train_recognizer", FR_DESK, "schedule.batch_size=true", "schedule.batch_size"),
+    field("train_recognizer", FR_DESK, "engine.num_gpus=1.5", "engine.num_gpus"),
+    field("train_recognizer", FR_DESK, "engine.workers=0", "engine.workers"),
+    field("train_recognizer", FR_DESK, "optimizer.lr=-1", "optimizer.lr"),
+    field("train_recognizer", FR_DESK, "data.train=nowhere", "nowhere"),
+    field("train_recognizer", FR_DESK, "backbone.name=r9000", "backbone.name"),
+    field("train_recognizer", FR_DESK, "head.name=bald", "head.name"),
+    field("train_recognizer", FR_DESK, "seed=-1", "seed"),
+    field("train_diffusion", DIFFUSION, "schedule.batch_size=1000000000000", "schedule.batch_size"),
+    field("train_diffusion", DIFFUSION, "system=nonsense", "system"),
+    field("train_diffusion", DIFFUSION, "data.train=nowhere", "nowhere"),
+    field("train_diffusion", DIFFUSION, "weights=null", "weights"),
+    field("train_diffusion", DIFFUSION, "name=../x", "recipe field name"),
+    field("make_bank", "desk/bank/dcface.yaml", "max_cosine=3", "max_cosine"),
+    field("make_bank", "desk/bank/dcface.yaml", "count=10000000000", "count"),
+    field("make_bank", "desk/bank/dcface.yaml", "weights=null", "weights"),
+    field("generate", STUDIO, "identities.count=true", "identities.count"),
+    field("generate", STUDIO, "workers.num_gpus=1.5", "workers.num_gpus"),
+    field("generate", STUDIO, "system=nonsense", "system"),
+    field("generate", IDIFF, "weights=null", "weights"),
+    field("generate", IDIFF, "weights.denoiser.location=nowhere.safetensors", "nowhere"),
 ]  # fmt: skip
 
 
@@ -247,4 +256,57 @@ TABLE = [*FIELDS, *TEXTS, *OTHERS, *PLACES]
 def test_it_is_right_or_one_line(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    print(answered(row, tmp_path, monkeypatch, capfd))
+    answered(row, tmp_path, monkeypatch, capfd)
+
+
+def test_the_table_names_no_row_twice() -> None:
+    names = [(row.command, row.name) for row in TABLE]
+    assert len(names) >= 200 and len(set(names)) == len(names)
+
+
+def places(part: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the places of all fields of a recipe, and one more of each group."""
+    found = [above] if above else []
+    if isinstance(part, dict):
+        for name in (*part, "more"):
+            found += places(part.get(name), (*above, name))
+    return found
+
+
+PLACES_OF = [(raw, place) for raw in (GENERATE, TRAIN, FR, BANK, COMPOSE) for place in places(raw)]
+TEXTS_OF_ANY_KIND = st.text(max_size=8) | st.sampled_from(
+    ["..", "a/b", "a\nb", "\0", "1e10", "nan", "null", "2024-01-01", "s3://k:secret@b/x", LONG]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 0, 10**10, 2**64, 2**70])
+    | st.floats()
+    | TEXTS_OF_ANY_KIND,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS_OF_ANY_KIND, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "100")), deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(PLACES_OF), VALUES)
+def test_any_value_anywhere_is_a_recipe_or_one_error(
+    tmp_path: Path, where: tuple[dict[str, Any], tuple[str, ...]], value: object
+) -> None:
+    """What is a recipe can be planned at once, however large its counts are."""
+    raw = copy.deepcopy(where[0])
+    part, (*parents, leaf) = raw, where[1]
+    for name in parents:
+        part = part[name]
+    part[leaf] = value
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(raw, allow_unicode=True))
+    try:
+        recipe = load(file)
+        if isinstance(recipe, GenerateRecipe):
+            create(recipe)
+            assert all(isinstance(text, str) for text in describe(recipe).values())
+    except InputError as error:
+        said = str(error)
+        assert said.isprintable() and len(said) < 2000 and "secret" not in said
