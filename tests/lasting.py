@@ -169,7 +169,7 @@ def bank(folder: Path) -> Path:
 
 
 def view(folder: Path, **more: object) -> Path:
-    url = str(many(folder, 64))
+    url = str(pool(folder, 400, 8, 64) if more else many(folder))
     recipe = {"kind": "compose", "name": "view", "seed": 1, "pools": {"a": {"url": url, **more}}}
     return written(folder / "view.yaml", recipe | ({"recognizer": {"location": NET}} if more else {}))
 
@@ -311,51 +311,3 @@ def unfinished(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if ".part" in path.name or path.name == "lock"
     )
-
-
-def main() -> None:
-    """Stop one job, or all, by both signals, and print the table."""
-    import shutil
-    import signal
-    import subprocess
-    import tempfile
-    import time
-
-    import stopping
-
-    wanted = sys.argv[1:]
-    for lasting in JOBS:
-        if wanted and lasting.job not in wanted:
-            continue
-        folder = Path(tempfile.mkdtemp(prefix="k-"))
-        words = command(lasting, folder)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                found = stopping.stop(
-                    words, folder, number, lasting.sign(folder), group=number == signal.SIGINT
-                )
-            except AssertionError as error:
-                print(lasting.job, number.name, "FAILED", str(error)[-1500:], flush=True)
-                break
-            there = [name for name in lasting.whole if (folder / name).exists()]
-            print(
-                f"{lasting.job} | {number.name} | {found.code} | {found.err.strip()!r} | "
-                f"{found.seconds:.1f} | parts {unfinished(folder)} whole {there} | "
-                f"{states(folder)} | resumes {bool(re.search(lasting.resumes, found.out))}",
-                flush=True,
-            )
-        if lasting.ends:
-            began = time.time()
-            ran = subprocess.run(
-                [sys.executable, *map(str, words)], cwd=stopping.ROOT, capture_output=True, text=True
-            )
-            there = [name for name in lasting.whole if (folder / name).exists()]
-            print(f"   then {ran.returncode} in {time.time() - began:.0f} s {ran.stderr[-500:]!r} "
-                  f"{there} {unfinished(folder)} {states(folder)}", flush=True)
-            if ran.returncode:
-                print(ran.stdout[-1500:])
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
