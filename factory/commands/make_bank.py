@@ -12,6 +12,7 @@ from typing import NoReturn
 from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
+from factory.datasets.claim import claimed
 from factory.datasets.store import Store
 from factory.recipe import BankRecipe, load
 
@@ -34,6 +35,7 @@ def job(arguments: argparse.Namespace) -> None:
         models(recipe.generate.weights)
         create(recipe.generate)
     store = Store(arguments.out)
+    claimed(store, recipe.kind)
     connect(arguments.address)
     require([makers(recipe.workers)])
     if recipe.generate is not None:

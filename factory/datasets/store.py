@@ -285,12 +285,14 @@ class Lock:
         self.owner = owner
         self.token = secrets.token_hex(8)
         self.lost = False
+        self._made = False  # whether the folder was made for the lock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="store-lock", daemon=True)
 
     def take(self) -> None:
         """Take the lock, if need be from a dead holder, and start to renew it."""
         root = self.store.root
+        self._made = root is not None and not root.exists()
         if root is None or not _create(root / LOCK, self._content()):
             holder = self._holder()
             if holder is not None:
@@ -317,6 +319,9 @@ class Lock:
         holder = self._holder()
         if holder is not None and holder.get("token") == self.token:
             self.store.delete(LOCK)
+        if self._made and self.store.root is not None:
+            with suppress(OSError):  # it holds what the job has made
+                self.store.root.rmdir()
 
     def _content(self) -> bytes:
         content = {
@@ -430,6 +435,12 @@ def _safe(name: str) -> str:
     if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"file name {name!r} is not a relative name below the store")
     return name
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Write a local file in one piece; an older file of this name is replaced at the end."""
+    with _aside(Path(path)) as part:
+        part.write(data)
 
 
 @contextmanager

@@ -240,7 +240,9 @@ def generate(
     progress = Progress(planned)
     if found:
         say(f"resuming: {found} of {planned} shards are committed")
-    with stops.keeping(lambda: f"{len(committed(store))} of {planned} shards are committed"):
+    with stops.keeping(
+        lambda: f"{len(committed(store))} of {planned} shards are committed", store.sweep
+    ):
         for row in _run(recipe, store, todo) if todo else ():
             check_lock()
             progress.add(row)

@@ -212,7 +212,9 @@ def prepare(
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     changed: Counter[str] = Counter()
-    with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
+    with stops.keeping(
+        lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}", store.sweep
+    ):
         for number, row in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
             changed.update(json.loads(str(np.ravel(row["made"])[0])))
