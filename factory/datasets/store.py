@@ -314,9 +314,12 @@ class Lock:
         """Stop renewing, and remove the lock if it is still this one's."""
         self._stop.set()
         self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder.get("token") == self.token:
-            self.store.delete(LOCK)
+        try:
+            holder = self._holder()
+            if holder is not None and holder.get("token") == self.token:
+                self.store.delete(LOCK)
+        except FaultError as error:  # the next writer finds that this one is gone
+            print(f"lock of {self.store.url} not removed: {error}", flush=True)
 
     def _content(self) -> bytes:
         content = {
@@ -346,7 +349,7 @@ class Lock:
                     self.lost = True
                     return
                 self.store.write(LOCK, self._content())
-            except OSError as error:  # the store does not answer; the next beat tries again
+            except (OSError, FaultError) as error:  # no answer; the next beat tries again
                 print(f"lock of {self.store.url} not renewed: {error}", flush=True)
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
