@@ -17,6 +17,7 @@ SLOW_SECONDS = (30.0, 30.0, 30.0)  # further ones for a store that is alive and 
 FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
 SLOW = ("SLOW_DOWN", "SlowDown", "Slow Down", "THROTTLING", "HTTP status 503", "HTTP status 429")
 EXPIRED = ("ExpiredToken", "EXPIRED_TOKEN", "TokenRefreshRequired", "InvalidToken")
+BARE = "(HTTP status 400) during HeadObject"  # an answer without a body cannot say why
 BEGGED, FAILED = "asked to slow down", "failed for the moment"  # why a request is repeated
 A = TypeVar("A")
 B = TypeVar("B")
@@ -44,7 +45,8 @@ def said(repeats: Counter[str]) -> str:
 def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[Any, P], B]:
     """Make a store's method repeat itself if a remote store fails with a passing error.
 
-    The object must have `url` and `root`; `root` is None if the store is remote. A store that asks
+    The object must have `url` and `root`; `root` is None if the store is remote. Its `why` asks the
+    store again in a way that is answered with a reason. A store that asks
     to slow down is given longer, and pauses differ, so that many actors do not return together.
     Credentials that are no longer valid raise FaultError at once.
     """
@@ -61,6 +63,8 @@ def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[An
                 final = isinstance(error, (FileNotFoundError, PermissionError))
                 if self.root is not None or final or any(word in text for word in FINAL):
                     raise
+                if BARE in text:
+                    text = self.why() or text
                 if any(word in text for word in EXPIRED):
                     raise expired(self.url) from error
                 why = BEGGED if any(word in text for word in SLOW) else FAILED

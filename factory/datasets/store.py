@@ -269,6 +269,17 @@ class Store:
         start = self._key(prefix) if prefix else self._base
         return self._fs.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
 
+    def why(self) -> str:
+        """Return what a remote store says against a request, or "" if it has nothing against it."""
+        from pyarrow import fs
+
+        nothing = fs.FileSelector(self._key(f"{LOCK}{PART}"), allow_not_found=True)
+        try:
+            self._fs.get_file_info(nothing)
+        except OSError as error:
+            return str(error)
+        return ""
+
     def _info(self, name: str) -> Any:
         from pyarrow import fs
 
