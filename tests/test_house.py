@@ -21,7 +21,7 @@ TOP_LEVEL = {
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "docs"),
     *("benchmarks", "SECURITY.md", "CITATION.cff"),
 }
-LIGHT = ("recipe", "plan", "seeding", "stops", "datasets", "export")
+LIGHT = ("recipe", "nodes", "plan", "seeding", "stops", "datasets", "export")
 LIGHT_COMMANDS = ("cli", "plan", "verify", "export", "make_pairs", "compose")
 LONGEST, SHORTEST = 500, 15  # lines of a file of the factory's
 COMES_WITH = {  # parts of what is declared

@@ -269,6 +269,17 @@ class Store:
         start = self._key(prefix) if prefix else self._base
         return self._fs.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
 
+    def why(self) -> str:
+        """Return what a remote store says against a request, or "" if it has nothing against it."""
+        from pyarrow import fs
+
+        nothing = fs.FileSelector(self._key(f"{LOCK}{PART}"), allow_not_found=True)
+        try:
+            self._fs.get_file_info(nothing)
+        except OSError as error:
+            return str(error)
+        return ""
+
     def _info(self, name: str) -> Any:
         from pyarrow import fs
 
@@ -316,9 +327,12 @@ class Lock:
         """Stop renewing, and remove the lock if it is still this one's."""
         self._stop.set()
         self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder.get("token") == self.token:
-            self.store.delete(LOCK)
+        try:
+            holder = self._holder()
+            if holder is not None and holder.get("token") == self.token:
+                self.store.delete(LOCK)
+        except FaultError as error:  # the next writer finds that this one is gone
+            print(f"lock of {self.store.url} not removed: {error}", flush=True)
         if self._made and self.store.root is not None:
             with suppress(OSError):  # it holds what the job has made
                 self.store.root.rmdir()
@@ -351,7 +365,7 @@ class Lock:
                     self.lost = True
                     return
                 self.store.write(LOCK, self._content())
-            except OSError as error:  # the store does not answer; the next beat tries again
+            except (OSError, FaultError) as error:  # no answer; the next beat tries again
                 print(f"lock of {self.store.url} not renewed: {error}", flush=True)
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:

@@ -186,8 +186,9 @@ def prepare(
         InputError: the folder is another dataset's, or the cluster does not have so many CPUs.
         FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
-    from factory.cluster.capacity import Reservation, cpus
+    from factory.cluster.capacity import cpus
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     check_claim(store, given.claim)
     PREPARED.write(store, given.claim)
