@@ -97,7 +97,7 @@ def test_what_a_composition_holds_is_left_out(store: Store, tmp_path: Path) -> N
     inside = write_pairs(view, tmp_path / "in.bin", 20, folds=5)
     assert inside.identities <= 25
     other = Store(make_pool(tmp_path / "b", 30, 2, world=2))
-    with pytest.raises(InputError, match="no pool of it is"):
+    with pytest.raises(InputError, match="this composition holds no image of"):
         write_pairs(other, tmp_path / "x.bin", 20, without=view)
 
 
