@@ -265,7 +265,7 @@ def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
                 os.write(stop.stderr, f"stopped: {words} (exit code {code})\n".encode())
         stop.said = True
     kill(family)
-    _together(stop.tidied, HURRY_SEC)
+    _together(stop.tidied, LAST_SEC)
     os._exit(code)
 
 

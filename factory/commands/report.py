@@ -25,8 +25,8 @@ def job(arguments: argparse.Namespace) -> None:
     if is_sweep(store):
         if arguments.measures:
             raise InputError(
-                f"--measures {arguments.measures[0]}: only a dataset takes measures; {store.url} is "
-                "a sweep"
+                f"--measures {arguments.measures[0]}: only a dataset takes these, {store.url} is a "
+                "sweep"
             )
         text = sweep_page(store)
     else:
