@@ -266,12 +266,12 @@ JOBS = [
         says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
     ),
     Lasting(
-        "train_diffusion", lambda d: training(d, "train/autoencoder"),
+        "train_diffusion", lambda d: training(d, "train/autoencoder", "model.size=32"),
         says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
     ),
     Lasting(
         "train_attributes", lambda d: [truthful(d), "--out", d / "out", "--epochs", 40],
-        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors", "out/recipe.json"),
+        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors",),
     ),
     Lasting(
         "sweep",

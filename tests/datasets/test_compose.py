@@ -310,7 +310,7 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
             {"pools": {"a": {"url": "s3://key:secret@bucket/x"}}},
             r"pools.a.url: s3://bucket/x holds credentials",
         ),
-        "twice": ({"pools": {"a": a, "z": a}}, r"pools.z.url: .*accepted is identities_of: a"),
+        "twice": ({"pools": {"a": a, "z": a}}, r"pools.z.url: .*identities_of: a gives them one"),
         "sizes": (
             {"pools": {"a": a, "large": {"url": large}}},
             r"pools.large.url: its images have 64 pixels, those of pool a have 32",

@@ -153,7 +153,7 @@ def test_faults_are_named(dataset, tmp_path):
         Feed([dataset], 61, seed=0, size=SIZE)
     with pytest.raises(InputError, match=r"data.identities: 11, but .* has only 10"):
         Feed([dataset], 4, seed=0, size=SIZE, identities=11)
-    with pytest.raises(InputError, match="multiples of the 3 workers"):
+    with pytest.raises(InputError, match="multiple of the 3 workers"):
         Feed([dataset], 4, seed=0, size=SIZE, world=3)
     feed = Feed([dataset], 4, seed=0, size=64)
     with pytest.raises(InputError, match=r"\.tar: image \d{7}_\d{4} is 32x32 .* accepts 64x64"):

@@ -63,7 +63,7 @@ def test_impostors_are_of_one_group_when_groups_are_given() -> None:
     assert (impostors[:, 0] % 2 == impostors[:, 1] % 2).all()
     free = labels[choose_pairs(labels, 40, 2).rows]
     assert (free[:, 0] % 2 != free[:, 1] % 2).any()
-    with pytest.raises(InputError, match="identity 3 has none"):
+    with pytest.raises(InputError, match="identity 3 has no group"):
         choose_pairs(labels, 40, 2, groups={0: "a", 1: "a", 2: "a"})
     with pytest.raises(InputError, match="too few impostors of one group"):
         choose_pairs(labels, 40, 2, groups={n: str(n) for n in range(40)})
