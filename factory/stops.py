@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -48,7 +48,7 @@ class _Stop:
         self.stdout: TextIO | None = None  # the real stdout, which may hold unwritten text
         self.stderr = 2  # a copy of the user's stderr, which outlives descriptor 2
         self.kept: list[Callable[[], str]] = []
-        self.tidied: list[Does] = []
+        self.tidied: list[Callable[[], object]] = []
         self.undone: list[Does] = []
         self.lock = threading.Lock()
 
@@ -102,7 +102,7 @@ def asked() -> bool:
 
 
 @contextmanager
-def keeping(said: Callable[[], str], tidied: Does = lambda: None) -> Iterator[None]:
+def keeping(said: Callable[[], str], tidied: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Set what the line of a stop during the block says about finished work.
 
     Args:
@@ -237,7 +237,7 @@ def _give_up(stop: _Stop, seconds: float) -> NoReturn:
     _end(stop, _hold(), "".join(words))
 
 
-def _together(does: list[Does], seconds: float) -> None:
+def _together(does: Sequence[Callable[[], object]], seconds: float) -> None:
     """Run all functions at once; ignore those that fail or do not end in time."""
     threads = [threading.Thread(target=do, name="last", daemon=True) for do in does]
     for thread in threads:
@@ -265,7 +265,7 @@ def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
                 os.write(stop.stderr, f"stopped: {words} (exit code {code})\n".encode())
         stop.said = True
     kill(family)
-    _together(stop.tidied, HURRY_SEC)
+    _together(stop.tidied, LAST_SEC)
     os._exit(code)
 
 

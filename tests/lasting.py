@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import sys
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ class Lasting:
         runs: how many runs of MLflow one stop ends.
         ends: whether the work is so short that a test may see its end.
         whole: names in the folder that are there only when the job has ended well.
+        what: tells apart two rows of one job.
     """
 
     job: str
@@ -72,6 +73,7 @@ class Lasting:
     runs: int = 0
     ends: bool = True
     whole: tuple[str, ...] = ()
+    what: str = ""
 
 
 def sets(*overrides: str) -> Words:
@@ -116,13 +118,13 @@ def pool(folder: Path, people: int, each: int, size: int = 32, name: str = "data
 
 def many(folder: Path, size: int = 32) -> Path:
     """Make a dataset of so many images that to read it takes seconds."""
-    return pool(folder, 1500, 8, size)
+    return pool(folder, 800, 8, size)
 
 
 def whole(folder: Path) -> Path:
     """Make a dataset in which verify finds no fault."""
     store, digest = Store(folder / "data"), "0123456789abcdef"
-    recipe = small_recipe(identities={"count": 3000, "images_each": 6, "source": "train"})
+    recipe = small_recipe(identities={"count": 1500, "images_each": 6, "source": "train"})
     write_claim(store, recipe, digest, ())
     for shard in shards(recipe):
         commit_small(store, shard, digest, folder)
@@ -171,7 +173,9 @@ def bank(folder: Path) -> Path:
 def view(folder: Path, **more: object) -> Path:
     url = str(pool(folder, 400, 8, 64) if more else many(folder))
     recipe = {"kind": "compose", "name": "view", "seed": 1, "pools": {"a": {"url": url, **more}}}
-    return written(folder / "view.yaml", recipe | ({"recognizer": {"location": NET}} if more else {}))
+    return written(
+        folder / "view.yaml", recipe | ({"recognizer": {"location": NET}} if more else {})
+    )
 
 
 def album(folder: Path) -> Path:
@@ -221,7 +225,8 @@ JOBS = [
     ),
     Lasting(
         "measure",
-        lambda d: [pool(d, 400, 8), "--recognizer", NET, "--resize", "--r", 0.5, "--json", d / "x.json"],
+        lambda d: [pool(d, 400, 8), "--recognizer", NET, "--resize", "--r", 0.5, "--json",
+                   d / "x.json"],
         reads("data/shards"), whole=("x.json",),
     ),
     Lasting(
@@ -238,7 +243,7 @@ JOBS = [
     ),
     Lasting(
         "compose", lambda d: [view(d, centre_band=[-1, 1]), "--out", d / "out"],
-        reads("data/shards"), whole=("out/composition.json",),
+        reads("data/shards"), whole=("out/composition.json",), what=" by a band",
     ),
     Lasting(
         "make_bank", lambda d: [bank(d), "--out", d / "out"], says(r"candidates: [1-9]"), runs=1,
@@ -261,12 +266,12 @@ JOBS = [
         says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
     ),
     Lasting(
-        "train_diffusion", lambda d: training(d, "train/autoencoder"),
+        "train_diffusion", lambda d: training(d, "train/autoencoder", "model.size=32"),
         says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
     ),
     Lasting(
         "train_attributes", lambda d: [truthful(d), "--out", d / "out", "--epochs", 40],
-        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors", "out/recipe.json"),
+        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors",),
     ),
     Lasting(
         "sweep",
@@ -296,8 +301,6 @@ def command(lasting: Lasting, folder: Path) -> Words:
 
 def states(folder: Path) -> list[str]:
     """Return how MLflow says the runs have ended, the oldest first."""
-    import sqlite3
-
     if not (folder / "mlflow.db").exists():
         return []
     with sqlite3.connect(folder / "mlflow.db") as found:

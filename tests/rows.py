@@ -1,4 +1,4 @@
-"""Rows of a table of inputs as people hand them in: each is right, or one line that says why not."""
+"""Rows of a table of inputs as people hand them in: each is right, or one line says why not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,11 @@ import hands
 import pytest
 
 Make = Callable[[Path], list[object]]
-BEGUN = ("out", "x.bin", "r.html")  # what a refused command must not have begun, below a row's folder
+BEGUN = (
+    "out",
+    "x.bin",
+    "r.html",
+)  # what a refused command must not have begun, below a row's folder
 MINE = "mine"  # a folder of somebody's, to which nothing may be added
 
 

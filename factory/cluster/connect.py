@@ -133,10 +133,12 @@ def _speaks(address: str) -> None:
             if code == grpc.StatusCode.UNAVAILABLE:
                 raise InputError(
                     f"--address {address!r}: what answers there is no Ray cluster; it must be the "
-                    "HOST:PORT of a Ray head, whose port is 6379 unless `ray start` was told another"
+                    "HOST:PORT of a Ray head (6379, unless `ray start` was told another port)"
                 ) from error
             if code == grpc.StatusCode.UNAUTHENTICATED and not tokens:
-                raise InputError(f"--address {address!r}: the cluster refuses us; {TOKEN}") from error
+                raise InputError(
+                    f"--address {address!r}: the cluster refuses us; {TOKEN}"
+                ) from error
 
 
 def _start_seconds() -> int:

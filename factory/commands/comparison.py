@@ -87,7 +87,9 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
     for url in urls:
         name = Path(parted(url)[0]).name
         if name in found:
-            raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
+            raise InputError(
+                f"datasets: two folders are called {name!r}, which would name two rows; rename one"
+            )
         found[name] = url
     for name, url in found.items():
         load_manifest(Store(keyless(url, what=f"dataset {name}: ")))
@@ -108,7 +110,9 @@ def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> di
     found = {name: _size(url, part) for name, url in datasets.items()}
     for name, size in found.items():
         if part.identities is not None and size.people < part.identities:
-            raise InputError(f"--identities {part.identities}: {name} has {size.people:,}")
+            raise InputError(
+                f"--identities {part.identities}: dataset {name} has only {size.people:,}"
+            )
     largest = max(found.values(), key=lambda size: (size.images, size.people))
     if not unequal and not all(size.like(largest) for size in found.values()):
         listed = ", ".join(f"{name} {size} people" for name, size in found.items())
@@ -226,7 +230,7 @@ def _row(
 
 
 def write_sheets(datasets: Mapping[str, str], store: Store) -> None:
-    """Write sheets/NAME.jpg for each dataset: the first images of its first identities, one row each.
+    """Write sheets/NAME.jpg for each dataset: first images of first identities, one row each.
 
     Nothing is selected.
     """

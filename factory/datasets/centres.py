@@ -59,8 +59,8 @@ def pool_embeddings(
             keys, vectors = read_embeddings(kept, tar, tar, recognizer_sha256)
         if not np.array_equal(np.array(keys, np.bytes_), index.keys[rows]):
             raise InputError(
-                f"dataset {store.url}: the embeddings of shard {name} are of other keys; delete "
-                f"{embeddings_file(recognizer_sha256, name)}"
+                f"dataset {store.url}: the kept embeddings of shard {name} belong to other images; "
+                f"delete {embeddings_file(recognizer_sha256, name)}, and they are computed again"
             )
         if found is None:
             found = np.empty((len(index), vectors.shape[1]), np.float32)

@@ -218,9 +218,9 @@ def check_claim(
     here = content_digest(recipe, versions)
     if found["content_digest"] != here:
         raise InputError(
-            f"--out {store.url}: made with other library versions (content digest "
-            f"{found['content_digest']} there, {here} here); accepted are those its shard "
-            "manifests state"
+            f"--out {store.url}: its images were made with other versions of the libraries, so "
+            f"that new ones would differ (content digest {found['content_digest']} there, {here} "
+            "here); install the versions that its shard manifests state, or give another folder"
         )
     grown = tuple((count, images) for count, images in found["grown"])
     if not differing:

@@ -204,8 +204,8 @@ def select(
     if view.identities is not None:
         if len(people) < view.identities:
             raise TooFewError(
-                f"recipe field pools.{name}.identities: {view.identities}; {len(people)} qualify"
-                f"{_criteria(view)}"
+                f"recipe field pools.{name}.identities: {view.identities}, but only {len(people)} "
+                f"qualify{_criteria(view)}"
             )
         people = people[: view.identities]
         rows = rows[np.isin(index.labels[rows], people)]
@@ -221,7 +221,8 @@ def select(
         wanted = share // view.repeat
         if not wanted:
             raise TooFewError(
-                f"recipe field pools.{name}.repeat: {view.repeat}; its share is {share} images"
+                f"recipe field pools.{name}.repeat: {view.repeat}, but the pool's share is only "
+                f"{share} images; lower repeat, or raise images or the pool's weight"
             )
         if len(order) < wanted:
             raise TooFewError(
@@ -235,8 +236,9 @@ def select(
         met = len(np.unique(index.labels[order]))
         if view.identities is not None and met < view.identities:
             raise TooFewError(
-                f"recipe field pools.{name}.identities: {view.identities}; its share of {share} "
-                f"images ends after {met} of them; accepted are up to {met}, or a larger share"
+                f"recipe field pools.{name}.identities: {view.identities}, but the pool's share of "
+                f"{share} images is used up after {met} of them; ask for {met} or fewer, or raise "
+                "images or the pool's weight"
             )
     rows = np.sort(order)
     if not len(rows):
@@ -326,13 +328,13 @@ def _refuse_repeated(pools: list[OpenPool]) -> None:
             one, two = (p.view.identities_of or p.name for p in (pool, other))
             if pool.manifest.content_digest == other.manifest.content_digest and one != two:
                 raise InputError(
-                    f"{field}.url: the content of pool {other.name}, whose people would get two "
-                    f"labels; accepted is identities_of: {other.name}"
+                    f"{field}.url: it holds the same images as pool {other.name}, so that each "
+                    f"person would get two labels; identities_of: {other.name} gives them one"
                 )
         if pool.image_size != pools[0].image_size:
             raise InputError(
-                f"{field}.url: images of {pool.image_size} pixels, pool {pools[0].name} has "
-                f"{pools[0].image_size}"
+                f"{field}.url: its images have {pool.image_size} pixels, those of pool "
+                f"{pools[0].name} have {pools[0].image_size}; all pools must have one size"
             )
 
 

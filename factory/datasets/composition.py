@@ -222,8 +222,8 @@ def pool_manifest(name: str, taken: Taken, used: Iterable[str]) -> DatasetManife
     manifest = load_manifest(store)
     if manifest.content_digest != taken.content_digest:
         raise InputError(
-            f"composition's pool {name}: {store.url} has content digest "
-            f"{manifest.content_digest}, composed was {taken.content_digest}"
+            f"pool {name} of the composition: {store.url} has changed since it was composed (its "
+            f"content digest is {manifest.content_digest} now, {taken.content_digest} then)"
         )
     held = {entry.name for entry in manifest.shards}
     gone = next((shard for shard in used if shard not in held), None)

@@ -80,7 +80,7 @@ class Feed:
     ) -> None:
         if batch_size % world:
             raise InputError(
-                f"schedule.batch_size: {batch_size}; accepted are multiples of the {world} workers"
+                f"schedule.batch_size: {batch_size}; it must be a multiple of the {world} workers"
             )
         self.batch_size, self.seed = batch_size, seed
         self.size, self.resize = size, resize
@@ -99,7 +99,7 @@ class Feed:
             self._paths += found.paths
         read = ", ".join(map(public, urls))
         if identities is not None and self.classes < identities:
-            raise InputError(f"data.identities: {identities}; {read} has {self.classes}")
+            raise InputError(f"data.identities: {identities}, but {read} has only {self.classes}")
         self.labels, self._keys, self._shards, self._offsets, self._sizes = (
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("labels", "keys", "shard", "offset", "size")

@@ -229,8 +229,8 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
     for one in manifests:
         if one.content_digest != claim["content_digest"]:
             raise InputError(
-                f"shard {one.name}: content digest {one.content_digest}, accepted is the "
-                f"dataset's {claim['content_digest']}"
+                f"shard {one.name} belongs to another dataset: its content digest is "
+                f"{one.content_digest}, that of this dataset {claim['content_digest']}"
             )
         entries.append(ShardEntry(name=one.name, sha256=one.sha256, bytes=one.bytes, kept=one.kept))
         reasons.update(one.reasons)

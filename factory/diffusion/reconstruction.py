@@ -54,7 +54,9 @@ class AutoencoderTraining(Trainable):
         super().__init__(recipe, place)
         config = autoencoder_config(recipe.model, "recipe field model.")
         if isinstance(config, VQConfig):
-            raise InputError("recipe field model.kind: 'vq'; trained here is: bottleneck")
+            raise InputError(
+                "recipe field model.kind: 'vq'; this command trains the kind bottleneck only"
+            )
         if config.size != recipe.image.size:
             raise InputError(
                 f"recipe field model.size: {config.size}, but image.size is {recipe.image.size}"

@@ -66,8 +66,8 @@ class Process(Part):
     def _predictable(self) -> "Process":
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError(
-                "prediction is epsilon, zero_terminal_snr accepts v_prediction: pure noise says "
-                "nothing of the image"
+                "prediction is epsilon; zero_terminal_snr needs v_prediction, since its first step "
+                "starts from pure noise, whose noise says nothing of the image"
             )
         return self
 

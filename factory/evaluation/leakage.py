@@ -132,13 +132,13 @@ def real_datasets(store: Store, against: str, held_out: str = "", tasks: int = 0
             missing, or one dataset is given twice.
     """
     if not against and (held_out or tasks):
-        raise InputError("--held-out, --tasks: accepted with --against only")
+        raise InputError("--held-out, --tasks: these go with --against, which is missing")
     if tasks < 0:
         raise InputError(f"--tasks {tasks}; accepted is 0 or more")
     real = [finished(url) for url in (against, held_out) if url]
     given = [store.url, *(one.url for one in real)]
     if len(set(given)) < len(given):
-        raise InputError(f"faces: {', '.join(given)}; accepted are different datasets")
+        raise InputError(f"faces: {', '.join(given)}: one dataset stands twice; they must differ")
     return real
 
 

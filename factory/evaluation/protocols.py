@@ -42,9 +42,13 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}; accepted: {', '.join(PROTOCOLS)}")
     if groups and protocol != "verification":
-        raise InputError(f"--groups {groups}: {protocol} has no groups; accepted is verification")
+        raise InputError(
+            f"--groups {groups}: only --protocol verification reports groups, {protocol} does not"
+        )
     if switches and protocol != "ijb":
-        raise InputError(f"--switches {switches}: {protocol} has no switches; accepted is ijb")
+        raise InputError(
+            f"--switches {switches}: only --protocol ijb has switches, {protocol} does not"
+        )
     if protocol == "ijb":
         settings = [Switches.parse(text) for text in (switches or SWITCHES).split(",")]
         return evaluate_ijb(recognizer, folder, settings, say)

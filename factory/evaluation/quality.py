@@ -99,8 +99,8 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
     largest = max(len(row) for row in rows)
     if len(rows) < 2 or largest < 2:
         raise InputError(
-            f"dataset: {len(rows)} identities, at most {largest} images each; accepted are two "
-            "identities or more, and one of two images or more"
+            f"dataset: {len(rows)} identities of {largest} images at most; a measurement needs two "
+            "identities, and two images of one of them"
         )
     genuine, genuine_choice = genuine_scores(embedded.unit, labels, seed)
     impostor, impostor_choice = impostor_scores(embedded.unit, labels, seed)

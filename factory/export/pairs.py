@@ -81,7 +81,7 @@ def choose_pairs(
     if groups is not None:
         lost = next((who for who in rows if who not in groups), None)
         if lost is not None:
-            raise InputError(f"groups: identity {lost} has none; accepted is one for each")
+            raise InputError(f"groups: identity {lost} has no group; each identity needs one")
     shuffled = generator(seed64(seed, "pairs")).permutation(people)
     half = pairs // folds // 2
     chosen, same = [], []
@@ -245,6 +245,7 @@ def _used(store: Store, without: Store) -> np.ndarray:
     pools = [n for n, p in enumerate(rows.pools) if composition.pools[p].content_digest == digest]
     if not pools:
         raise InputError(
-            f"--without {without.url}: no pool of it is {store.url} (by content digest)"
+            f"--without {without.url}: this composition holds no image of {store.url}: no pool of "
+            "it has that dataset's content digest"
         )
     return np.unique(rows.identity[np.isin(rows.pool, pools)])

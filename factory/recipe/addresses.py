@@ -10,8 +10,8 @@ from pydantic import AfterValidator
 
 from factory.recipe.errors import InputError
 
-# What a query value's name is made of, word by word, where the value is a secret: S3's, Google's and
-# Azure's signatures among them. `author`, `keyboard` and `sassy` are no such words.
+# What a query value's name is made of, word by word, where the value is a secret: S3's, Google's
+# and Azure's signatures among them. `author`, `keyboard` and `sassy` are no such words.
 SECRET = ("key", "sig", "auth", "authorization", "jwt", "sas", "pass", "pwd", "bearer")
 ENDINGS = ("secret", "token", "password", "passwd", "passphrase", "credential", "signature")
 BESIDE = (  # what stands before or after such a word without a mark between them

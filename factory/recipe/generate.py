@@ -92,13 +92,13 @@ class Sampler(Part):
         accepted = {"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")}.get(self.name, ())
         if self.spacing and self.spacing not in accepted:
             raise ValueError(
-                f"spacing is {self.spacing}, name {self.name} accepts "
-                f"{' and '.join(accepted) or 'null'}"
+                f"spacing is {self.spacing}; with name {self.name} it must be "
+                f"{' or '.join(accepted) or 'null'}"
             )
         for field, default in (("noiseless", 1), ("variance", "beta")):
             value = getattr(self, field)
             if value != default and self.name != "ddpm":
-                raise ValueError(f"{field} is {value}, name {self.name} accepts {default}")
+                raise ValueError(f"{field} is {value}; with name {self.name} it must be {default}")
         return self
 
 
@@ -141,7 +141,9 @@ class Cost(Part):
     def _low_first(self) -> "Cost":
         low, high = self.seconds_per_image
         if low > high:
-            raise ValueError(f"seconds_per_image is [{low:g}, {high:g}], accepted is low <= high")
+            raise ValueError(
+                f"seconds_per_image is [{low:g}, {high:g}], the first must be the smaller one"
+            )
         return self
 
 
@@ -184,9 +186,9 @@ class GenerateRecipe(Part):
         rejecting = [name for name in SCREENS if getattr(screens, name) is not None]
         if torch and rejecting and screens.max_attempts > 1:
             raise ValueError(
-                f"screens.max_attempts is {screens.max_attempts}, sampler.noise torch accepts 1 "
-                f"with screens.{rejecting[0]}: its noise follows from the order of images, which "
-                "retries would change"
+                f"screens.max_attempts is {screens.max_attempts}; with sampler.noise torch and "
+                f"screens.{rejecting[0]} it must be 1, since that noise follows from the order of "
+                "images, which retries would change"
             )
         return self
 

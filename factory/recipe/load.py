@@ -107,7 +107,9 @@ def parse(raw: dict[str, Any]) -> Recipe:
         raise InputError(f"recipe field kind: {given}; accepted: {', '.join(KINDS)}")
     if not all(isinstance(name, str) for name in raw):
         wrong = next(name for name in raw if not isinstance(name, str))
-        raise InputError(f"recipe: {_value(wrong)} stands where a field's name must be; names are texts")
+        raise InputError(
+            f"recipe: {_value(wrong)} stands where a field's name must be; names are texts"
+        )
     for field, part in (("", raw), ("generate.", raw.get("generate"))):
         if isinstance(part, dict) and "pool" in part:
             raise InputError(f"recipe field {field}pool: {RENAMED}")

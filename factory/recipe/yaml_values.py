@@ -69,7 +69,9 @@ def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
     if len(above) > DEEPEST:
         raise InputError(f"{what}: nested too deep; accepted are {DEEPEST} levels")
     if any(node is one for one in above):
-        raise InputError(f"{what}: an alias stands inside what it names; a value cannot hold itself")
+        raise InputError(
+            f"{what}: an alias stands inside what it names; a value cannot hold itself"
+        )
     inner: list[Node] = []
     if isinstance(node, MappingNode):
         known: set[str] = set()
@@ -77,7 +79,9 @@ def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
             if not isinstance(key, ScalarNode):
                 continue
             if key.value in known:
-                raise InputError(f"{what}: {key.value[:100]!r} stands twice; each field stands once")
+                raise InputError(
+                    f"{what}: {key.value[:100]!r} stands twice; each field stands once"
+                )
             known.add(key.value)
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, SequenceNode):

@@ -110,8 +110,8 @@ class DCFace(DiffusionSystem):
         self.banked = source != "noise"
         if source == "noise" and recipe.screens.identity_drift is not None:
             raise InputError(
-                "recipe field screens.identity_drift: faces of nobody drift from nobody; "
-                "identities.source noise accepts none"
+                "recipe field screens.identity_drift: given; leave it out with identities.source "
+                "noise, whose faces are of nobody whom they could drift from"
             )
 
     def open(self) -> None:
@@ -364,7 +364,7 @@ class DCFaceTraining(DenoiserTraining):
         if count.min() < 2:
             raise InputError(
                 f"recipe field data.train: identity {int(count.argmin())} has {count.min()} image; "
-                "dcface accepts two or more of each"
+                "dcface needs two or more of each"
             )
         first = np.zeros(1, np.int64)
         early = self._early(torch.from_numpy(self.data.pixels(first, first)))

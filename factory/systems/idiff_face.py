@@ -76,13 +76,14 @@ class IDiffFace(DiffusionSystem):
         self.banked = source != "noise"
         if (self.options.contexts is not None) != (source == "file"):
             raise InputError(
-                f"recipe field options.contexts: {'given' if self.options.contexts else 'missing'};"
-                f" identities.source is {source}, and contexts go with file"
+                f"recipe field options.contexts: {'given' if self.options.contexts else 'missing'},"
+                f" and identities.source is {source}; the source file needs contexts, and no other "
+                "does"
             )
         if source == "noise" and (self.options.perturb or recipe.screens.identity_drift):
             raise InputError(
-                "recipe field identities.source: noise draws faces of nobody; accepted are no "
-                "options.perturb and no screens.identity_drift"
+                "recipe field identities.source: noise, which draws faces of nobody; leave out "
+                "options.perturb and screens.identity_drift"
             )
         assert recipe.sampler is not None
         if source == "two_stage" and recipe.sampler.noise == "torch":

@@ -146,8 +146,8 @@ class DiffusionSystem(System):
         source, bank = recipe.identities.source, self.options.bank
         if (bank is not None) != (source == "bank"):
             raise InputError(
-                f"recipe field options.bank: {'given' if bank else 'missing'}; "
-                f"identities.source is {source}, and bank goes with a bank"
+                f"recipe field options.bank: {'given' if bank else 'missing'}, and "
+                f"identities.source is {source}; the source bank needs one, and no other does"
             )
         self.bounds = np.zeros(0)
         self._check_perturb()
@@ -162,8 +162,8 @@ class DiffusionSystem(System):
             )
         if asked.among not in (None, count):
             raise InputError(
-                f"recipe field options.perturb.among: {asked.among}; identities.count is {count} "
-                "and accepted, or none: bounds among other identities are other bounds"
+                f"recipe field options.perturb.among: {asked.among}; it must be identities.count, "
+                f"{count}, or be left out, since bounds among other identities are other bounds"
             )
 
     def open(self) -> None:
@@ -308,7 +308,8 @@ class DiffusionSystem(System):
         if latent != given:
             raise InputError(
                 f"recipe field weights.autoencoder: {'given' if given else 'missing'}; the "
-                f"denoiser was trained on {'latents' if latent else 'pixels'}"
+                f"denoiser was trained on {'latents and needs' if latent else 'pixels and takes'} "
+                f"{'one' if latent else 'none'}"
             )
         return latent
 

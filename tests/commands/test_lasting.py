@@ -10,12 +10,12 @@ import pytest
 from lasting import JOBS, Lasting, command, states, unfinished
 from stopping import ROOT, check, stop
 
-QUICK = ("verify", "export", "train_attributes")  # of these the whole is seen in every `make test`
+QUICK = ("verify", "export")  # test_stops.py and tests/test_stops.py have others
 
 
 def marked(lasting: Lasting) -> object:
     marks = [pytest.mark.slow] if lasting.job not in QUICK else []
-    return pytest.param(lasting, marks=marks, id=lasting.name)
+    return pytest.param(lasting, marks=marks, id=lasting.job + lasting.what)
 
 
 @pytest.mark.timeout(1800)

@@ -78,7 +78,7 @@ def test_embeddings_beside_the_shards_are_taken(tmp_path: Path) -> None:
     found = pool_embeddings(store, shards, held, SHA, never, tmp_path / "cache")
     assert np.array_equal(found, vectors)
     write_embeddings(store, name, tar, ("known", SHA), ["x", *keys[1:]], vectors)
-    with pytest.raises(InputError, match=r"embeddings of shard .* are of other keys"):
+    with pytest.raises(InputError, match=r"kept embeddings of shard .* belong to other images"):
         pool_embeddings(store, shards, held, SHA, never, tmp_path / "cache")
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from faces import make_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from faces import make_pool
 from made import files, jpg, people
 from raw import BANK, COMPOSE, FR, GENERATE, TRAIN
 from rows import Make, Row, answered
@@ -243,9 +243,11 @@ PLACES = [
     *(Row("into somebody's photographs", name, make, 2, ("holds me.jpg",))
       for name, make in INTO.items()),
     Row("shards into somebody's photographs", "compose",
-        lambda d: [composed(d), "--out", d / "view", "--materialise", mine(d)], 2, ("holds me.jpg",)),
+        lambda d: [composed(d), "--out", d / "view", "--materialise", mine(d)], 2,
+        ("holds me.jpg",)),
     Row("out of 300", "generate", lambda d: [STUDIO, "--out", d / LONG], 2, ("300",)),
-    Row("out to an unknown scheme", "generate", lambda d: [STUDIO, "--out", "ftq://x/y"], 2, ("ftq",)),
+    Row("out to an unknown scheme", "generate", lambda d: [STUDIO, "--out", "ftq://x/y"], 2,
+        ("ftq",)),
     Row("out with keys", "sweep", lambda d: [SPACE, "--samples", 1, "--out",
         "s3://k:secret@b/x"], 2, ("holds credentials",)),
 ]  # fmt: skip
@@ -284,12 +286,18 @@ VALUES = st.recursive(
     | st.sampled_from([-1, 0, 10**10, 2**64, 2**70])
     | st.floats()
     | TEXTS_OF_ANY_KIND,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS_OF_ANY_KIND, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(TEXTS_OF_ANY_KIND, inner, max_size=3)
+    ),
     max_leaves=10,
 )
 
 
-@settings(max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "100")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "100")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.sampled_from(PLACES_OF), VALUES)
 def test_any_value_anywhere_is_a_recipe_or_one_error(
     tmp_path: Path, where: tuple[dict[str, Any], tuple[str, ...]], value: object

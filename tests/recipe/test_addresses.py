@@ -126,10 +126,14 @@ SECRETS = [
 def test_secrets_are_neither_shown_nor_kept(address: str) -> None:
     for text in (address, f"store {address}: no answer", f"('{address}', 3)"):
         shown = public(text)
-        assert not any(word in shown.replace("password", "") for word in ("word", "AKIA", "wJal", "rXUt")), shown
+        assert not any(
+            word in shown.replace("password", "") for word in ("word", "AKIA", "wJal", "rXUt")
+        ), shown
     with pytest.raises(InputError, match="holds credentials") as caught:
         keyless(address)
-    assert "word" not in str(caught.value).replace("password", "") and "rXUt" not in str(caught.value)
+    assert "word" not in str(caught.value).replace("password", "") and "rXUt" not in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(

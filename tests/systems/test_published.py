@@ -88,11 +88,14 @@ def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "ddim", "spacing": "even"}, "name ddim accepts trailing and leading"),
-        ({"name": "ddpm", "spacing": "trailing"}, "name ddpm accepts leading and even"),
-        ({"name": "unipc", "spacing": "leading"}, "name unipc accepts null"),
-        ({"name": "ddim", "noiseless": 2}, "noiseless is 2, name ddim accepts 1"),
-        ({"name": "ddim", "variance": "learned"}, "variance is learned, name ddim accepts beta"),
+        ({"name": "ddim", "spacing": "even"}, "with name ddim it must be trailing or leading"),
+        ({"name": "ddpm", "spacing": "trailing"}, "with name ddpm it must be leading or even"),
+        ({"name": "unipc", "spacing": "leading"}, "with name unipc it must be null"),
+        ({"name": "ddim", "noiseless": 2}, "noiseless is 2; with name ddim it must be 1"),
+        (
+            {"name": "ddim", "variance": "learned"},
+            "variance is learned; with name ddim it must be beta",
+        ),
     ],
 )
 def test_a_sampler_refuses_what_it_has_not(fields: dict[str, Any], message: str) -> None:
@@ -187,7 +190,9 @@ def test_torchs_noise_follows_the_order_of_a_shard(files: dict[str, Path]) -> No
 def test_torchs_noise_accepts_no_retries_and_no_other_system(files: dict[str, Path]) -> None:
     sampler = {**ANCESTRAL, "noise": "torch"}
     screens = {"near_duplicate": {"max_cosine": 0.9}}
-    with pytest.raises(InputError, match=r"max_attempts is 3, .* torch accepts 1"):
+    with pytest.raises(
+        InputError, match=r"max_attempts is 3; with sampler.noise torch .* must be 1"
+    ):
         generating("idiff_face", files, "uniform", sampler=sampler, screens=screens)
     generating(
         "idiff_face", files, "uniform", sampler=sampler, screens=screens | {"max_attempts": 1}
