@@ -3,7 +3,8 @@
 Each node of a cluster serves them on its metrics port as `ray_NAME`, with the names below; the
 dashboard in docs/grafana.json shows them. Only drivers count, when a shard is committed. A shard
 therefore counts once, even if it was interrupted or made twice before. What works now is a gauge,
-and how long a commit takes is a histogram (`_bucket`, `_sum` and `_count` after its name).
+and how long a commit takes is a histogram (`_bucket` after its name). Read its buckets: Ray makes
+the sum beside them of the buckets' middles.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """Waiting for a cluster that is busy, or still growing: never without a word."""
 
 from collections.abc import Callable
-from typing import Any
 
 import ray
 from ray._private import state
@@ -64,12 +63,13 @@ def tell_of_room(reserved: Reservation, least: int, say: Callable[[str], None] =
     """
     if started_here():
         return
-    room = sum(_fits(free, reserved) for free in state.available_resources_per_node().values())
+    free = state.available_resources_per_node().values()
+    room = max(sum(_fits(node, reserved) for node in free), 1)  # one was just waited for
     if room < least:
+        count = sum(node["Alive"] for node in ray.nodes())
         say(
-            f"{max(int(room), 1)} of {least} actors begin ({reserved.counted} {reserved.size}); "
-            "the others wait for free CPUs and GPUs, or for nodes to join the "
-            f"{_living(ray.nodes())}"
+            f"{room:.0f} of {least} actors begin ({reserved.counted} {reserved.size}); the others "
+            f"wait for free CPUs and GPUs, or for nodes to join the {count} there"
         )
 
 
@@ -78,8 +78,3 @@ def _fits(free: dict[str, float], reserved: Reservation) -> float:
     wanted = (("CPU", reserved.num_cpus), ("GPU", reserved.num_gpus))
     rooms = [(free.get(kind, 0.0) + 1e-6) // each for kind, each in wanted if each]
     return min(rooms, default=float("inf"))
-
-
-def _living(nodes: list[dict[str, Any]]) -> str:
-    count = sum(node["Alive"] for node in nodes)
-    return f"{count} node{'' if count == 1 else 's'} there"

@@ -207,7 +207,7 @@ def _flow(
         data = ray.data.from_items(sent, override_num_blocks=len(sent))
         for pool in pools:
             data = _through(data, pool, watch.tries)
-        for row in data.iter_rows():
+        for row in _rows(data):
             if REFUSED in row:
                 raise InputError(str(row[REFUSED]))
             if LEFT_OUT in row and watch.leaves_out:
@@ -219,6 +219,13 @@ def _flow(
             watch.done(row.pop(PASSAGE))
             yield row
         gc.collect()  # Ray's objects of a finished dataset refer to each other
+
+
+def _rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield each row as soon as it is there: `iter_rows` would hold it until there is another."""
+    for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for at in range(len(next(iter(batch.values()), ()))):
+            yield {name: values[at] for name, values in batch.items()}
 
 
 def _through(data: Any, pool: ActorPool, tries: Tries) -> Any:
