@@ -8,7 +8,7 @@ from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
 
 # Modules of this package that are not systems.
-SHARED = ("base", "contexts", "sampling", "styles", "training")
+SHARED = ("base", "context_file", "contexts", "inliers", "sampling", "styles", "training")
 
 
 def names() -> list[str]:
