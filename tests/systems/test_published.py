@@ -79,6 +79,8 @@ def test_the_published_statistic_is_mean_less_mean_of_squares() -> None:
         ({"name": "ddim", "steps": 4, "spacing": "leading"}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4, "spacing": "even"}, [999, 666, 333, 0]),
+        ({"name": "ddim", "steps": 4, "spacing": "leading", "offset": 1}, [751, 501, 251, 1]),
+        ({"name": "dpmsolver++", "steps": 4, "spacing": "even"}, [999, 749, 500, 250]),
     ],
 )
 def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
@@ -91,6 +93,8 @@ def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
         ({"name": "ddim", "spacing": "even"}, "name ddim accepts trailing and leading"),
         ({"name": "ddpm", "spacing": "trailing"}, "name ddpm accepts leading and even"),
         ({"name": "unipc", "spacing": "leading"}, "name unipc accepts null"),
+        ({"name": "dpmsolver++", "spacing": "leading"}, "name dpmsolver\\+\\+ accepts even"),
+        ({"name": "dpmsolver++", "offset": 1}, "offset is 1, name dpmsolver"),
         ({"name": "ddim", "noiseless": 2}, "noiseless is 2, name ddim accepts 1"),
         ({"name": "ddim", "variance": "learned"}, "variance is learned, name ddim accepts beta"),
     ],
@@ -145,6 +149,7 @@ def test_older_claims_are_of_the_default_sampler() -> None:
     after = held(before)["sampler"]
     assert after == before["sampler"] | {
         "spacing": None,
+        "offset": 0,
         "noiseless": 1,
         "variance": "beta",
         "noise": "position",
