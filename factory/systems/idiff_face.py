@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from factory.diffusion.autoencoder import VQ
+from factory.diffusion.autoencoder import KL, VQ
 from factory.diffusion.sampling import Given
 from factory.diffusion.unet import UNet, UNetConfig
 from factory.recipe import Fraction, InputError, checked
@@ -102,7 +102,7 @@ class IDiffFace(DiffusionSystem):
                 f"recipe field options.contexts.url: vectors of {self.contexts.shape[1]}; the "
                 f"denoiser accepts {model.context_size}"
             )
-        if isinstance(self.autoencoder, VQ):
+        if isinstance(self.autoencoder, VQ | KL):
             made = model.latent_size * 2 ** (len(self.autoencoder.config.widths) - 1)
             if made != recipe.image.size:
                 raise InputError(
