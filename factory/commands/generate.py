@@ -35,7 +35,7 @@ def job(arguments: argparse.Namespace) -> None:
     handed_down = check_sources(recipe)
     store = Store(arguments.out)
     recipe = kept(store, pinned(recipe))
-    check_claim(store, recipe, versions(), arguments.extend)
+    check_claim(store, recipe, versions(recipe.weights), arguments.extend)
     connect(arguments.address)
     preflight(recipe)
     recipe = settled(recipe, print)
@@ -49,7 +49,7 @@ def job(arguments: argparse.Namespace) -> None:
         with tracking.paced(tracked, "shards") as note:
             made = fill(recipe, lock, handed_down, line, arguments.extend, Show(line, note))
         manifest = made.manifest
-        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
+        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions(recipe.weights)))
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
         tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
         tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})

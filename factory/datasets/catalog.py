@@ -122,6 +122,14 @@ CATALOG = (
         "25 % and 50 % CPD have files of one name; trained on FFHQ",
     ),
     Entry(
+        "Arc2Face",
+        ("arc2face",),
+        "MIT",
+        "https://huggingface.co/FoivosPar/Arc2Face",
+        "MIT as the authors state it; trained further from Stable Diffusion 1.5, whose CreativeML "
+        "OpenRAIL-M reaches what is made from it; trained on WebFace42M, FFHQ and CelebA-HQ",
+    ),
+    Entry(
         "VQ-f4 of latent-diffusion",
         ("first_stage_decoder_state_dict", "first_stage_encoder_state_dict"),
         UNKNOWN,

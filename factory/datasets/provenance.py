@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TypeVar
 
 import factory
@@ -20,6 +21,7 @@ from factory.recipe import (
     InputError,
     Part,
     Weights,
+    prefix_of,
     public,
     with_options,
 )
@@ -29,6 +31,7 @@ ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' fo
 OURS = "face-data-factory/"  # beginning of the format that our own files state
 RECOGNIZER = "recognizer.safetensors"  # the file to read if a location is a folder
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
+RUN_BY = ("transformers",)  # prefixes of weights that are libraries, too
 R = TypeVar("R", GenerateRecipe, BankRecipe)
 
 
@@ -148,14 +151,18 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
+def versions(weights: Mapping[str, Weights] = MappingProxyType({})) -> dict[str, str]:
     """Return the installed versions of the libraries that compute pixels, by name.
 
     Nothing is imported. A library that is not installed is left out. The factory's own entry is the
     last version that changed a recipe's images (`factory.PIXELS`).
+
+    Args:
+        weights: networks of the recipe; some are run by a library that others do without.
     """
     found = {"factory": factory.PIXELS}
-    for name in PIXEL_LIBRARIES:
+    used = {prefix_of(part.location) for part in weights.values()}
+    for name in (*PIXEL_LIBRARIES, *(name for name in RUN_BY if name in used)):
         version = _version(name)
         if version is not None:
             found[name] = version

@@ -250,7 +250,7 @@ def fill(
         FaultError: as `generate`.
     """
     assert all(part.sha256 for part in recipe.weights.values()), "the digest would be blind"
-    store, made_with = lock.store, versions()
+    store, made_with = lock.store, versions(recipe.weights)
     grown = check_claim(store, recipe, made_with, extend)
     digest = content_digest(recipe, made_with)
     write_claim(store, recipe, digest, grown, handed_down, models(recipe.weights))
@@ -346,7 +346,7 @@ def _run(
     recipe: GenerateRecipe, store: Store, todo: list[Shard], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
-    made_with = versions()
+    made_with = versions(recipe.weights)
     assignment = Assignment(
         recipe.model_dump(mode="json"), store, content_digest(recipe, made_with), made_with
     )

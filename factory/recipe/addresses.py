@@ -87,7 +87,7 @@ Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
 FOREIGN = (  # prefixes of weights others made
     *("onnx", "arcface_torch", "adaface", "magface", "mobilefacenet"),
-    *("diffusers", "ldm", "dcface", "idiff_face"),
+    *("diffusers", "transformers", "ldm", "dcface", "idiff_face"),
 )
 OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),

@@ -449,7 +449,7 @@ def _explained(error: Exception) -> str:
 def pool_name(recipe: GenerateRecipe) -> str:
     """Return the name of a pool's folder; equal names mean equal bytes."""
     counts = recipe.identities
-    digest = content_digest(recipe, versions())
+    digest = content_digest(recipe, versions(recipe.weights))
     return f"{recipe.name}-{digest}-{counts.count}x{counts.images_each}"
 
 

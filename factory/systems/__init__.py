@@ -10,7 +10,7 @@ from factory.recipe import GenerateRecipe, InputError
 from factory.systems.base import System
 
 # Modules of this package that are not systems.
-SHARED = ("base", "contexts", "sampling", "styles", "training")
+SHARED = ("base", "context_file", "contexts", "inliers", "sampling", "styles", "training")
 ELSEWHERE = "FACTORY_SYSTEMS"  # names modules outside this package, as in my.module,other
 
 

@@ -55,7 +55,7 @@ from factory.seeding import generator, seed64
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import draw_view_kind
-from factory.systems.base import Position, System
+from factory.systems.base import Conditions, Position, System
 from factory.systems.contexts import cosine_bounds, perturb
 
 
@@ -175,7 +175,7 @@ class DiffusionSystem(System):
         self.bank: ImageBank | None = None
         if named is None:
             return
-        self.bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
+        self.bank = ImageBank(named, self.bank_size, "recipe field options.bank", firsts=True)
         if len(self.bank) < recipe.identities.count:
             raise InputError(
                 f"recipe field identities.count: {recipe.identities.count}; the bank "
@@ -185,6 +185,11 @@ class DiffusionSystem(System):
     def origins(self) -> tuple[Store, ...]:
         """Return the bank of identities, if there is one."""
         return () if self.bank is None else (self.bank.store,)
+
+    @property
+    def bank_size(self) -> int:
+        """Return height and width of the bank's images; those that are made unless overridden."""
+        return self.recipe.image.size
 
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -385,6 +390,23 @@ class DiffusionSystem(System):
         cosines = low + (1.0 - low) * share
         drawn = perturb(contexts, cosines, [place.seed(seed, "context") for place in positions])
         return drawn.astype(np.float32), cosines.astype(np.float32)
+
+    def turned(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Return contexts as they are, target cosine 1, or each turned as options.perturb says.
+
+        The turned ones are `extras["drawn"]`, and the target is their cosine to the identity's.
+        """
+        if self.options.perturb is None:
+            return Conditions(contexts, np.ones(len(positions), np.float32))
+        drawn, cosines = self.perturbed(contexts, positions)
+        return Conditions(contexts, cosines, {"drawn": drawn})
+
+    def used(self, conditions: Conditions) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return the contexts of `turned` conditions on the device, and facts of each image."""
+        drawn = conditions.extras.get("drawn")
+        used = np.ascontiguousarray(conditions.context if drawn is None else drawn, np.float32)
+        told = [{} if drawn is None else {"v": round(float(v), 6)} for v in conditions.target]
+        return torch.from_numpy(used).to(self.device), told
 
     @torch.inference_mode()
     def embedded(self, images: np.ndarray) -> np.ndarray:

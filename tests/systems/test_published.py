@@ -79,6 +79,8 @@ def test_the_published_statistic_is_mean_less_mean_of_squares() -> None:
         ({"name": "ddim", "steps": 4, "spacing": "leading"}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4, "spacing": "even"}, [999, 666, 333, 0]),
+        ({"name": "ddim", "steps": 4, "spacing": "leading", "offset": 1}, [751, 501, 251, 1]),
+        ({"name": "dpmsolver++", "steps": 4, "spacing": "even"}, [999, 749, 500, 250]),
     ],
 )
 def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
@@ -96,6 +98,8 @@ def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
             {"name": "ddim", "variance": "learned"},
             "variance is learned; with name ddim it must be beta",
         ),
+        ({"name": "dpmsolver++", "spacing": "leading"}, "with name dpmsolver.. it must be even"),
+        ({"name": "dpmsolver++", "offset": 1}, "offset is 1; with name dpmsolver.. it must be"),
     ],
 )
 def test_a_sampler_refuses_what_it_has_not(fields: dict[str, Any], message: str) -> None:
@@ -148,6 +152,7 @@ def test_older_claims_are_of_the_default_sampler() -> None:
     after = held(before)["sampler"]
     assert after == before["sampler"] | {
         "spacing": None,
+        "offset": 0,
         "noiseless": 1,
         "variance": "beta",
         "noise": "position",
