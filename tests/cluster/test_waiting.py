@@ -58,4 +58,4 @@ def test_what_is_taken_is_said_and_then_waited_for(
 
 def test_a_cluster_that_has_none_yet_says_so(ray_cluster: str) -> None:
     wanted = Reservation("a", "a.", 1, 0.0, 8.0)
-    assert waiting._lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
+    assert waiting.lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
