@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing, nn
 
+from factory.datasets.store import Store
 from factory.recipe import FRRecipe, parse
+from factory.training import checkpoint
 from factory.training.average import Average
 from factory.training.centres import Centres
 from factory.training.engines import TrainingEngine, make_engine, micro_batches
@@ -155,6 +157,14 @@ def meet_nan(rank: int, world: int) -> tuple[str, bool]:
     except ArithmeticError as error:
         said = str(error)
     return said, all(torch.equal(value, before[name]) for name, value in engine.held().items())
+
+
+def agree(rank: int, world: int, folder: Path) -> int | None:
+    """Return the step from which workers continue whose listings differ; rank 0's is the newest."""
+    store = Store(folder / f"seen-by-{rank}")
+    for step in (4, 8) if rank == 0 else (4,):
+        checkpoint.commit(store, step, {})
+    return checkpoint.agreed(store)
 
 
 def run_centres(rank: int, world: int, name: str, rate: float, folder: str) -> dict[str, Any]:

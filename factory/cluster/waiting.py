@@ -27,7 +27,7 @@ def wait_for(reserved: Reservation, say: Callable[[str], None] = notice) -> None
     task = ray.remote(num_cpus=reserved.num_cpus, num_gpus=reserved.num_gpus)(_held)
     held, patience = task.remote(), FIRST_SEC
     while not ray.wait([held], timeout=patience)[0]:
-        say(_lacking(reserved))
+        say(lacking(reserved))
         patience = NEXT_SEC
     ray.get(held)
 
@@ -36,7 +36,7 @@ def _held() -> None:
     """Do nothing, on what was reserved."""
 
 
-def _lacking(reserved: Reservation) -> str:
+def lacking(reserved: Reservation) -> str:
     """Return in words what is waited for, and what the cluster has of it."""
     has, free, words = ray.cluster_resources(), ray.available_resources(), []
     for kind, wanted in (("CPU", reserved.num_cpus), ("GPU", reserved.num_gpus)):

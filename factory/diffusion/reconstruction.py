@@ -61,8 +61,8 @@ class AutoencoderTraining(Trainable):
         config = autoencoder_config(recipe.model, "recipe field model.")
         if not isinstance(config, AutoencoderConfig):
             raise InputError(
-                f"recipe field model.kind: {config.kind!r}; this command trains the kind bottleneck "
-                "only"
+                f"recipe field model.kind: {config.kind!r}; this command trains the kind "
+                "bottleneck only"
             )
         if config.size != recipe.image.size:
             raise InputError(

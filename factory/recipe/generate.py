@@ -107,8 +107,8 @@ class Sampler(Part):
             )
         if self.offset and (self.name, self.spacing) != ("ddim", "leading"):
             raise ValueError(
-                f"offset is {self.offset}, name {self.name} of spacing {self.spacing or 'null'} "
-                "accepts 0: it belongs to ddim's leading steps"
+                f"offset is {self.offset}; with name {self.name} and spacing "
+                f"{self.spacing or 'null'} it must be 0, for it belongs to ddim's leading steps"
             )
         for field, default in (("noiseless", 1), ("variance", "beta")):
             value = getattr(self, field)

@@ -41,7 +41,7 @@ def save(store: Store, step: int, parts: Mapping[str, Mapping[str, Any]], keep: 
         for name, state in parts.items():
             torch.save(dict(state), Path(folder) / name)
         files = upload(store, step, Path(folder))
-    alone = not (distributed.is_available() and distributed.is_initialized())
+    alone = not _together()
     if not alone:
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, files)
@@ -85,6 +85,20 @@ def steps(store: Store) -> list[int]:
 def latest(store: Store) -> int | None:
     """Return the step of the newest complete checkpoint, or None."""
     return max(steps(store), default=None)
+
+
+def agreed(store: Store) -> int | None:
+    """Return `latest` as rank 0 sees it; every worker of torch.distributed calls this.
+
+    A node may see a listing that is some seconds old, as NFS hands it out.
+    """
+    from torch import distributed
+
+    if not _together():
+        return latest(store)
+    found = [latest(store) if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(found, 0)
+    return found[0]
 
 
 def load(store: Store, step: int) -> dict[str, dict[str, Any]]:
@@ -134,6 +148,12 @@ def prune(store: Store, keep: int) -> None:
         for folder in (store.root / FOLDER).iterdir():
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _together() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _folder(step: int) -> str:

@@ -105,7 +105,7 @@ def run(
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache)
         trainable = trainable_class(recipe.system)(recipe, place).load()
-        step = checkpoint.latest(store) or 0
+        step = checkpoint.agreed(store) or 0
         held = checkpoint.load(store, step)[STATE] if step else None
         engine = make_engine(recipe, trainable.module, worker.device, held)
         average = Average(engine.held(), recipe.ema)

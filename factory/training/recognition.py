@@ -150,7 +150,7 @@ def run(
     backbone = make_backbone(recipe.backbone, recipe.image.size)
     centres = Centres(recipe, feed.classes, worker.device, worker.rank, worker.world)
     progress = Curve(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
-    step = checkpoint.latest(store) or 0
+    step = checkpoint.agreed(store) or 0
     held = checkpoint.load(store, step) if step else None
     engine = make_engine(recipe, backbone, worker.device, held[STATE] if held else None)
     if held is not None:

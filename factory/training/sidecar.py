@@ -8,7 +8,7 @@ therefore goes on after an interruption, and trainings with equal networks and d
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +20,14 @@ from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, parse, public
 from factory.systems import training_class
 
+if TYPE_CHECKING:
+    from factory.cluster.capacity import Reservation
+
 
 def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
     """Make the sidecar's missing files on the connected Ray cluster; do nothing without one.
+
+    The driver reads no shard. What is missing is found out by a Ray task, which indexes the data.
 
     Args:
         recipe: the recipe of the training.
@@ -49,17 +54,45 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
             f"recipe field weights.{random[0]}.location: {RANDOM_INIT!r}, which differs from actor "
             "to actor; with precompute accepted are files"
         )
-    source = source_of(recipe, 0.0)  # raises for mistakes in the recipe, before any actor starts
-    store, firsts = Store(wanted.sidecar), range(0, len(source.feed), CHUNK)
-    rows = [{"first": first} for first in firsts if lacking(source, store, first)]
-    source.feed.close()
+    given, where = recipe.model_dump(mode="json"), ("precompute.actors", "precompute.")
+    rows = [{"first": first} for first in _surveyed(given, Reservation(*where, 1, wanted.num_cpus))]
     size = min(wanted.actors, len(rows))
-    reserved = Reservation(
-        "precompute.actors", "precompute.", size, wanted.num_cpus, wanted.num_gpus
-    )
-    given = recipe.model_dump(mode="json")
+    reserved = Reservation(*where, size, wanted.num_cpus, wanted.num_gpus)
     for number, _ in enumerate(each(rows, Precomputer, given, reserved), 1):
         say(f"{wanted.sidecar}: {number} of {len(rows)} files of each kind")
+
+
+def _surveyed(given: dict[str, Any], reserved: "Reservation") -> list[int]:
+    """Return `survey` of a recipe, from a Ray task that reserves as much."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from factory.cluster.capacity import require
+    from factory.cluster.waiting import wait_for
+    from factory.cluster.workers import runtime_env
+
+    require([reserved])
+    wait_for(reserved)
+    task = ray.remote(survey).options(num_cpus=reserved.num_cpus, runtime_env=runtime_env(1))
+    try:
+        return ray.get(task.remote(given))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def survey(dumped: dict[str, Any]) -> list[int]:
+    """Return where the images of each missing file of a training's sidecar begin.
+
+    Raises:
+        InputError: there is a mistake in the recipe, its weights or its data.
+    """
+    recipe = parse(dumped)
+    assert isinstance(recipe, TrainRecipe) and recipe.precompute
+    source, store = source_of(recipe, 0.0), Store(recipe.precompute.sidecar)
+    firsts = range(0, len(source.feed), CHUNK)
+    found = [first for first in firsts if lacking(source, store, first)]
+    source.feed.close()
+    return found
 
 
 def source_of(recipe: TrainRecipe, num_gpus: float) -> ExampleSource:

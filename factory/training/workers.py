@@ -87,6 +87,7 @@ def launch(
     from factory.cluster.capacity import trainers
     from factory.cluster.waiting import wait_for
     from factory.cluster.workers import runtime_env
+    from factory.training.absence import Absence, Losses
 
     wanted, root = recipe.engine, Store(out).root
     env = runtime_env(wanted.threads)
@@ -114,13 +115,19 @@ def launch(
             name=f"run-{time.time_ns()}",
             storage_path=below(out, SCRATCH) if root is None else str(root / SCRATCH),
             failure_config=ray_train.FailureConfig(max_failures=wanted.max_failures),
+            callbacks=[Losses(board, wanted.workers)],
             worker_runtime_env=env,
         ),
     )
     failure = ""
+
+    def kept() -> str:
+        return _kept(Store(out))
+
+    absence = Absence(trainers(wanted), kept, print)
     with (
-        stops.keeping(lambda: _kept(Store(out)), Store(out).sweep),
-        _relayed(board, row, picture, check_lock),
+        stops.keeping(kept, Store(out).sweep),
+        _relayed(board, row, picture, check_lock, absence),
     ):
         try:
             _beside(trainer.fit)
@@ -185,6 +192,24 @@ class Board:
         self.pictures: list[str] = []
         self.result: dict[str, Any] = {}
         self.error: tuple[str, str] | None = None
+        self.present: set[int] = set()
+        self.losses: list[str] = []
+
+    def begin(self, rank: int) -> tuple[str, str] | None:
+        """Count a worker as present; return the fault, after which it must end."""
+        self.present.add(rank)
+        return self.error
+
+    def lose(self, words: str) -> None:
+        """Take words about workers that ended early; all start again, unless there is a fault."""
+        if self.error is None:
+            self.present.clear()
+            self.losses.append(words)
+
+    def attendance(self) -> tuple[list[str], int]:
+        """Hand over the words about losses since the last call; count the workers present."""
+        losses, self.losses = self.losses, []
+        return losses, len(self.present)
 
     def note(self, line: str, rows: list[Row], pictures: list[str]) -> tuple[str, str] | None:
         """Take the newest line, and add rows and pictures to those not yet handed over.
@@ -235,8 +260,9 @@ def _relayed(
     row: Callable[[Row], None],
     picture: Callable[[str], None],
     check_lock: Callable[[], None],
+    absence: Callable[[list[str], int], None] = lambda losses, present: None,
 ) -> Iterator[None]:
-    """Show the board's line, and pass on new rows and pictures, while the block waits."""
+    """Show the board's line, and pass on new rows, pictures and losses, while the block waits."""
     import ray
 
     ended = threading.Event()
@@ -254,6 +280,7 @@ def _relayed(
             picture(name)
         if line:
             show(line)
+        absence(*ray.get(board.attendance.remote()))
 
     def follow() -> None:
         while not ended.wait(RELAY_SEC):
@@ -291,13 +318,12 @@ def _work(config: dict[str, Any]) -> None:
     import ray
     from ray import train as ray_train
 
-    board = config["board"]
-    if ray.get(board.fault.remote()):
+    board, context = config["board"], ray_train.get_context()
+    if ray.get(board.begin.remote(context.get_world_rank())):
         return
     if os.path.isdir(config["folder"]):  # the recipe's relative paths start at the driver's folder
         os.chdir(config["folder"])
     recipe: Any = parse(config["recipe"])
-    context = ray_train.get_context()
     device = CPU
     if recipe.engine.num_gpus:
         from ray.train.torch import get_device

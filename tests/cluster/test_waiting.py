@@ -58,7 +58,7 @@ def test_what_is_taken_is_said_and_then_waited_for(
 
 def test_a_cluster_that_has_none_yet_says_so(ray_cluster: str) -> None:
     wanted = Reservation("a", "a.", 1, 0.0, 8.0)
-    assert waiting._lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
+    assert waiting.lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
 
 
 def test_a_pool_that_begins_with_fewer_actors_says_so_in_one_line(

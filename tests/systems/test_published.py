@@ -99,7 +99,10 @@ def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
             "variance is learned; with name ddim it must be beta",
         ),
         ({"name": "dpmsolver++", "spacing": "leading"}, "with name dpmsolver.. it must be even"),
-        ({"name": "dpmsolver++", "offset": 1}, "offset is 1; with name dpmsolver.. it must be"),
+        (
+            {"name": "dpmsolver++", "offset": 1},
+            "offset is 1; with name dpmsolver.. and spacing null it must be 0",
+        ),
     ],
 )
 def test_a_sampler_refuses_what_it_has_not(fields: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from together import (
     CPU,
+    agree,
     count_bytes,
     engine_recipe,
     in_turn,
@@ -112,16 +113,16 @@ def begun(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> tuple[A
 
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
-    """Return what torch alone finds, and what each of two workers found of FAST and of a NaN."""
+    """Return what torch alone finds, and what two workers did: FAST, a NaN, an agreement."""
     folder = tmp_path_factory.mktemp("fast")
     known, start = begun(FAST, folder)
-    calls = [(run_engines, (FAST, start, STEPS)), (meet_nan, ())]
+    calls = [(run_engines, (FAST, start, STEPS)), (meet_nan, ()), (agree, (folder,))]
     return known, together(2, in_turn, folder, calls)
 
 
 def test_two_workers_take_the_steps_of_one_and_each_resumes_the_other(fast) -> None:
     known, found = fast
-    compare(FAST, known, [results for results, _ in found])
+    compare(FAST, known, [results for results, *_ in found])
 
 
 @pytest.mark.slow
@@ -168,8 +169,12 @@ def test_weights_stay_when_the_loss_is_not_finite() -> None:
 
 
 def test_weights_stay_when_the_gradient_of_zero_0_is_not_finite(fast) -> None:
-    for _, (message, stayed) in fast[1]:
+    for _, (message, stayed), _ in fast[1]:
         assert message == "the gradient's norm is nan" and stayed
+
+
+def test_workers_continue_from_the_checkpoint_that_the_first_one_sees(fast) -> None:
+    assert [agreed for *_, agreed in fast[1]] == [8, 8]
 
 
 def test_micro_batches_cut_all_that_is_in_a_batch() -> None:
