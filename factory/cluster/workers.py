@@ -6,6 +6,7 @@ number of actors of a pool between a smallest and a largest one.
 """
 
 import gc
+import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from factory.cluster.capacity import Reservation, require
 from factory.cluster.waiting import wait_for
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 1000, 50  # see `flow`
+WINDOW_ROWS, WINDOW_TURNS = 4000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
+HANDED_ON = ("FACTORY_SYSTEMS",)  # the driver's environment that actors need, too
 REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # errors that become such rows
 
 
@@ -56,7 +58,8 @@ def runtime_env(threads: int) -> dict[str, Any]:
     hundreds of times a step costs more.
     """
     variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return {"env_vars": variables | {"GOMP_SPINCOUNT": SPINS}}
+    handed = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    return {"env_vars": variables | {"GOMP_SPINCOUNT": SPINS} | handed}
 
 
 class Guarded:
@@ -127,7 +130,7 @@ def flow(
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
-    Ray keeps about 15 kB of each row in the driver until its dataset is done, so only a window of
+    Ray keeps about 5 kB of each row in the driver until its dataset is done, so only a window of
     rows is handed over at once (docs/contracts.md 7). A window is large enough that starting the
     actors again costs little.
 

@@ -6,7 +6,7 @@ committers or without, and after an interruption.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +16,24 @@ import ray
 from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import Reservation, makers, require
+from factory.cluster.ranges import away, over_tasks
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
-from factory.datasets.claim import check_claim, write_claim
-from factory.datasets.manifest import DatasetManifest, Inherited, committed, inherited, merge
+from factory.datasets import patience
+from factory.datasets.claim import check_claim, planned, read_claim, write_claim
+from factory.datasets.manifest import DatasetTotals, Inherited, committed, inherited, merge
 from factory.datasets.provenance import models, versions
 from factory.datasets.store import Lock, Store
 from factory.generation.bank import fill_bank
 from factory.generation.commit import Committer
 from factory.generation.make import Maker
 from factory.generation.screen import known_faces
+from factory.generation.turns import Turns
 from factory.generation.work import Assignment
 from factory.plan import Extent, Shard, shards
 from factory.recipe import FaultError, GenerateRecipe, content_digest
 from factory.systems import create
+
+LARGE = 2000  # shards from which on tasks list and merge; below it their start takes longer
 
 
 class MakerActor:
@@ -114,7 +119,7 @@ class Progress:
     shards_done: int = 0
     kept: int = 0
     tried: int = 0
-    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+    rows: Turns = field(default_factory=Turns)
 
     def add(self, row: dict[str, Any]) -> None:
         """Count one committed shard."""
@@ -133,28 +138,28 @@ class Progress:
         Args:
             before: shards that earlier runs committed.
         """
-        actors = len({actor for actor, *_ in self.rows})
-        each = sum(stop - start for _, start, stop, _ in self.rows) / self.shards_done
-        left = (self.shards - before - self.shards_done) * each / actors
-        span = max(stop for _, _, stop, _ in self.rows) - min(start for _, start, *_ in self.rows)
+        rows = self.rows
+        left = (self.shards - before - self.shards_done) * rows.each / len(rows.actors)
         return (
             f"shards {before + self.shards_done}/{self.shards}"
-            f"  {self.kept / max(span, 1e-6):.1f} images/s"
+            f"  {self.kept / max(rows.span, 1e-6):.1f} images/s"
             f"  kept {100 * self.kept / max(self.tried, 1):.1f} %  ETA {left:.0f} s"
         )
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The result of a generation: the dataset's manifest, and what this run did.
+    """The result of a generation: the dataset's totals, and what this run did.
 
     Attributes:
-        manifest: of the dataset.
+        totals: of the dataset's manifest.
+        shards: how many shards the dataset has.
         progress: of this run.
         found: how many shards were committed before this run.
     """
 
-    manifest: DatasetManifest
+    totals: DatasetTotals
+    shards: int
     progress: Progress
     found: int
 
@@ -234,28 +239,48 @@ def generate(
         for line in system.remarks(fill_bank(recipe, store, say, check_lock).contexts):
             say(line)
     done = committed(store)
-    planned = sum(1 for _ in shards(recipe, grown))
-    todo = [shard for shard in shards(recipe, grown) if shard.name not in done]
-    found = planned - len(todo)
-    progress = Progress(planned)
+    count = sum(1 for _ in shards(recipe, grown))
+    found = sum(shard.name in done for shard in shards(recipe, grown)) if done else 0
+    todo = (shard for shard in shards(recipe, grown) if shard.name not in done)
+    progress = Progress(count)
     if found:
-        say(f"resuming: {found} of {planned} shards are committed")
-    with stops.keeping(lambda: f"{len(committed(store))} of {planned} shards are committed"):
-        for row in _run(recipe, store, todo) if todo else ():
+        say(f"resuming: {found} of {count} shards are committed")
+    with stops.keeping(lambda: f"{len(committed(store))} of {count} shards are committed"):
+        for row in _run(recipe, store, todo) if found < count else ():
             check_lock()
             progress.add(row)
             made = row["manifest"]
             counts = made["kept"], made["reasons"], made["seconds"]
             counters.shard(recipe.name, recipe.system, *counts)
             say(progress.line(found))
-    done = committed(store)
-    missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
+    if count < LARGE:
+        totals, made = finish(store, patience.alone)
+    else:
+        totals, made = away(finish, store, over_tasks)
+    return Generated(totals, made, progress, found)
+
+
+def finish(store: Store, spread: patience.Spread) -> tuple[DatasetTotals, int]:
+    """Merge the manifests of a dataset that is made; return its totals and number of shards.
+
+    A large dataset's driver has a task do it, so that it holds no list of shards itself.
+
+    Args:
+        store: the dataset's folder.
+        spread: where ranges of manifests are read.
+
+    Raises:
+        FaultError: a planned shard is missing.
+    """
+    claim, done = read_claim(store), committed(store)
+    missing = [shard.name for shard in planned(claim) if shard.name not in done]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
-    return Generated(merge(store, shards(recipe, grown)), progress, found)
+    merged = merge(store, planned(claim), spread)
+    return merged.totals, len(merged.shards)
 
 
-def _run(recipe: GenerateRecipe, store: Store, todo: list[Shard]) -> Iterator[dict[str, Any]]:
+def _run(recipe: GenerateRecipe, store: Store, todo: Iterable[Shard]) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions()
     assignment = Assignment(
