@@ -97,6 +97,8 @@ def drive(tell: Connection, count: int, actors: int, url: str, seconds: float) -
 
 
 def generate_and_verify(recipe: GenerateRecipe, url: str, marks: Marks) -> None:
+    """Make, merge and verify a dataset on the connected Ray; FaultError if it is not whole."""
+    from factory.cluster.ranges import over_tasks
     from factory.datasets.claim import write_claim
     from factory.datasets.provenance import versions
     from factory.datasets.store import Store
@@ -118,13 +120,14 @@ def generate_and_verify(recipe: GenerateRecipe, url: str, marks: Marks) -> None:
         marks.mark("banked")
         generate(recipe, store, (), lambda line: None, back)
         marks.mark("merged")
-    faults = verify(store)
+    faults = verify(store, spread=over_tasks)
     marks.mark("verified")
     if faults:
         raise FaultError(f"{store.url}: {len(faults)} faults, the first {faults[0]}")
 
 
 def ray_alone(recipe: GenerateRecipe, marks: Marks) -> None:
+    """Pass the rows of a recipe's shards through a pool that does nothing with them."""
     from benchmarks.shards import manifest_of
     from factory.cluster.capacity import makers
     from factory.cluster.workers import ActorPool, flow

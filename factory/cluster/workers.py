@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -103,12 +103,12 @@ def column(value: Any) -> np.ndarray:
 
 
 def each(
-    rows: list[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
+    rows: Iterable[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
 ) -> Iterator[dict[str, Any]]:
     """Run an actor over rows, one row a call, on a pool of actors.
 
     Args:
-        rows: one dictionary a call; its values are pickled.
+        rows: one dictionary a call; its values are pickled. They are taken a window at a time.
         actor: a class whose instances map a batch of one row, {name: array of one}, to another.
         assignment: the one argument of each actor's constructor.
         reserved: the number of actors, and what one of them reserves.
@@ -118,11 +118,11 @@ def each(
             user's, such as weights that are missing on its node.
         FaultError: a disk, store or GPU failed, or an actor returned a row {"failed": why}.
     """
-    if not rows:
-        return
-    require([reserved])
-    pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
-    yield from flow(rows, [pool], "")
+    left = iter(rows)
+    for first in left:
+        require([reserved])
+        pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
+        yield from flow(chain([first], left), [pool], "")
 
 
 def flow(
