@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from factory.cluster.watch import Watch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 1000, 50  # see `flow`
+WINDOW_ROWS, WINDOW_TURNS = 4000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
 PASSAGE = "passage"  # column of a row on its way, see `Followed`
@@ -145,12 +145,12 @@ def column(value: Any) -> np.ndarray:
 
 
 def each(
-    rows: list[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
+    rows: Iterable[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
 ) -> Iterator[dict[str, Any]]:
     """Run an actor over rows, one row a call, on a pool of actors.
 
     Args:
-        rows: one dictionary a call; its values are pickled.
+        rows: one dictionary a call; its values are pickled. They are taken a window at a time.
         actor: a class whose instances map a batch of one row, {name: array of one}, to another.
         assignment: the one argument of each actor's constructor.
         reserved: the number of actors, and what one of them reserves.
@@ -160,11 +160,11 @@ def each(
             user's, such as weights that are missing on its node.
         FaultError: a disk, store or GPU failed, or an actor returned a row {"failed": why}.
     """
-    if not rows:
-        return
-    require([reserved])
-    pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
-    yield from flow(rows, [pool], "")
+    left = iter(rows)
+    for first in left:
+        require([reserved])
+        pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
+        yield from flow(chain([first], left), [pool], "")
 
 
 def flow(
@@ -175,7 +175,7 @@ def flow(
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
-    Ray keeps about 15 kB of each row in the driver until its dataset is done, so only a window of
+    Ray keeps about 5 kB of each row in the driver until its dataset is done, so only a window of
     rows is handed over at once (docs/contracts.md 7). A window is large enough that starting the
     actors again costs little.
 

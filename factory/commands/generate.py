@@ -48,14 +48,13 @@ def job(arguments: argparse.Namespace) -> None:
         line = ProgressLine()
         with tracking.paced(tracked, "shards") as note:
             made = fill(recipe, lock, handed_down, line, arguments.extend, Show(line, note))
-        manifest = made.manifest
         tracked.dataset(recipe.name, store.url, content_digest(recipe, versions(recipe.weights)))
-        tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
-        tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
-        tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})
+        tracked.metrics({"images": made.totals.kept, "planned": made.totals.planned})
+        tracked.metrics({f"rejects/{k}": v for k, v in made.totals.reasons.items()})
+        tracked.metrics({f"seconds/{k}": v for k, v in made.totals.seconds.items()})
     print(
-        f"{store.url}: {manifest.totals.kept} of {manifest.totals.planned} images in "
-        f"{len(manifest.shards)} shards, {len(manifest.shards) - made.found} made now"
+        f"{store.url}: {made.totals.kept} of {made.totals.planned} images in "
+        f"{made.shards} shards, {made.shards - made.found} made now"
     )
 
 

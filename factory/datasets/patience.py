@@ -5,9 +5,10 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from itertools import islice
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from factory.recipe import FaultError, public
 
@@ -22,6 +23,28 @@ BEGGED, FAILED = "asked to slow down", "failed for the moment"  # why a request 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
+RANGE = 500  # items that are handed to a function at once
+
+
+class Spread(Protocol):
+    """A way to run a function over ranges of items: in this process, or as tasks elsewhere."""
+
+    def __call__(self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+        """Yield what `work` returns for each range, a result for each item, in their order."""
+        ...
+
+
+def ranges(items: Iterable[A]) -> Iterator[list[A]]:
+    """Yield the items as lists of `RANGE`; the last one may be shorter."""
+    left = iter(items)
+    while part := list(islice(left, RANGE)):
+        yield part
+
+
+def alone(work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+    """Run a function over ranges of items in this process: a `Spread`."""
+    for part in ranges(items):
+        yield from work(part)
 
 
 _repeats: Counter[str] = Counter()

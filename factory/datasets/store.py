@@ -31,6 +31,7 @@ LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back if creation is not exclusive
 COPY_BYTES = 1 << 20
+AT_ONCE = "allow_delayed_open"  # of pyarrow: a small object is one request instead of three
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 
 
@@ -95,7 +96,12 @@ class Store:
         """Tell whether there is a file of this name."""
         if self._root is not None:
             return self._local(name).is_file()
-        return self._info(name) is not None
+        if self._fs.type_name != "s3":
+            return self._info(name) is not None
+        with suppress(FileNotFoundError):  # one request; `_info` makes two for what is not there
+            self._fs.open_input_file(self._key(name)).close()
+            return True
+        return False
 
     @patient
     def size(self, name: str) -> int:
@@ -412,10 +418,13 @@ def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:
 
     scheme = address.partition("://")[0]
     if scheme in ("s3", "gs", "gcs"):
+        asked = address
+        if scheme == "s3" and AT_ONCE not in address:
+            asked += ("&" if "?" in address else "?") + f"{AT_ONCE}=true"
         try:
-            filesystem, base = fs.FileSystem.from_uri(address)
+            filesystem, base = fs.FileSystem.from_uri(asked)
         except (ArrowInvalid, OSError) as error:
-            reason = str(error).replace(address, shown)
+            reason = str(error).replace(asked, shown).replace(address, shown)
             raise InputError(f"store {shown}: {reason}") from None
         return filesystem, base.rstrip("/")
     import fsspec

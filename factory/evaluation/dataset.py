@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from factory.recipe import FaultError, InputError
 from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
+BATCH = 256  # images that are embedded at once
 PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity
 
 
@@ -74,7 +75,7 @@ def samples(
         start = PLANNED.match(name)
         if start and identities is not None and int(start[1]) >= identities:
             continue
-        for sample in _shard(store, name):
+        for sample in shard_samples(store, name):
             if identities is not None and sample.label >= identities:
                 if start:
                     break  # labels rise inside a planned shard
@@ -101,7 +102,7 @@ def embed_dataset(
     identities: int | None = None,
     images_each: int | None = None,
     resize: bool = False,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
 ) -> Embedded:
     """Embed a dataset, each image once and without mirror images.
 
@@ -110,6 +111,23 @@ def embed_dataset(
     Raises:
         InputError: as `samples`; or an image has another size than the recognizer takes, or the
             recognizer returns numbers that are not finite.
+    """
+    found = embedded(store, samples(store, identities, images_each), recognizer, resize, batch_size)
+    if not found.keys:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    return found
+
+
+def embedded(
+    store: Store,
+    found: Iterable[StoredSample],
+    recognizer: NamedEmbedder,
+    resize: bool,
+    batch_size: int = BATCH,
+) -> Embedded:
+    """Embed samples of a dataset in their order, a batch at a time; InputError as `embed_dataset`.
+
+    The last bits of an embedding depend on its batch, so equal batches give equal embeddings.
     """
     parts: list[np.ndarray] = []
     labels: list[int] = []
@@ -128,7 +146,7 @@ def embed_dataset(
         parts.append(unit.astype(np.float32))
         batch.clear()
 
-    for sample in samples(store, identities, images_each):
+    for sample in found:
         what = f"dataset {store.url} sample {sample.key}"
         batch.append(fitted(decode(sample.encoded, what), recognizer.size, what, resize))
         labels.append(sample.label)
@@ -137,12 +155,11 @@ def embed_dataset(
             embed()
     if batch:
         embed()
-    if not parts:
-        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
-    return Embedded(_joined(parts), np.array(labels, dtype=np.int64), tuple(keys))
+    unit = joined(parts) if parts else np.zeros((0, 0), np.float32)
+    return Embedded(unit, np.array(labels, dtype=np.int64), tuple(keys))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def joined(parts: list[np.ndarray]) -> np.ndarray:
     """Join rows and free each part after its copy, so that memory does not double."""
     rows = sum(len(part) for part in parts)
     joined = np.empty((rows, parts[0].shape[1]), parts[0].dtype)
@@ -153,7 +170,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _shard(store: Store, name: str) -> Iterator[StoredSample]:
+def shard_samples(store: Store, name: str) -> Iterator[StoredSample]:
     """Yield the samples of a shard; its end tells whether it is the one that was committed."""
     sha, where = hashlib.sha256(), f"dataset {store.url} shard {name}"
     try:

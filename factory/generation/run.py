@@ -7,7 +7,7 @@ committers or without, and after an interruption.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,22 +17,26 @@ import ray
 from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
+from factory.cluster.ranges import away, over_tasks
 from factory.cluster.watch import Watch
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
-from factory.datasets.claim import check_claim, write_claim
-from factory.datasets.manifest import DatasetManifest, Inherited, committed, inherited, merge
+from factory.datasets.claim import check_claim, planned, read_claim, write_claim
+from factory.datasets.manifest import DatasetTotals, Inherited, committed, inherited, merge
 from factory.datasets.provenance import models, versions
 from factory.datasets.store import Lock, Store
 from factory.generation.bank import fill_bank
 from factory.generation.commit import Committer
 from factory.generation.make import Maker
 from factory.generation.screen import known_faces
+from factory.generation.turns import Turns
 from factory.generation.work import Assignment
 from factory.nodes import reservations
 from factory.plan import Extent, Shard, hours, shards
 from factory.recipe import FaultError, GenerateRecipe, content_digest
 from factory.systems import create
+
+LARGE = 2000  # shards from which on tasks list and merge; below it their start takes longer
 
 
 class MakerActor:
@@ -121,7 +125,7 @@ class Progress:
     shards_done: int = 0
     kept: int = 0
     tried: int = 0
-    rows: list[tuple[str, float, float, int]] = field(default_factory=list)
+    rows: Turns = field(default_factory=Turns)
     repeats: Counter[str] = field(default_factory=Counter)
     again: int = 0
     nodes: int = 0
@@ -147,13 +151,11 @@ class Progress:
             before: shards that earlier runs committed.
         """
         found: dict[str, float] = {"shards": before + self.shards_done}
-        if self.rows:
-            rows = list(self.rows)
-            each = sum(stop - start for _, start, stop, _ in rows) / len(rows)
-            left = (self.shards - before - len(rows)) * each / len({actor for actor, *_ in rows})
-            span = max(stop for _, _, stop, _ in rows) - min(start for _, start, *_ in rows)
+        if self.shards_done:
+            rows = self.rows
+            left = (self.shards - before - self.shards_done) * rows.each / len(rows.actors)
             found |= {
-                "images_per_second": self.kept / max(span, 1e-6),
+                "images_per_second": self.kept / max(rows.span, 1e-6),
                 "kept_share": self.kept / max(self.tried, 1),
                 "eta_seconds": left,
             }
@@ -195,15 +197,17 @@ class Show:
 
 @dataclass(frozen=True)
 class Generated:
-    """The result of a generation: the dataset's manifest, and what this run did.
+    """The result of a generation: the dataset's totals, and what this run did.
 
     Attributes:
-        manifest: of the dataset.
+        totals: of the dataset's manifest.
+        shards: how many shards the dataset has.
         progress: of this run.
         found: how many shards were committed before this run.
     """
 
-    manifest: DatasetManifest
+    totals: DatasetTotals
+    shards: int
     progress: Progress
     found: int
 
@@ -291,12 +295,12 @@ def generate(
         for line in system.remarks(fill_bank(recipe, store, say, check_lock).contexts):
             say(line)
     done = committed(store)
-    planned = sum(1 for _ in shards(recipe, grown))
-    todo = [shard for shard in shards(recipe, grown) if shard.name not in done]
-    found = planned - len(todo)
-    progress = Progress(planned)
+    count = sum(1 for _ in shards(recipe, grown))
+    found = sum(shard.name in done for shard in shards(recipe, grown)) if done else 0
+    todo = (shard for shard in shards(recipe, grown) if shard.name not in done)
+    progress = Progress(count)
     if found:
-        say(f"resuming: {found} of {planned} shards are committed")
+        say(f"resuming: {found} of {count} shards are committed")
     watch = Watch(_task, leaves_out=True)
 
     def beat() -> None:
@@ -308,9 +312,9 @@ def generate(
 
     watch.beat = beat
     with stops.keeping(
-        lambda: f"{len(committed(store))} of {planned} shards are committed", store.sweep
+        lambda: f"{len(committed(store))} of {count} shards are committed", store.sweep
     ):
-        for row in _run(recipe, store, todo, watch) if todo else ():
+        for row in _run(recipe, store, todo, watch) if found < count else ():
             check_lock()
             progress.add(row)
             _count(recipe, row)
@@ -320,14 +324,34 @@ def generate(
         say(f"store {store.url}: {patience.said(progress.repeats)}")
     if watch.left_out:
         raise FaultError(
-            f"output {store.url}: {len(watch.left_out)} of {planned} shards failed, all others are "
+            f"output {store.url}: {len(watch.left_out)} of {count} shards failed, all others are "
             f"committed: {'; '.join(watch.left_out)}; the same command tries them again"
         )
-    done = committed(store)
-    missing = [shard.name for shard in shards(recipe, grown) if shard.name not in done]
+    if count < LARGE:
+        totals, made = finish(store, patience.alone)
+    else:
+        totals, made = away(finish, store, over_tasks)
+    return Generated(totals, made, progress, found)
+
+
+def finish(store: Store, spread: patience.Spread) -> tuple[DatasetTotals, int]:
+    """Merge the manifests of a dataset that is made; return its totals and number of shards.
+
+    A large dataset's driver has a task do it, so that it holds no list of shards itself.
+
+    Args:
+        store: the dataset's folder.
+        spread: where ranges of manifests are read.
+
+    Raises:
+        FaultError: a planned shard is missing.
+    """
+    claim, done = read_claim(store), committed(store)
+    missing = [shard.name for shard in planned(claim) if shard.name not in done]
     if missing:
         raise FaultError(f"{len(missing)} planned shards are missing, the first {missing[0]}")
-    return Generated(merge(store, shards(recipe, grown)), progress, found)
+    merged = merge(store, planned(claim), spread)
+    return merged.totals, len(merged.shards)
 
 
 def _task(row: dict[str, Any]) -> tuple[str, int]:
@@ -343,7 +367,7 @@ def _count(recipe: GenerateRecipe, row: dict[str, Any]) -> None:
 
 
 def _run(
-    recipe: GenerateRecipe, store: Store, todo: list[Shard], watch: Watch
+    recipe: GenerateRecipe, store: Store, todo: Iterable[Shard], watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions(recipe.weights)

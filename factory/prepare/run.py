@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,8 +209,8 @@ def prepare(
         str(local_path(detector).absolute()) if detector else "",
         given.recognizer[0],
     )
-    rows = [{"task": _task(given.listing, shard)} for shard in todo]
-    reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(rows)))
+    rows = ({"task": _task(given.listing, shard)} for shard in todo)  # not the whole list again
+    reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(todo)))
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     changed: Counter[str] = Counter()
@@ -287,9 +288,8 @@ def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
 
 def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
     reader = ItemReader(source, listing.kind)
-    entries = [entry for images in listing.images for entry in images]
-    step = max(len(entries) // PEEK, 1)
-    for entry in entries[::step]:
+    step = max(listing.count // PEEK, 1)
+    for entry in islice(chain.from_iterable(listing.images), 0, None, step):
         yield entry, reader.read(entry)
     reader.close()
 

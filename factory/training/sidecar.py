@@ -21,7 +21,7 @@ from factory.recipe import InputError, TrainRecipe, parse, public
 from factory.systems import training_class
 
 if TYPE_CHECKING:
-    from factory.cluster.capacity import Reservation
+    from factory.nodes import Reservation
 
 
 def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
