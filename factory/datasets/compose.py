@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,6 @@ class Chosen:
 def compose(
     recipe: ComposeRecipe,
     out: Store,
-    cache: Path | None = None,
     say: Say = lambda line: None,
     load: Load | None = None,
 ) -> Composition:
@@ -102,7 +100,6 @@ def compose(
     Args:
         recipe: the compose recipe.
         out: the composition's folder; the caller holds `out.lock`.
-        cache: folder of indexes and embeddings; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress now and then.
         load: loads the recognizer of a location, for pools with a `centre_band`.
 
@@ -114,9 +111,7 @@ def compose(
     _refuse_other(out, recipe)
     shares = budget(recipe)
     pools = [
-        _opened(name, recipe.pools[name], cache)
-        for name in sorted(recipe.pools)
-        if shares[name] != 0
+        _opened(name, recipe.pools[name]) for name in sorted(recipe.pools) if shares[name] != 0
     ]
     _refuse_repeated(pools)
     recognizer = _Recognizer(recipe, load)
@@ -132,7 +127,7 @@ def compose(
                     f"{recipe.images} images; raise images or its weight"
                 )
             among = np.unique(other.index.labels[taken[base].rows])
-        cosines = _cosines(pool, recognizer, cache, say) if pool.view.centre_band else None
+        cosines = _cosines(pool, recognizer, say) if pool.view.centre_band else None
         taken[pool.name] = select(
             pool.name, pool.view, recipe.seed, pool.index, shares[pool.name], among, cosines
         )
@@ -300,7 +295,7 @@ def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
             raise VIEW.another(out, differing)
 
 
-def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
+def _opened(name: str, view: PoolView) -> OpenPool:
     field = f"recipe field pools.{name}"
     store = Store(view.url)
     try:
@@ -312,7 +307,7 @@ def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
             f"{field}.content_digest: {view.content_digest}, but {store.url} has "
             f"{manifest.content_digest}; accepted is the dataset the recipe was written for"
         )
-    found = index(store, {entry.name: entry.sha256 for entry in manifest.shards}, cache)
+    found = index(store, {entry.name: entry.sha256 for entry in manifest.shards})
     if not len(found):
         raise InputError(f"{field}.url: {store.url} holds no image")
     return OpenPool(name, view, store, manifest, found)
@@ -336,9 +331,9 @@ def _refuse_repeated(pools: list[OpenPool]) -> None:
             )
 
 
-def _cosines(pool: OpenPool, recognizer: _Recognizer, cache: Path | None, say: Say) -> np.ndarray:
+def _cosines(pool: OpenPool, recognizer: _Recognizer, say: Say) -> np.ndarray:
     embedded = pool_embeddings(
-        pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, cache, say
+        pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, say
     )
     return centre_cosines(embedded, pool.index.labels)
 

@@ -190,7 +190,7 @@ def read_rows(store: Store, composition: Composition) -> Rows:
     )
 
 
-def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> list[Path]:
+def local_shards(composition: Composition, rows: Rows) -> list[Path]:
     """Return a local path of each of `rows.shards`; remote ones are copied to the cache once.
 
     Raises:
@@ -202,7 +202,7 @@ def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> li
         used = [shard for pool, shard in rows.shards if pool == number]
         manifest = pool_manifest(name, taken, used)
         held = {entry.name: entry.sha256 for entry in manifest.shards}
-        copied = Copies(Store(taken.url), held, cache).fetch(used)
+        copied = Copies(Store(taken.url), held).fetch(used)
         paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
     return [paths[shard] for shard in rows.shards]
 

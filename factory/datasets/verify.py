@@ -28,7 +28,7 @@ from factory.datasets.manifest import (
 from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.store import LOCK, PART, Store
-from factory.datasets.tar import Member, TarError, members
+from factory.datasets.tar import Member, TarError, grouped, members
 from factory.plan import Shard, Slice, position_key, sample_key
 from factory.recipe import InputError
 
@@ -314,7 +314,7 @@ def _tar(
     samples, last = 0, ""
     try:
         with store.open_input(name) as file:
-            for key, sample in _grouped(members(file, sha.update)):
+            for key, sample in grouped(members(file, sha.update)):
                 if key <= last:
                     findings.add(DUPLICATE_KEY, f"{key} after {last}")
                 last, samples = key, samples + 1
@@ -333,30 +333,16 @@ def _tar(
     return findings.faults(name)
 
 
-def _grouped(found: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield (key, [(extension, data)]) for each run of members with the same key."""
-    key, sample = "", []
-    for name, _, data in found:
-        this, _, extension = name.partition(".")
-        if this != key:
-            if sample:
-                yield key, sample
-            key, sample = this, []
-        sample.append((extension, data))
-    if sample:
-        yield key, sample
-
-
 def _sample(
     key: str,
-    sample: list[tuple[str, bytes]],
+    sample: list[Member],
     shard: Shard | Slice,
     expected: Expected,
     findings: _Findings,
 ) -> None:
-    parts = dict(sample)
+    parts = {member.extension: member.data for member in sample}
     if len(sample) != 3 or parts.keys() not in expected.extensions:
-        found = [extension for extension, _ in sample]
+        found = [member.extension for member in sample]
         kind = DUPLICATE_KEY if len(parts) < len(sample) else WRONG_MEMBERS
         due = " or ".join(", ".join(sorted(one)) for one in expected.extensions)
         findings.add(kind, f"{key} has {', '.join(found)}; {due} are due")

@@ -12,7 +12,7 @@ import numpy as np
 
 from factory.datasets.manifest import TAR, committed, load_shard_manifest, shard_file
 from factory.datasets.store import Store
-from factory.datasets.tar import Member, TarError, members
+from factory.datasets.tar import Member, TarError, grouped, members
 from factory.recipe import FaultError, InputError
 from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
 
@@ -158,14 +158,8 @@ def _shard(store: Store, name: str) -> Iterator[StoredSample]:
     sha, where = hashlib.sha256(), f"dataset {store.url} shard {name}"
     try:
         with store.open_input(shard_file(name, TAR)) as file:
-            found: dict[str, Member] = {}
-            for member in members(file, sha.update):
-                if found and member.key != next(iter(found.values())).key:
-                    yield _sample(store, name, found)
-                    found = {}
-                found[member.extension] = member
-            if found:
-                yield _sample(store, name, found)
+            for key, found in grouped(members(file, sha.update)):
+                yield _sample(f"dataset {store.url} shard {name} sample {key}", key, found)
         committed_as = load_shard_manifest(store, name).sha256
     except TarError as error:
         raise FaultError(f"{where}: {error}; jobs/verify.py names every fault") from None
@@ -177,26 +171,19 @@ def _shard(store: Store, name: str) -> Iterator[StoredSample]:
         raise FaultError(f"{where}: not what its manifest says; jobs/verify.py names every fault")
 
 
-def _sample(store: Store, shard: str, found: dict[str, Member]) -> StoredSample:
-    key = next(iter(found.values())).key
-    image = next((found[kind].data for kind in IMAGES if kind in found), None)
+def _sample(what: str, key: str, run: list[Member]) -> StoredSample:
+    found = {member.extension: member.data for member in run}
+    image = next((found[kind] for kind in IMAGES if kind in found), None)
     if image is None or "cls" not in found:
-        raise InputError(
-            f"dataset {store.url} shard {shard} sample {key}: it has {', '.join(sorted(found))}; "
-            "accepted is cls with jpg or png"
-        )
-    label, sidecar = found["cls"].data, found["json"].data if "json" in found else b"{}"
+        has = ", ".join(sorted(found))
+        raise InputError(f"{what}: it has {has}; accepted is cls with jpg or png")
+    label = found["cls"]
     if not label.isdigit():
-        raise FaultError(
-            f"dataset {store.url} shard {shard} sample {key}: its label is {label[:20]!r}; "
-            "accepted is an integer, 0 or more"
-        )
+        raise FaultError(f"{what}: its label is {label[:20]!r}; accepted is an integer, 0 or more")
     try:
-        told = json.loads(sidecar)
+        told = json.loads(found.get("json", b"{}"))
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise FaultError(
-            f"dataset {store.url} shard {shard} sample {key}: its sidecar is no JSON object"
-        )
+        raise FaultError(f"{what}: its sidecar is no JSON object")
     return StoredSample(key, int(label), image, told)

@@ -77,16 +77,17 @@ class Verification:
     def of(cls, found: "Distances") -> "Verification":
         """Return the result for measured distances."""
         same, distances = found.same, found.distances
-        right = (distances < found.thresholds) == same
-        accuracies = [np.mean(right[test]) for test in folds(len(same))]
-        tars = fold_tars(distances, same, FAR)
+        right, at_far = (distances < found.thresholds) == same, distances < found.far_thresholds
+        tests = folds(len(same))
+        accuracies = [np.mean(right[test]) for test in tests]
+        tars = [at_far[test][same[test]].mean() if same[test].any() else 0.0 for test in tests]
         over_all = rates(-distances[same], -distances[~same])
         return cls(
             name=found.name,
             pairs=len(same),
             accuracy=float(np.mean(accuracies)),
             accuracy_std=float(np.std(accuracies)),
-            threshold=float(np.mean([found.thresholds[test[0]] for test in folds(len(same))])),
+            threshold=float(np.mean([found.thresholds[test[0]] for test in tests])),
             auc=over_all.auc,
             eer=over_all.eer,
             tar=float(np.mean(tars)),
@@ -123,13 +124,11 @@ class Distances:
         cls, name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
     ) -> "Distances":
         """Compute the folds' thresholds from squared distances, float64 [pairs], and issame."""
-        tests = folds(len(same))
         best, far = np.empty(len(same)), np.empty(len(same))
-        found = zip(tests, fold_accuracies(distances, same)[1], strict=True)
-        for test, threshold in found:
-            best[test] = threshold
-        for test, threshold in zip(tests, far_thresholds(distances, same, FAR), strict=True):
-            far[test] = threshold
+        for test in folds(len(same)):
+            others = np.setdiff1d(np.arange(len(same)), test)
+            best[test] = best_threshold(distances[others], same[others])
+            far[test] = far_threshold(distances[others][~same[others]], FAR)
         return cls(name, distances, same, best, far, xnorm)
 
 
@@ -175,58 +174,25 @@ def measured(
     return Distances.of(benchmark.name, distances, benchmark.same, xnorm)
 
 
-def evaluate_distances(
-    name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
-) -> Verification:
-    """Return the result for squared distances, float64 [pairs], and issame, bool [pairs]."""
-    return Verification.of(Distances.of(name, distances, same, xnorm))
-
-
 def folds(count: int) -> list[np.ndarray]:
     """Return the consecutive test folds of `count` pairs; the first folds are one pair longer."""
     return np.array_split(np.arange(count), FOLDS)
 
 
-def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the accuracy of each fold and its threshold, both float64 [10].
-
-    The threshold is the lowest of the best ones on the other folds. A pair is accepted if its
-    distance is strictly below.
-    """
-    accuracies, chosen = np.zeros(FOLDS), np.zeros(FOLDS)
-    for fold, test in enumerate(folds(len(same))):
-        train = np.setdiff1d(np.arange(len(same)), test)
-        right = _accepted(distances[train][same[train]], ACCURACY_THRESHOLDS)
-        wrong = _accepted(distances[train][~same[train]], ACCURACY_THRESHOLDS)
-        best = ACCURACY_THRESHOLDS[np.argmax(right - wrong)]
-        accuracies[fold] = np.mean((distances[test] < best) == same[test])
-        chosen[fold] = best
-    return accuracies, chosen
+def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
+    """Return the lowest threshold of highest accuracy; pairs strictly below it are accepted."""
+    right = _accepted(distances[same], ACCURACY_THRESHOLDS)
+    wrong = _accepted(distances[~same], ACCURACY_THRESHOLDS)
+    return ACCURACY_THRESHOLDS[np.argmax(right - wrong)]
 
 
-def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return the true accept rate of each fold at the other folds' threshold for `far`, [10]."""
-    tars = np.zeros(FOLDS)
-    chosen = zip(folds(len(same)), far_thresholds(distances, same, far), strict=True)
-    for fold, (test, threshold) in enumerate(chosen):
-        genuine = distances[test][same[test]]
-        tars[fold] = np.mean(genuine < threshold) if len(genuine) else 0.0
-    return tars
-
-
-def far_thresholds(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return for each fold the threshold at which the other folds have FAR `far`, float64 [10].
+def far_threshold(impostor: np.ndarray, far: float) -> float:
+    """Return the threshold at which impostor pairs' distances have FAR `far`.
 
     It is interpolated linearly between steps of 0.001. It is 0 if `far` is never reached.
     """
-    found = np.zeros(FOLDS)
-    for fold, test in enumerate(folds(len(same))):
-        train = np.setdiff1d(np.arange(len(same)), test)
-        impostor = distances[train][~same[train]]
-        reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
-        if reached.max() >= far:
-            found[fold] = np.interp(far, reached, FAR_THRESHOLDS)
-    return found
+    reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
+    return float(np.interp(far, reached, FAR_THRESHOLDS)) if reached.max() >= far else 0.0
 
 
 def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
