@@ -3,7 +3,8 @@
 import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -148,17 +149,16 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that compute pixels, by name.
+def versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of the libraries that compute pixels, and of `further` ones, by name.
 
     Nothing is imported. A library that is not installed is left out. The factory's own entry is the
     last version that changed a recipe's images (`factory.PIXELS`).
     """
     found = {"factory": factory.PIXELS}
-    for name in PIXEL_LIBRARIES:
-        version = _version(name)
-        if version is not None:
-            found[name] = version
+    for name in (*PIXEL_LIBRARIES, *further):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
@@ -174,21 +174,12 @@ def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InputError: a library has another version here, or is not installed.
     """
-    found = {}
+    here = versions(stated.keys() - {"factory"})
     for name, wanted in stated.items():
-        here = factory.PIXELS if name == "factory" else _version(name)
-        if here is None or here.partition("+")[0] != wanted.partition("+")[0]:
+        found = here.get(name, "not installed")
+        if found.partition("+")[0] != wanted.partition("+")[0]:
             raise InputError(
-                f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "
-                "where the run was started, which the dataset would state; accepted are equal "
-                "versions on all nodes"
+                f"{name}: {found} on node {socket.gethostname()}, but {wanted} where the run was "
+                "started, which the dataset would state; accepted are equal versions on all nodes"
             )
-        found[name] = here
-    return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return {name: here[name] for name in stated}

@@ -10,7 +10,7 @@ standard deviation is stated with it.
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,6 @@ class Verification:
     far: float
     tar_resolved: bool
     xnorm: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as a JSON-able mapping."""
-        return asdict(self)
 
     @classmethod
     def of(cls, found: "Distances") -> "Verification":

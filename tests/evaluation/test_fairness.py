@@ -1,6 +1,7 @@
 """Figures by group against counting pairs by hand."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_own_is_the_whole_protocol_on_the_group_alone():
     found, groups = measured()
     rows = np.flatnonzero(np.array(groups) == "b")
     alone = Verification.of(Distances.of("toy", found.distances[rows], found.same[rows]))
-    assert by_group(found, groups).groups["b"].own == alone.as_dict()
+    assert by_group(found, groups).groups["b"].own == asdict(alone)
 
 
 def test_one_group_of_all_is_the_benchmark():
@@ -60,7 +61,7 @@ def test_one_group_of_all_is_the_benchmark():
     fair = by_group(found, ["all"] * 400)
     whole = Verification.of(found)
     assert fair.groups["all"].accuracy == pytest.approx(whole.accuracy)
-    assert fair.groups["all"].own == whole.as_dict()
+    assert fair.groups["all"].own == asdict(whole)
     assert (fair.gap, fair.gap_resolved, fair.spread) == (0.0, False, 0.0)
 
 
