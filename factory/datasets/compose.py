@@ -27,19 +27,18 @@ from factory.datasets.composition import (
     load_composition,
 )
 from factory.datasets.decode import decode
-from factory.datasets.embeddings import Embedder
 from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
 from factory.datasets.provenance import Model, licence_of
 from factory.datasets.store import Store
-from factory.recipe import ComposeRecipe, InputError, PoolView, digest
+from factory.recipe import ComposeRecipe, InputError, PoolView, Weights, digest
 from factory.seeding import seed64
 
 VIEW = Claim(COMPOSITION, "the composition", own=(INDEX,))  # written last, as the commit
 
 Say = Callable[[str], None]
-Load = Callable[[str], Any]
+Load = Callable[[Weights], Any]
 
 
 class TooFewError(InputError):
@@ -101,7 +100,7 @@ def compose(
         recipe: the compose recipe.
         out: the composition's folder; the caller holds `out.lock`.
         say: receives a line of progress now and then.
-        load: loads the recognizer of a location, for pools with a `centre_band`.
+        load: loads a recognizer and checks its sha256, for pools with a `centre_band`.
 
     Raises:
         TooFewError: a pool holds fewer images or identities than the recipe asks for.
@@ -248,39 +247,25 @@ class _Recognizer:
         self._load = load
         self._loaded: Any = None
 
-    def load(self) -> Embedder:
+    def load(self) -> Any:
         assert self.weights is not None and self._load is not None, "a band is measured"
         if self._loaded is None:
-            self._loaded = self._load(self.weights.location)
-            stated = self.weights.sha256
-            if stated and self._loaded.sha256 != stated:
-                raise InputError(
-                    f"recipe field recognizer.sha256: {stated}, but {self.weights.location} has "
-                    f"{self._loaded.sha256}"
-                )
+            self._loaded = self._load(self.weights)
         return self._loaded
 
     @property
     def sha256(self) -> str:
         assert self.weights is not None
-        if not self.weights.sha256:
-            self.load()
-            return self._loaded.sha256
-        return self.weights.sha256
+        return self.weights.sha256 or self.load().sha256
 
     def models(self) -> list[Model]:
         """Return the recognizer as a model that touched the composition, if there is a band."""
         if self.weights is None:
             return []
-        part = self.weights
-        return [
-            Model(
-                name="centre_band recognizer",
-                location=part.location,
-                sha256=self.sha256,
-                licence=licence_of(part, "recipe field recognizer.location"),
-            )
-        ]
+        what = "recipe field recognizer.location"
+        licence = licence_of(self.weights, what)
+        name, location = "centre_band recognizer", self.weights.location
+        return [Model(name=name, location=location, sha256=self.sha256, licence=licence)]
 
 
 def _banded(recipe: ComposeRecipe) -> bool:

@@ -1,6 +1,7 @@
 """Samples of a finished dataset, read back in order, and their embeddings."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ from factory.datasets.manifest import TAR, committed, load_shard_manifest, shard
 from factory.datasets.store import Store
 from factory.datasets.tar import Member, TarError, grouped, members
 from factory.recipe import FaultError, InputError
-from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
+from factory.recognition.images import BATCH, NamedEmbedder, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
 PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity
@@ -95,50 +96,59 @@ def finished(url: str) -> Store:
     return store
 
 
+def image_batches(
+    store: Store,
+    size: int,
+    batch_size: int,
+    identities: int | None = None,
+    images_each: int | None = None,
+    resize: bool = False,
+) -> Iterator[tuple[list[StoredSample], np.ndarray]]:
+    """Yield samples in batches, in order, with their images, uint8 [B, size, size, 3].
+
+    Raises:
+        InputError: as `samples`; or there is no sample, an image cannot be read, or it has another
+            size and `resize` is off.
+    """
+    found, count = samples(store, identities, images_each), 0
+    while batch := list(itertools.islice(found, batch_size)):
+        count += len(batch)
+        named = [(f"dataset {store.url} sample {sample.key}", sample) for sample in batch]
+        images = (fitted(decode(s.encoded, what), size, what, resize) for what, s in named)
+        yield batch, np.stack(list(images))
+    if not count:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+
+
 def embed_dataset(
     store: Store,
     recognizer: NamedEmbedder,
     identities: int | None = None,
     images_each: int | None = None,
     resize: bool = False,
-    batch_size: int = 256,
 ) -> Embedded:
     """Embed a dataset, each image once and without mirror images.
 
     Images are streamed. The embeddings of the whole selection are in memory, 4 x N x D bytes.
 
     Raises:
-        InputError: as `samples`; or an image has another size than the recognizer takes, or the
-            recognizer returns numbers that are not finite.
+        InputError: as `image_batches`, or the recognizer returns numbers that are not finite.
     """
     parts: list[np.ndarray] = []
     labels: list[int] = []
     keys: list[str] = []
-    batch: list[np.ndarray] = []
-
-    def embed() -> None:
-        unit = normalized(recognizer.embed(np.stack(batch)).astype(np.float64))
+    some = (identities, images_each, resize)
+    for found, images in image_batches(store, recognizer.size, BATCH, *some):
+        unit = normalized(recognizer.embed(images).astype(np.float64))
         broken = ~np.isfinite(unit).all(axis=1)
         if broken.any():
-            key = keys[len(keys) - len(batch) + int(np.argmax(broken))]
             raise InputError(
-                f"dataset {store.url} sample {key}: recognizer {recognizer.name} gives numbers "
-                "that are not finite"
+                f"dataset {store.url} sample {found[int(np.argmax(broken))].key}: recognizer "
+                f"{recognizer.name} gives numbers that are not finite"
             )
         parts.append(unit.astype(np.float32))
-        batch.clear()
-
-    for sample in samples(store, identities, images_each):
-        what = f"dataset {store.url} sample {sample.key}"
-        batch.append(fitted(decode(sample.encoded, what), recognizer.size, what, resize))
-        labels.append(sample.label)
-        keys.append(sample.key)
-        if len(batch) == batch_size:
-            embed()
-    if batch:
-        embed()
-    if not parts:
-        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+        labels += [sample.label for sample in found]
+        keys += [sample.key for sample in found]
     return Embedded(_joined(parts), np.array(labels, dtype=np.int64), tuple(keys))
 
 

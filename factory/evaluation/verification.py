@@ -9,7 +9,7 @@ standard deviation is stated with it.
 
 import hashlib
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ import numpy as np
 
 from factory.evaluation.scores import rates, resolved
 from factory.recipe import InputError
-from factory.recognition.images import NamedEmbedder, batches, decode, fitted, flip_sum, normalized
+from factory.recognition.images import (
+    BATCH,
+    NamedEmbedder,
+    batches,
+    decode,
+    fitted,
+    flip_sum,
+    normalized,
+)
 
 FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
@@ -128,37 +136,31 @@ class Distances:
         return cls(name, distances, same, best, far, xnorm)
 
 
-def verify(
-    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
-) -> Verification:
+def verify(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False) -> Verification:
     """Measure a recognizer on one benchmark by the ten-fold protocol; see `measured`."""
-    return Verification.of(measured(recognizer, benchmark, resize, batch_size))
+    return Verification.of(measured(recognizer, benchmark, resize))
 
 
-def measured(
-    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
-) -> Distances:
+def measured(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool) -> Distances:
     """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
     Args:
         recognizer: the recognizer to measure.
         benchmark: ten pairs or more.
         resize: resize images of another size bilinearly instead of refusing them.
-        batch_size: images to embed at a time; their mirror images are a second batch.
 
     Raises:
         InputError: an image is unreadable or has another size than the recognizer takes, or an
             embedding is not finite.
     """
 
-    def images() -> Iterable[np.ndarray]:
+    def images() -> Iterator[np.ndarray]:
         for number, data in enumerate(benchmark.images):
             what = f"benchmark {benchmark.name} image {number}"
             yield fitted(decode(data, what), recognizer.size, what, resize)
 
-    sums, lengths = zip(
-        *(flip_sum(recognizer, batch) for batch in batches(images(), batch_size)), strict=True
-    )
+    made = (flip_sum(recognizer, batch) for batch in batches(images(), BATCH))
+    sums, lengths = zip(*made, strict=True)
     unit = normalized(np.concatenate(sums))
     distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
     if not np.isfinite(distances).all():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from factory.datasets.located import local_file
 from factory.datasets.provenance import RECOGNIZER
-from factory.recipe import Backbone, InputError, checked
+from factory.recipe import Backbone, InputError, Weights, checked, public
 from factory.recognition.backbones import make_backbone
 from factory.recognition.foreign import LOADERS
 from factory.recognition.inside import load_dcface
@@ -78,6 +78,21 @@ def load_recognizer(
     if path.suffix != ".safetensors":
         raise InputError(f"recognizer {reference!r}: {path.name}; accepted: {ACCEPTED}")
     return _load_own(path, reference, dtype, device)
+
+
+def checked_recognizer(recognizer: Weights) -> Recognizer:
+    """Load a composition's recognizer, and compare it with the stated sha256.
+
+    Raises:
+        InputError: the recognizer is missing, or its sha256 is not the stated one.
+    """
+    loaded = load_recognizer(recognizer.location)
+    if recognizer.sha256 and loaded.sha256 != recognizer.sha256:
+        raise InputError(
+            f"recipe field recognizer.sha256: {recognizer.sha256}, but "
+            f"{public(recognizer.location)} has {loaded.sha256}"
+        )
+    return loaded
 
 
 def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:

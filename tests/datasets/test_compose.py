@@ -31,7 +31,7 @@ from factory.datasets.index import Index
 from factory.datasets.materialise import materialise
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
-from factory.recipe import ComposeRecipe, InputError, PoolView, parse
+from factory.recipe import ComposeRecipe, InputError, PoolView, Weights, parse
 
 SIZE = 32
 
@@ -212,15 +212,15 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"location": str(path), "sha256": sha256, "licence": "CC0-1.0"}
 
 
-def load_recognizer(reference: str) -> Any:
+def load_recognizer(weights: Weights) -> Any:
     from factory.recognition import recognizers
 
-    return recognizers.load_recognizer(reference)
+    return recognizers.checked_recognizer(weights)
 
 
 def cosines_by_hand(url: str, location: str) -> dict[str, float]:
     """Compute each image's cosine to its leave-one-out centre, image by image."""
-    found, network = files(url), load_recognizer(location)
+    found, network = files(url), load_recognizer(Weights(location=location))
     vectors = {}
     for name in sorted(found):
         if name.endswith(".jpg"):
