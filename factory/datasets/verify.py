@@ -108,12 +108,10 @@ class Checked:
     faults: list[Fault]
 
 
-def verify(store: Store, deep: bool = True) -> list[Fault]:
+def verify(store: Store) -> list[Fault]:
     """Return every fault of a dataset, in the order of the plan; an empty list if it is whole.
 
-    Args:
-        store: the folder of a dataset.
-        deep: read every byte; otherwise compare only names, sizes and manifests.
+    Every byte of the folder `store` is read.
 
     Raises:
         InputError: there is no dataset.
@@ -130,7 +128,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
     whole = True
 
     def check(shard: Shard | Slice) -> Checked:
-        return check_shard(store, shard, names, expected, deep)
+        return check_shard(store, shard, names, expected)
 
     def mergeable() -> Iterator[ShardManifest]:
         nonlocal whole
@@ -143,8 +141,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
 
     merge = merged(claim, mergeable())
     faults.extend(_strangers(sorted(names), {shard.name for shard in shards}))
-    if deep:
-        faults.extend(_bank(store, names))
+    faults.extend(_bank(store, names))
     if whole and MANIFEST not in names:
         faults.append(Fault(MISSING_MERGE, MANIFEST, "every shard is there; run its command again"))
     elif whole and store.read(MANIFEST) != to_bytes(merge):
@@ -152,9 +149,7 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
     return faults
 
 
-def check_shard(
-    store: Store, shard: Shard | Slice, names: set[str], expected: Expected, deep: bool
-) -> Checked:
+def check_shard(store: Store, shard: Shard | Slice, names: set[str], expected: Expected) -> Checked:
     """Check one planned shard.
 
     Args:
@@ -162,7 +157,6 @@ def check_shard(
         shard: the planned shard.
         names: every file of the folder.
         expected: values that the shard must have.
-        deep: read the tar and the rejects; otherwise compare only the tar's size.
     """
     tar, commit, rejects = (shard_file(shard.name, suffix) for suffix in (TAR, COMMIT, REJECTS))
     if commit not in names:
@@ -190,16 +184,14 @@ def check_shard(
         return Checked(None, faults)
     if rejects not in names:
         faults.append(Fault(CHANGED_REJECTS, rejects, "missing"))
-    elif deep and hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
+    elif hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
         faults.append(Fault(CHANGED_REJECTS, rejects, "sha256 is not the manifest's"))
     size = store.size(tar)
     if size < manifest.bytes:
         detail = f"{size} bytes, the manifest says {manifest.bytes}"
         faults.append(Fault(TRUNCATED_TAR, tar, detail))
-    elif deep:
+    else:
         faults.extend(_tar(store, tar, shard, manifest, expected))
-    elif size != manifest.bytes:
-        faults.append(Fault(CHANGED_TAR, tar, f"{size} bytes, the manifest says {manifest.bytes}"))
     return Checked(manifest, faults)
 
 

@@ -197,22 +197,13 @@ def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(distances), thresholds, "left")
 
 
-def evaluate(
-    recognizer: NamedEmbedder,
-    folder: str | Path,
-    resize: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Verification]:
+def evaluate(recognizer: NamedEmbedder, folder: str | Path) -> dict[str, Verification]:
     """Measure a recognizer on every `.bin` file of a folder; return the results by name.
 
     Raises:
         InputError: the folder holds no `.bin` file, or a file is not a benchmark.
     """
-    found = {}
-    for name, file in bin_files(folder).items():
-        say(f"benchmark {name}")
-        found[name] = verify(recognizer, read_bin(file), resize)
-    return found
+    return {name: verify(recognizer, read_bin(file)) for name, file in bin_files(folder).items()}
 
 
 def bin_files(folder: str | Path) -> dict[str, Path]:

@@ -95,7 +95,8 @@ def checked_recognizer(recognizer: Weights) -> Recognizer:
     return loaded
 
 
-def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:
+def read_own(path: Path, form: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a file of ours; InputError where it is of another format."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -103,11 +104,14 @@ def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"recognizer {reference!r}: not a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"recognizer {reference!r}: format {metadata.get('format')!r}, accepted is {FORMAT!r}"
-        )
+        raise InputError(f"{what}: not a safetensors file: {error}") from error
+    if metadata.get("format") != form:
+        raise InputError(f"{what}: format {metadata.get('format')!r}, accepted is {form!r}")
+    return weights, metadata
+
+
+def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:
+    weights, metadata = read_own(path, FORMAT, f"recognizer {reference!r}")
     config = json.loads(metadata["config"])
     backbone = checked(Backbone, config["backbone"], f"recognizer {reference!r} backbone")
     module = filled(make_backbone(backbone, config["size"]), weights, reference)
