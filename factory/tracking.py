@@ -14,7 +14,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minutes
 PARAM_CHARACTERS = 6000  # MLflow's limit on the value of a parameter
 BATCH_ENTRIES = 100  # MLflow's limit on parameters in one call
+POINT_SEC = 60.0  # between two points of a paced curve
 
 OUTPUT_TAG = "factory.output"  # of runs that write a folder, which one writer holds at a time
 UNTRACKED = ("eta_seconds",)  # numbers of a line of progress that make no curve
@@ -192,6 +193,42 @@ def run(
             client.set_terminated(tracked.id, "KILLED" if stopped else "FAILED")
             raise
         client.set_terminated(tracked.id, "FINISHED")
+
+
+@contextmanager
+def paced(tracked: Run, step: str) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Lend a function that logs the numbers it is given: the first, one a minute, and the last.
+
+    A server that does not answer is told of; the work goes on without that point.
+
+    Args:
+        tracked: the run.
+        step: which of the numbers is the step.
+    """
+    from mlflow.exceptions import MlflowException
+
+    shown_at, held = -float("inf"), {}
+
+    def show() -> None:
+        nonlocal shown_at
+        shown_at = time.monotonic()
+        try:
+            tracked.metrics(held, int(held[step]))
+        except (MlflowException, OSError) as error:
+            reason = " ".join(public(str(error)).split())
+            print(f"MLflow: no point at {step} {held[step]:.0f} ({reason})", flush=True)
+        held.clear()
+
+    def note(numbers: Mapping[str, float]) -> None:
+        held.update(numbers)
+        if time.monotonic() - shown_at >= POINT_SEC:
+            show()
+
+    try:
+        yield note
+    finally:
+        if held:
+            show()
 
 
 def _mark(output: str) -> str:

@@ -56,6 +56,8 @@ def ray_cluster() -> Iterator[str]:
     from factory.cluster.connect import connect
 
     often = {"metrics_report_interval_ms": 3000}
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{before}"  # its actors find moody.py
     for tries_left in reversed(range(10)):
         try:
             ray.init(
@@ -67,6 +69,7 @@ def ray_cluster() -> Iterator[str]:
             if "timed out during startup" not in str(error) or not tries_left:
                 raise
             ray.shutdown()
+    os.environ["PYTHONPATH"] = before
     connect("")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -13,6 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
@@ -20,7 +21,7 @@ TOP_LEVEL = {
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "docs"),
     *("benchmarks", "SECURITY.md", "CITATION.cff"),
 }
-LIGHT = ("recipe", "plan", "seeding", "stops", "datasets", "export")
+LIGHT = ("recipe", "nodes", "plan", "seeding", "stops", "datasets", "export")
 LIGHT_COMMANDS = ("cli", "plan", "verify", "export", "make_pairs", "compose")
 LONGEST, SHORTEST = 500, 15  # lines of a file of the factory's
 COMES_WITH = {  # parts of what is declared
@@ -262,3 +263,11 @@ def test_every_target_passes_its_flags_on(target: str) -> None:
     )
     assert shown.returncode == 0, shown.stderr
     assert "--flag-of-mine" in shown.stdout
+
+
+def test_the_tree_that_a_job_uploads_is_60_mib_at_most() -> None:
+    left_out = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+    sent = [f for f in tracked() if not any(ignored(ROOT / f) for ignored in left_out)]
+    assert Path("factory/__main__.py") in sent
+    assert Path("docs/index.md") not in sent
+    assert sum((ROOT / file).stat().st_size for file in sent) <= 60 * 2**20

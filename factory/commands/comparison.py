@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from factory.commands.chain import WHOLE, Chain
+from factory.datasets.claim import Claim
 from factory.datasets.index import first_rows, index
 from factory.datasets.manifest import load_manifest
 from factory.datasets.store import Store, parted
@@ -19,6 +20,10 @@ from factory.recipe import FRRecipe, InputError, keyless
 from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.training.output import kept
 
+# Rows may be added; each training has a claim of its own, and measures are made again.
+COMPARISON = Claim(
+    "comparison.json", "the comparison", free=("recipe.engine.", "recipe.checkpoint.")
+)
 LAYER = "layer2"  # an early layer: in identity embeddings, other people cover almost nothing
 ALIKE = 0.01  # share by which equal parts may differ, since some slots stay empty
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # measures of a dataset
@@ -220,17 +225,16 @@ def _row(
     }
 
 
-def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
-    """Write NAME.jpg for each dataset: the first images of its first identities, one row each.
+def write_sheets(datasets: Mapping[str, str], store: Store) -> None:
+    """Write sheets/NAME.jpg for each dataset: the first images of its first identities, one row each.
 
     Nothing is selected.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, url in datasets.items():
         made = ContactSheet()
         for sample in samples(Store(url)):
             made.see(sample.label, sample.encoded)
-        (folder / f"{name}.jpg").write_bytes(made.jpeg())
+        store.write(f"sheets/{name}.jpg", made.jpeg())
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

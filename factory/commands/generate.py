@@ -30,7 +30,7 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.cluster.connect import connect
     from factory.cluster.precision import settled
     from factory.datasets.provenance import pinned, versions
-    from factory.generation.run import check_sources, fill, preflight
+    from factory.generation.run import Show, check_sources, fill, preflight
 
     handed_down = check_sources(recipe)
     store = Store(arguments.out)
@@ -45,7 +45,9 @@ def job(arguments: argparse.Namespace) -> None:
             arguments.tracking_uri, "generate", recipe.name, recipe, output=store.url
         ) as tracked,
     ):
-        made = fill(recipe, lock, handed_down, ProgressLine(), arguments.extend)
+        line = ProgressLine()
+        with tracking.paced(tracked, "shards") as note:
+            made = fill(recipe, lock, handed_down, line, arguments.extend, Show(line, note))
         manifest = made.manifest
         tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
         tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})

@@ -9,11 +9,11 @@ Report the figures of a judge: a recognizer that no generator, loss or screen ha
 
 import argparse
 import json
-from pathlib import Path
 from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
+from factory.datasets.store import write_file
 from factory.evaluation.beside import FLAGS, Beside
 from factory.evaluation.dataset import embed_dataset, finished
 from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
@@ -55,7 +55,7 @@ def job(given: argparse.Namespace) -> None:
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
     what = {"dataset": store.url, "recognizer": who}
     if given.json:
-        Path(given.json).write_text(json.dumps({**what, **found}, indent=1) + "\n")
+        write_file(given.json, (json.dumps({**what, **found}, indent=1) + "\n").encode())
     with tracking.run(given.tracking_uri, "measure", recognizer.name, what) as run:
         run.metrics(numbers)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from factory import stops
 from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.composition import (
     Composition,
@@ -65,15 +66,16 @@ def materialise(
     order = shuffled(rows, int(made.recipe["seed"]))
     paths, reader = local_shards(made, rows), Reader()
     done = committed(to)
-    for number, piece in enumerate(planned, start=1):
-        if piece.name in done:
-            continue
-        say(f"shard {number} of {len(planned)}")
-        samples = (
-            (position_key(n), _sample(rows, order[n], paths, reader))
-            for n in range(piece.start, piece.stop)
-        )
-        _commit(to, piece, samples, made)
+    with stops.keeping(lambda: f"{len(committed(to))} of {len(planned)} shards are committed"):
+        for number, piece in enumerate(planned, start=1):
+            if piece.name in done:
+                continue
+            say(f"shard {number} of {len(planned)}")
+            samples = (
+                (position_key(n), _sample(rows, order[n], paths, reader))
+                for n in range(piece.start, piece.stop)
+            )
+            _commit(to, piece, samples, made)
     reader.close()
     return merge(to, planned)
 

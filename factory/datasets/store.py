@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from factory import stops
+from factory.datasets.filesystem import check_names, file_system
 from factory.datasets.patience import LOCAL_WORKERS, REMOTE_WORKERS, patient
 from factory.datasets.scratch import STALE_SECONDS, is_alive, is_dead, process_token, scratch
 from factory.recipe import FaultError, InputError, public
@@ -31,7 +32,6 @@ LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back if creation is not exclusive
 COPY_BYTES = 1 << 20
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 
 
 class Store:
@@ -58,7 +58,7 @@ class Store:
         self.root: Path | None = None  # absolute, because actors may work in another folder
         if not self._address:
             raise InputError("store: '' is no address; accepted is a local path or a URL")
-        _check_names(self._address)
+        check_names(self._address)
         if "://" not in self._address:
             self.root = Path(self._address).absolute()
         elif self._address.startswith("file://"):
@@ -66,7 +66,7 @@ class Store:
         self._remote: FileSystem | None = None
         self._base = ""
         if self.root is None:
-            self._remote, self._base = _filesystem(self._address, self.url)
+            self._remote, self._base = file_system(self._address, self.url)
             if not self._base:
                 raise InputError(f"store {self.url}: names no bucket; accepted is s3://BUCKET/...")
 
@@ -274,6 +274,17 @@ class Store:
         start = self._key(prefix) if prefix else self._base
         return self._fs.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
 
+    def why(self) -> str:
+        """Return what a remote store says against a request, or "" if it has nothing against it."""
+        from pyarrow import fs
+
+        nothing = fs.FileSelector(self._key(f"{LOCK}{PART}"), allow_not_found=True)
+        try:
+            self._fs.get_file_info(nothing)
+        except OSError as error:
+            return str(error)
+        return ""
+
     def _info(self, name: str) -> Any:
         from pyarrow import fs
 
@@ -290,12 +301,14 @@ class Lock:
         self.owner = owner
         self.token = secrets.token_hex(8)
         self.lost = False
+        self._made = False  # whether the folder was made for the lock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="store-lock", daemon=True)
 
     def take(self) -> None:
         """Take the lock, if need be from a dead holder, and start to renew it."""
         root = self.store.root
+        self._made = root is not None and not root.exists()
         if root is None or not _create(root / LOCK, self._content()):
             holder = self._holder()
             if holder is not None:
@@ -319,9 +332,15 @@ class Lock:
         """Stop renewing, and remove the lock if it is still this one's."""
         self._stop.set()
         self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder.get("token") == self.token:
-            self.store.delete(LOCK)
+        try:
+            holder = self._holder()
+            if holder is not None and holder.get("token") == self.token:
+                self.store.delete(LOCK)
+        except FaultError as error:  # the next writer finds that this one is gone
+            print(f"lock of {self.store.url} not removed: {error}", flush=True)
+        if self._made and self.store.root is not None:
+            with suppress(OSError):  # it holds what the job has made
+                self.store.root.rmdir()
 
     def _content(self) -> bytes:
         content = {
@@ -351,7 +370,7 @@ class Lock:
                     self.lost = True
                     return
                 self.store.write(LOCK, self._content())
-            except OSError as error:  # the store does not answer; the next beat tries again
+            except (OSError, FaultError) as error:  # no answer; the next beat tries again
                 print(f"lock of {self.store.url} not renewed: {error}", flush=True)
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
@@ -393,48 +412,17 @@ def below(url: str, name: str) -> str:
     return f"{place}/{name}{query}"
 
 
-def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:
-    from pyarrow import ArrowInvalid, fs
-
-    scheme = address.partition("://")[0]
-    if scheme in ("s3", "gs", "gcs"):
-        try:
-            filesystem, base = fs.FileSystem.from_uri(address)
-        except (ArrowInvalid, OSError) as error:
-            reason = str(error).replace(address, shown)
-            raise InputError(f"store {shown}: {reason}") from None
-        return filesystem, base.rstrip("/")
-    import fsspec
-
-    try:
-        inner, base = fsspec.core.url_to_fs(address)
-    except (ValueError, ImportError) as error:
-        raise InputError(
-            f"store {shown}: {error}; accepted: a path, s3://, gs://, fsspec"
-        ) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(inner)), base.rstrip("/")
-
-
-def _check_names(address: str) -> None:
-    """Refuse an address that no file system takes: names too long, or that are no UTF-8."""
-    shown = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if shown != address or "\0" in address:
-        raise InputError(f"store {public(shown)!r}: a name that is no UTF-8; accepted is UTF-8")
-    if "://" in address and not address.startswith("file://"):
-        return
-    longest = max((len(part.encode()) for part in address.split("/")), default=0)
-    if longest > LONGEST_NAME or len(address.encode()) > LONGEST_PATH:
-        raise InputError(
-            f"store {address[:60]}...: a name of {longest} bytes in a path of {len(address)}; "
-            f"accepted are {LONGEST_NAME} and {LONGEST_PATH}"
-        )
-
-
 def _safe(name: str) -> str:
     parts = name.split("/")
     if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"file name {name!r} is not a relative name below the store")
     return name
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Write a local file in one piece; an older file of this name is replaced at the end."""
+    with _aside(Path(path)) as part:
+        part.write(data)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from factory.datasets.store import write_file
 from factory.evaluation.scores import rates, resolved
 from factory.recipe import InputError
 from factory.recognition.images import (
@@ -236,7 +237,7 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
     seen: dict[bytes, bytes] = {}  # equal bytes become one object, as pickle refers to objects
     content = ([seen.setdefault(i, bytes(i)) for i in images], [bool(s) for s in same])
     data = pickle.dumps(content, protocol=4)
-    Path(path).write_bytes(data)
+    write_file(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -186,8 +186,9 @@ def prepare(
         InputError: the folder is another dataset's, or the cluster does not have so many CPUs.
         FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
-    from factory.cluster.capacity import Reservation, cpus
+    from factory.cluster.capacity import cpus
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     check_claim(store, given.claim)
     PREPARED.write(store, given.claim)
@@ -212,7 +213,9 @@ def prepare(
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     changed: Counter[str] = Counter()
-    with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
+    with stops.keeping(
+        lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}", store.sweep
+    ):
         for number, row in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
             changed.update(json.loads(str(np.ravel(row["made"])[0])))

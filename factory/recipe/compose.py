@@ -59,7 +59,7 @@ class ComposeRecipe(Part):
     name: Name
     seed: Seed
     pools: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PoolView], Field(min_length=1)
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)], PoolView], Field(min_length=1)
     ]
     images: Positive | None = Field(
         default=None, description="Images of an epoch, repeats counted; default: all of all pools."

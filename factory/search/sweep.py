@@ -112,7 +112,9 @@ def sweep(
                 env=runtime_env(ahead[0].fr.engine.threads),
                 known=space.known,
             )
-            with stops.keeping(lambda: f"{len(book.results())} of {samples} trials are done"):
+            with stops.keeping(
+                lambda: f"{len(book.results())} of {samples} trials are done", store.sweep
+            ):
                 run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
         results = book.results()
         spent = round(time.time() - started, 2)

@@ -40,8 +40,8 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
             "recipe field precompute: an autoencoder is trained on the images themselves; "
             "accepted is none"
         )
-    from factory.cluster.capacity import Reservation
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     random = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
     if random:

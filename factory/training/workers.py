@@ -117,7 +117,10 @@ def launch(
         ),
     )
     failure = ""
-    with stops.keeping(lambda: _kept(Store(out))), _relayed(board, row, picture, check_lock):
+    with (
+        stops.keeping(lambda: _kept(Store(out)), Store(out).sweep),
+        _relayed(board, row, picture, check_lock),
+    ):
         try:
             _beside(trainer.fit)
         except ray_train.TrainingFailedError as error:

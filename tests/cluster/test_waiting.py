@@ -6,8 +6,8 @@ import pytest
 import ray
 
 from factory.cluster import waiting
-from factory.cluster.capacity import Reservation
 from factory.cluster.waiting import wait_for
+from factory.nodes import Reservation
 
 pytestmark = pytest.mark.ray
 

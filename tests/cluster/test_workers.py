@@ -11,8 +11,8 @@ import ray
 import torch
 
 from factory.cluster import workers
-from factory.cluster.capacity import Reservation
 from factory.cluster.workers import FAILED, REFUSED, ActorPool, Guarded, column, each, flow
+from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError
 
 PART = Reservation("workers.max", "workers.", 1, 0.25)

@@ -136,7 +136,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
         load(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="this job accepts 'fr'"):
         load(path, kind="fr")
-    for content, words in (("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+    for content, words in (("a: [", "is not YAML"), ("- 1", "holds a list; it must"), ("", "holds nothing")):
         path.write_text(content)
         with pytest.raises(InputError, match=words):
             load(path)
