@@ -1,4 +1,4 @@
-"""The file system that a store's address names: local disk, an object store, or what fsspec knows."""
+"""The file system that a store's address names: local disk, an object store, or one of fsspec's."""
 
 from typing import TYPE_CHECKING
 
