@@ -129,7 +129,7 @@ def generate_and_verify(recipe: GenerateRecipe, url: str, marks: Marks) -> None:
 def ray_alone(recipe: GenerateRecipe, marks: Marks) -> None:
     """Pass the rows of a recipe's shards through a pool that does nothing with them."""
     from benchmarks.shards import manifest_of
-    from factory.cluster.capacity import makers
+    from factory.nodes import makers
     from factory.cluster.workers import ActorPool, flow
 
     first, *_ = planned = list(shards(recipe))

@@ -52,13 +52,13 @@ class Run:
     """One run in MLflow, open for writing.
 
     Attributes:
-        uri: the tracking URI; another process writes to the run by `attach(uri, id)`.
+        uri: the tracking URI.
         id: MLflow's id of the run.
         experiment_id: MLflow's id of its experiment.
     """
 
     def __init__(self, client: Any, uri: str, run_id: str, experiment_id: str) -> None:
-        """Wrap an existing run; `run` and `attach` are the ways to get one."""
+        """Wrap an existing run; the function `run` begins one."""
         self._client = client
         self.uri = uri
         self.id = run_id
@@ -146,8 +146,8 @@ def run(
     """Record one run; it ends as FINISHED, as FAILED after an exception, or as KILLED after a stop.
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
-    canonical form. Call this in the driver before any worker attaches, because the first call makes
-    the tables of a new sqlite file. Jobs that start together wait for each other there.
+    canonical form. The first call makes the tables of a new sqlite file; jobs that start together
+    wait for each other there.
 
     Args:
         uri: tracking URI; see `resolve`.
@@ -229,14 +229,6 @@ def paced(tracked: Run, step: str) -> Iterator[Callable[[Mapping[str, float]], N
     finally:
         if held:
             show()
-
-
-def attach(uri: str, run_id: str) -> Run:
-    """Return a run that the driver started, for a worker to write to; the driver ends it."""
-    uri = resolve(uri)
-    with _explained(uri):
-        client = _client(uri)
-        return Run(client, uri, run_id, client.get_run(run_id).info.experiment_id)
 
 
 def _mark(output: str) -> str:

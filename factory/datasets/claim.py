@@ -228,15 +228,11 @@ def check_claim(
     asked = found["recipe"]["identities"]
     was = (asked["count"], asked["images_each"])
     now = (recipe.identities.count, recipe.identities.images_each)
-    if now[0] < was[0] or now[1] < was[1]:
+    shrinks = now[0] < was[0] or now[1] < was[1]
+    if shrinks or not extend:
         raise InputError(
             f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
-            f"{was[0]} x {was[1]}; a dataset only grows"
-        )
-    if not extend:
-        raise InputError(
-            f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
-            f"{was[0]} x {was[1]}; --extend grows it"
+            f"{was[0]} x {was[1]}; {'a dataset only grows' if shrinks else '--extend grows it'}"
         )
     return (*grown, was)
 

@@ -170,9 +170,7 @@ def load_shard_manifest(store: Store, name: str) -> ShardManifest:
     try:
         manifest = ShardManifest.model_validate_json(store.read(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise ValueError(f"{path}: {field}: {first['msg']}") from None
+        raise ValueError(f"{path}: {first_fault(error)}") from None
     if manifest.name != name:
         raise ValueError(f"{path}: it is the manifest of {manifest.name}")
     return manifest
@@ -187,9 +185,13 @@ def load_manifest(store: Store) -> DatasetManifest:
     try:
         return DatasetManifest.model_validate_json(store.read(MANIFEST))
     except ValidationError as error:
-        what = error.errors()[0]
-        field = ".".join(str(part) for part in what["loc"]) or "(whole)"
-        raise InputError(f"{store.url}/{MANIFEST}: {field}: {what['msg']}") from None
+        raise InputError(f"{store.url}/{MANIFEST}: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first faulty field of a file, and what is wrong with it."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])) or '(whole)'}: {fault['msg']}"
 
 
 def merge(store: Store, shards: Iterable[Shard | Slice], spread: Spread = alone) -> DatasetManifest:

@@ -44,7 +44,6 @@ MATERIALISED = Claim(CLAIM, "the dataset", "--materialise")
 def materialise(
     composition: Store,
     to: Store,
-    cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> DatasetManifest:
     """Write a composition's images, with repeats, as a dataset that does not need the pools.
@@ -55,7 +54,6 @@ def materialise(
     Args:
         composition: folder of a composition.
         to: folder of the dataset; the caller holds `to.lock`.
-        cache: folder of copies of remote shards; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress for each shard.
 
     Raises:
@@ -66,7 +64,7 @@ def materialise(
     planned = list(slices(made.images_with_repeats, made.recipe["shard_images"]))
     _claim(to, made)
     order = shuffled(rows, int(made.recipe["seed"]))
-    paths, reader = local_shards(made, rows, cache), Reader()
+    paths, reader = local_shards(made, rows), Reader()
     done = committed(to)
     with stops.keeping(lambda: f"{len(committed(to))} of {len(planned)} shards are committed"):
         for number, piece in enumerate(planned, start=1):

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -162,10 +163,15 @@ def versions(weights: Mapping[str, Weights] = MappingProxyType({})) -> dict[str,
     """
     found = {"factory": factory.PIXELS}
     used = {prefix_of(part.location) for part in weights.values()}
-    for name in (*PIXEL_LIBRARIES, *(name for name in RUN_BY if name in used)):
-        version = _version(name)
-        if version is not None:
-            found[name] = version
+    return found | _installed((*PIXEL_LIBRARIES, *(name for name in RUN_BY if name in used)))
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those libraries that are installed, by name."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
@@ -181,21 +187,12 @@ def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InputError: a library has another version here, or is not installed.
     """
-    found = {}
+    here = _installed(stated) | {"factory": factory.PIXELS}
     for name, wanted in stated.items():
-        here = factory.PIXELS if name == "factory" else _version(name)
-        if here is None or here.partition("+")[0] != wanted.partition("+")[0]:
+        found = here.get(name, "not installed")
+        if found.partition("+")[0] != wanted.partition("+")[0]:
             raise InputError(
-                f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "
-                "where the run was started, which the dataset would state; accepted are equal "
-                "versions on all nodes"
+                f"{name}: {found} on node {socket.gethostname()}, but {wanted} where the run was "
+                "started, which the dataset would state; accepted are equal versions on all nodes"
             )
-        found[name] = here
-    return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return {name: here[name] for name in stated}

@@ -28,7 +28,7 @@ from factory.datasets.manifest import (
 from factory.datasets.patience import Spread, alone, in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.store import LOCK, PART, Store
-from factory.datasets.tar import Member, TarError, members
+from factory.datasets.tar import Member, TarError, grouped, members
 from factory.plan import Shard, Slice, position_key, sample_key
 from factory.recipe import InputError
 
@@ -108,12 +108,13 @@ class Checked:
     faults: list[Fault]
 
 
-def verify(store: Store, deep: bool = True, spread: Spread = alone) -> list[Fault]:
+def verify(store: Store, spread: Spread = alone) -> list[Fault]:
     """Return every fault of a dataset, in the order of the plan; an empty list if it is whole.
+
+    Every byte of the folder is read.
 
     Args:
         store: the folder of a dataset.
-        deep: read every byte; otherwise compare only names, sizes and manifests.
         spread: where ranges of shards are checked.
 
     Raises:
@@ -132,7 +133,7 @@ def verify(store: Store, deep: bool = True, spread: Spread = alone) -> list[Faul
 
     def mergeable() -> Iterator[ShardManifest]:
         nonlocal whole
-        for checked in spread(partial(_checked, store, expected, deep), _listed(shards, sizes)):
+        for checked in spread(partial(_checked, store, expected), _listed(shards, sizes)):
             faults.extend(checked.faults)
             if checked.manifest is None:
                 whole = False
@@ -141,8 +142,7 @@ def verify(store: Store, deep: bool = True, spread: Spread = alone) -> list[Faul
 
     merge = merged(claim, mergeable())
     faults.extend(_strangers(sorted(sizes), {shard.name for shard in shards}))
-    if deep:
-        faults.extend(_bank(store, set(sizes)))
+    faults.extend(_bank(store, set(sizes)))
     if whole and MANIFEST not in sizes:
         faults.append(Fault(MISSING_MERGE, MANIFEST, "every shard is there; run its command again"))
     elif whole and store.read(MANIFEST) != to_bytes(merge):
@@ -162,17 +162,16 @@ def _listed(
 def _checked(
     store: Store,
     expected: Expected,
-    deep: bool,
     listed: Sequence[tuple[Shard | Slice, dict[str, int]]],
 ) -> list[Checked]:
     def check(one: tuple[Shard | Slice, dict[str, int]]) -> Checked:
-        return check_shard(store, *one, expected, deep)
+        return check_shard(store, *one, expected)
 
     return list(in_order(check, listed, store.workers))
 
 
 def check_shard(
-    store: Store, shard: Shard | Slice, sizes: Mapping[str, int], expected: Expected, deep: bool
+    store: Store, shard: Shard | Slice, sizes: Mapping[str, int], expected: Expected
 ) -> Checked:
     """Check one planned shard.
 
@@ -181,7 +180,6 @@ def check_shard(
         shard: the planned shard.
         sizes: the size in bytes of each file that exists.
         expected: values that the shard must have.
-        deep: read the tar and the rejects; otherwise compare only the tar's size.
     """
     tar, commit, rejects = (shard_file(shard.name, suffix) for suffix in (TAR, COMMIT, REJECTS))
     if commit not in sizes:
@@ -209,16 +207,14 @@ def check_shard(
         return Checked(None, faults)
     if rejects not in sizes:
         faults.append(Fault(CHANGED_REJECTS, rejects, "missing"))
-    elif deep and hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
+    elif hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
         faults.append(Fault(CHANGED_REJECTS, rejects, "sha256 is not the manifest's"))
     size = sizes[tar]
     if size < manifest.bytes:
         detail = f"{size} bytes, the manifest says {manifest.bytes}"
         faults.append(Fault(TRUNCATED_TAR, tar, detail))
-    elif deep:
+    else:
         faults.extend(_tar(store, tar, shard, manifest, expected))
-    elif size != manifest.bytes:
-        faults.append(Fault(CHANGED_TAR, tar, f"{size} bytes, the manifest says {manifest.bytes}"))
     return Checked(manifest, faults)
 
 
@@ -333,7 +329,7 @@ def _tar(
     samples, last = 0, ""
     try:
         with store.open_input(name) as file:
-            for key, sample in _grouped(members(file, sha.update)):
+            for key, sample in grouped(members(file, sha.update)):
                 if key <= last:
                     findings.add(DUPLICATE_KEY, f"{key} after {last}")
                 last, samples = key, samples + 1
@@ -352,30 +348,16 @@ def _tar(
     return findings.faults(name)
 
 
-def _grouped(found: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield (key, [(extension, data)]) for each run of members with the same key."""
-    key, sample = "", []
-    for name, _, data in found:
-        this, _, extension = name.partition(".")
-        if this != key:
-            if sample:
-                yield key, sample
-            key, sample = this, []
-        sample.append((extension, data))
-    if sample:
-        yield key, sample
-
-
 def _sample(
     key: str,
-    sample: list[tuple[str, bytes]],
+    sample: list[Member],
     shard: Shard | Slice,
     expected: Expected,
     findings: _Findings,
 ) -> None:
-    parts = dict(sample)
+    parts = {member.extension: member.data for member in sample}
     if len(sample) != 3 or parts.keys() not in expected.extensions:
-        found = [extension for extension, _ in sample]
+        found = [member.extension for member in sample]
         kind = DUPLICATE_KEY if len(parts) < len(sample) else WRONG_MEMBERS
         due = " or ".join(", ".join(sorted(one)) for one in expected.extensions)
         findings.add(kind, f"{key} has {', '.join(found)}; {due} are due")

@@ -8,7 +8,7 @@ Files of others stand in for them: LDM's VQ-f4 and Stable Diffusion's for an aut
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,12 +29,12 @@ from factory.diffusion.autoencoder import (
 from factory.diffusion.foreign import ENCODER, foreign_config, foreign_state, is_foreign
 from factory.diffusion.published import is_published, read_published
 from factory.recipe import InputError, Weights, checked, prefix_of
+from factory.recognition.backbones import channels_last
 
 FORMAT = "face-data-factory/"
 SAID = 500  # characters of what torch says of weights that do not fit
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
 
-M = TypeVar("M", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
 
@@ -136,22 +136,21 @@ def put_state(weights: Weights, module: nn.Module, name: str, state: Mapping[str
 
 
 def load_denoiser(
-    weights: Weights, build: Callable[[dict[str, Any]], D], name: str = "denoiser"
+    weights: Weights, build: Callable[[dict[str, Any]], D]
 ) -> tuple[D, dict[str, Any]]:
     """Build the denoiser that a file describes, in evaluation mode.
 
     Args:
         weights: the file.
         build: makes the network from the file's `config`.
-        name: its name among the recipe's `weights`, for messages.
 
     Returns:
         The network, and the file's `config`: the network's sizes under `model`, and choices of its
         training such as the prediction type.
     """
-    config = json.loads(read_metadata(weights, name, "denoiser")["config"])
+    config = json.loads(read_metadata(weights, "denoiser", "denoiser")["config"])
     network = build(config)
-    load_state(weights, network, name)
+    load_state(weights, network, "denoiser")
     return channels_last(network.eval().requires_grad_(False)), config
 
 
@@ -219,7 +218,7 @@ def load_autoencoder(
             )
     network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
     fresh = ENCODER if prefix_of(weights.location) == "ldm" else ()
-    left = load_state(weights, network, name, fresh)
+    left = load_state(weights, network, "autoencoder", fresh)
     if isinstance(network, VQ):
         network.encodes = not left
     return channels_last(network.eval().requires_grad_(False))
@@ -227,11 +226,6 @@ def load_autoencoder(
 
 def _path(weights: Weights, name: str) -> Path:
     return local_file(weights.location, f"recipe field weights.{name}.location", ACCEPTED)
-
-
-def channels_last(module: M) -> M:
-    """Return the network with its weights in channels_last order, in which it runs fastest."""
-    return cast(Any, module).to(memory_format=torch.channels_last)  # torch types it for tensors
 
 
 def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig | KLConfig:

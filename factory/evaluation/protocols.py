@@ -1,6 +1,7 @@
 """The protocols of the command evaluate: each maps a recognizer and a folder to an outcome."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.fairness import Fairness, by_group, read_groups
@@ -78,7 +79,7 @@ def _verification(
     mean = average(results.values())
     content = {
         "benchmarks": {
-            name: result.as_dict() | ({"fairness": fair[name].as_dict()} if name in fair else {})
+            name: asdict(result) | ({"fairness": fair[name].as_dict()} if name in fair else {})
             for name, result in results.items()
         },
         "average": mean,

@@ -6,7 +6,7 @@ stated with spread. Uniqueness and consistency follow DCFace (its equations 11 t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -109,7 +109,7 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0, tasks: int = 0) -
     return {
         "identities": len(rows),
         "images": len(labels),
-        **rates(genuine, impostor).as_dict(),
+        **asdict(rates(genuine, impostor)),
         "spread": spread(embedded.unit, labels),
         "uniqueness": uniqueness(unit_centres, radius.r, tasks),
         "consistency": consistency(embedded.unit, rows, unit_centres, radius.r),

@@ -104,7 +104,6 @@ def write_pairs(
     skip: int = 0,
     without: Store | None = None,
     groups: Mapping[int, str] | None = None,
-    cache: Path | None = None,
 ) -> Written:
     """Write a benchmark file of pairs from a dataset or composition; images are copied unchanged.
 
@@ -114,13 +113,12 @@ def write_pairs(
         pairs, folds, seed, groups: as in `choose_pairs`.
         skip: leave out the first N identities, which a training with `data.identities: N` saw.
         without: a composition; its identities of this dataset are left out.
-        cache: folder of indexes and of copies of remote shards.
 
     Raises:
         InputError: as `choose_pairs`; or there is no dataset, `without` holds none of its images,
             or a genuine pair would be an image of a composition and its own copy.
     """
-    images = images_of(store, cache)
+    images = images_of(store)
     people = np.unique(images.labels)
     held_out = people[skip:]
     if not len(held_out):

@@ -13,6 +13,7 @@ from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
 from factory.datasets.store import Store, below, write_file
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
+from factory.plan import human
 from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
 from factory.report.contact import A_ROW, HALF, ROOM, contact_sheet
@@ -26,7 +27,7 @@ from factory.report.measures import (
     sections,
     sorted_measures,
 )
-from factory.report.words import ORDER, duration, figure, human, interval, named, percent
+from factory.report.words import ORDER, duration, figure, interval, named, percent
 
 RESULTS = "results.json"
 REPORT = "report.html"

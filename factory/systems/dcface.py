@@ -135,11 +135,6 @@ class DCFace(DiffusionSystem):
         self.model = checked(DCFaceConfig, model, "denoiser file: model.")
         return DCFaceNet(self.model)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.model.unet.shape
-
     def fits(self) -> None:
         """Refuse a denoiser that does not suit the recipe, and another teacher than its own."""
         recipe, sizes = self.recipe, self.model.conditions
@@ -345,11 +340,6 @@ class DCFaceTraining(DenoiserTraining):
                 f"{self.sizes.identity_encoder} of {self.sizes.identity_size} pixels"
             ) from error
         return network
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.config.unet.shape
 
     @property
     def embedding_size(self) -> int:

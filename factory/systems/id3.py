@@ -222,11 +222,6 @@ class ID3(DiffusionSystem):
         return UNet(self.model)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.model.shape
-
-    @property
     def dimension(self) -> int:
         """Return the dimensions of y."""
         return self.model.context_size - len(self.histograms)

@@ -82,11 +82,6 @@ class IDiffFace(DiffusionSystem):
         self.model = checked(UNetConfig, config["model"], "denoiser file: model.")
         return UNet(self.model)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.model.shape
-
     def fits(self) -> None:
         """Refuse teacher, contexts and images of other sizes, and what was never learned."""
         model, recipe, source = self.model, self.recipe, self.recipe.identities.source
@@ -165,21 +160,12 @@ class IDiffFaceTraining(DenoiserTraining):
 
     def check(self) -> None:
         """Refuse to draw an empty context if the model learns none."""
-        if self.options.empty_context_prob and not self.config.learn_empty_context:
-            raise InputError(
-                f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
-                "model.learn_empty_context false accepts 0"
-            )
+        self.check_empty()
         self.mask_channels, self.cpd_rate = self.config.context_channels, self.config.cpd_rate
 
     def build(self) -> nn.Module:
         """Make the denoiser."""
         return UNet(self.config)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.config.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
         """Draw each context: the image's own embedding, or that of another image of the person."""

@@ -94,10 +94,11 @@ class SamplingOptions(Part):
 class DiffusionSystem(System):
     """A system that samples a trained denoiser, in latents or in pixels.
 
-    Subclasses build their network (`build`), return the shape that it denoises (`shape`), and check
-    that the weights fit the recipe (`fits`). They make images with `images`.
+    Subclasses build their network and keep its sizes as `model` (`build`), and check that the
+    weights fit the recipe (`fits`). They make images with `images`.
 
     Attributes:
+        model: the network's sizes, a part whose `shape` is that of what the network denoises.
         network: the denoiser, in evaluation mode.
         config: the config in its file: `model`, `process`, and facts that the training kept for
             sampling.
@@ -108,6 +109,7 @@ class DiffusionSystem(System):
         bank: the images of identities.source bank; None for another source.
     """
 
+    model: Any
     Options = SamplingOptions
     unperturbed: ClassVar[str] = ""  # why the system refuses options.perturb, if it does
     weights = ("denoiser", "teacher")
@@ -196,9 +198,9 @@ class DiffusionSystem(System):
         """Make the network that a denoiser file's `config` describes, with fresh weights."""
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of the tensors that the network denoises."""
+        return self.model.shape
 
     def fits(self) -> None:
         """Raise InputError if network, teacher and recipe do not fit together."""

@@ -130,19 +130,18 @@ def test_uncommitted_shards_do_not_exist(tmp_path):
     assert Feed([url], 2, seed=0, size=SIZE).classes == 4
 
 
-def test_remote_shards_are_copied_once(tmp_path, monkeypatch):
+def test_remote_shards_are_copied_once(tmp_path, cache):
     import fsspec
 
     make_dataset(tmp_path / "local", 4, 2, SIZE)
     memory = fsspec.filesystem("memory")
     memory.put(f"{tmp_path}/local/shards/", "/feed-test/shards/", recursive=True)
-    cache = tmp_path / "cache"
-    feed = Feed(["memory://feed-test"], 4, seed=0, size=SIZE, cache=cache)
+    feed = Feed(["memory://feed-test"], 4, seed=0, size=SIZE)
     near = Feed([str(tmp_path / "local")], 4, seed=0, size=SIZE)
     assert same(feed.batch(1), near.batch(1))
     [copy] = (cache / "shards").iterdir()
     moment = copy.stat().st_mtime_ns
-    Feed(["memory://feed-test"], 4, seed=0, size=SIZE, cache=cache)
+    Feed(["memory://feed-test"], 4, seed=0, size=SIZE)
     assert copy.stat().st_mtime_ns == moment
 
 

@@ -41,7 +41,7 @@ def composed(tmp_path: Path) -> tuple[Store, Composition]:
     )
     assert isinstance(recipe, ComposeRecipe)
     store = Store(tmp_path / "mix")
-    return store, compose(recipe, store, cache=tmp_path / "cache")
+    return store, compose(recipe, store)
 
 
 def truth(store: Store, composition: Composition) -> Counter[tuple[int, str]]:

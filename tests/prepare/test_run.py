@@ -135,7 +135,7 @@ def test_labels_and_bytes_of_every_kind_of_source(here, tmp_path: Path, kind: st
 
 def test_a_training_is_fed_and_tars_are_read_by_others(here, tmp_path: Path) -> None:
     make(folders(tmp_path / "source"), tmp_path / "out", shard_images=4)
-    feed = Feed([str(tmp_path / "out")], 5, 1, SIZE, cache=tmp_path / "cache")
+    feed = Feed([str(tmp_path / "out")], 5, 1, SIZE)
     assert (feed.classes, len(feed)) == (4, 10)
     batch = next(feed.batches(0, 1))
     for key, label, image in zip(batch.keys, batch.labels, batch.images, strict=True):
