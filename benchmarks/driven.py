@@ -129,8 +129,8 @@ def generate_and_verify(recipe: GenerateRecipe, url: str, marks: Marks) -> None:
 def ray_alone(recipe: GenerateRecipe, marks: Marks) -> None:
     """Pass the rows of a recipe's shards through a pool that does nothing with them."""
     from benchmarks.shards import manifest_of
-    from factory.nodes import makers
     from factory.cluster.workers import ActorPool, flow
+    from factory.nodes import makers
 
     first, *_ = planned = list(shards(recipe))
     manifest = manifest_of(first, "0" * 64, 9216, b"").model_dump(mode="json")

@@ -18,7 +18,7 @@ from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
 from factory.cluster.ranges import away, over_tasks
-from factory.cluster.watch import Watch
+from factory.cluster.watch import RowWatch
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
 from factory.datasets.claim import check_claim, planned, read_claim, write_claim
@@ -301,7 +301,7 @@ def generate(
     progress = Progress(count)
     if found:
         say(f"resuming: {found} of {count} shards are committed")
-    watch = Watch(_task, leaves_out=True)
+    watch = RowWatch(_task, leaves_out=True)
 
     def beat() -> None:
         progress.nodes, progress.actors = watch.nodes, watch.actors
@@ -334,7 +334,7 @@ def generate(
     return Generated(totals, made, progress, found)
 
 
-def finish(store: Store, spread: patience.Spread) -> tuple[DatasetTotals, int]:
+def finish(store: Store, spread: patience.OverRanges) -> tuple[DatasetTotals, int]:
     """Merge the manifests of a dataset that is made; return its totals and number of shards.
 
     A large dataset's driver has a task do it, so that it holds no list of shards itself.
@@ -367,7 +367,7 @@ def _count(recipe: GenerateRecipe, row: dict[str, Any]) -> None:
 
 
 def _run(
-    recipe: GenerateRecipe, store: Store, todo: Iterable[Shard], watch: Watch
+    recipe: GenerateRecipe, store: Store, todo: Iterable[Shard], watch: RowWatch
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions(recipe.weights)
