@@ -282,15 +282,19 @@ JOBS = [
         whole=("out/best",), ends=False,
     ),
     Lasting(
-        "demo", lambda d: ["--smallest", "--out", d / "out"], says("identity bank|shards [1-9]|resuming"),
-        kept=r"(\d of 4 shards are committed|finished steps are kept)?", runs=2, whole=("out/report.html",), ends=False,
+        "demo", lambda d: ["--smallest", "--out", d / "out"],
+        says("identity bank|shards [1-9]|resuming"),
+        kept=r"(\d of 4 shards are committed|finished steps are kept)?", runs=2,
+        whole=("out/report.html",), ends=False,
     ),
     Lasting(
         "compare",
         lambda d: [f"{WAY}/fr/desk.yaml", "--real", pool(d, 12, 5, 64, "real"),
                    "--dataset", pool(d, 12, 5, 64, "made"), "--out", d / "out", "--r", 0.5,
                    *sets("schedule.steps=100000", "schedule.batch_size=8")],
-        says("step "), kept=rf"{CHECKPOINT}|there is no checkpoint yet|finished trainings are kept", runs=2, ends=False,
+        says("step "),
+        kept=rf"{CHECKPOINT}|there is no checkpoint yet|finished trainings are kept", runs=2,
+        ends=False,
     ),
 ]  # fmt: skip
 
