@@ -59,7 +59,7 @@ class Lasting:
         sign: tells from the folder and from what it has said that it is in the middle of its work.
         kept: a pattern of what a stop says is kept; "" where nothing is said.
         resumes: what stands in the output of the same command after a stop, where work is kept.
-        runs: how many runs of MLflow one stop ends.
+        runs: how many runs of MLflow two stops end.
         ends: whether the work is so short that a test may see its end.
         whole: names in the folder that are there only when the job has ended well.
         what: tells apart two rows of one job.
@@ -213,7 +213,7 @@ SMALL = ("identities.count=120", "identities.images_each=4", "shard.identities=1
 JOBS = [
     Lasting(
         "generate", lambda d: [FACES, "--out", d / "out", *sets(*SMALL)], says(r"shards [1-9]"),
-        kept=SHARDS, resumes=r"resuming: [1-9]", runs=1, whole=("out/manifest.json",),
+        kept=SHARDS, resumes=r"resuming: [1-9]", runs=2, whole=("out/manifest.json",),
     ),
     Lasting("verify", lambda d: [whole(d)], reads("data/shards")),
     Lasting(
@@ -247,7 +247,7 @@ JOBS = [
         reads("data/shards"), whole=("out/composition.json",), what=" by a band",
     ),
     Lasting(
-        "make_bank", lambda d: [bank(d), "--out", d / "out"], says(r"candidates: [1-9]"), runs=1,
+        "make_bank", lambda d: [bank(d), "--out", d / "out"], says(r"candidates: [1-9]"), runs=2,
         whole=("out/manifest.json",),
     ),
     Lasting(
@@ -259,20 +259,20 @@ JOBS = [
         lambda d: [album(d), "--out", d / "out", "--licence", "own", "--resize", "--size", 48,
                    "--shard-images", 8, "--actors", 1],
         says(r"shards [1-9]"), kept=r"[1-9]\d* of \d+ shards are committed",
-        resumes="resuming: [1-9]", runs=1, whole=("out/manifest.json",),
+        resumes="resuming: [1-9]", runs=2, whole=("out/manifest.json",),
     ),
     Lasting(
         "train_recognizer",
         lambda d: training(d, "fr/desk", "data.identities=null", "data.images_each=null"),
-        SAVES, kept=CHECKPOINT, runs=1, ends=False,
+        SAVES, kept=CHECKPOINT, runs=2, ends=False,
     ),
     Lasting(
         "train_diffusion", lambda d: training(d, "train/autoencoder", "model.size=32"),
-        SAVES, kept=CHECKPOINT, runs=1, ends=False,
+        SAVES, kept=CHECKPOINT, runs=2, ends=False,
     ),
     Lasting(
         "train_attributes", lambda d: [truthful(d), "--out", d / "out", "--epochs", 40],
-        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors",),
+        says("epoch 2 "), runs=2, whole=("out/attributes.safetensors",),
     ),
     Lasting(
         "sweep",
@@ -284,7 +284,7 @@ JOBS = [
     Lasting(
         "demo", lambda d: ["--smallest", "--out", d / "out"],
         says("identity bank|shards [1-9]|resuming"),
-        kept=r"(\d of 4 shards are committed|finished steps are kept)?", runs=2,
+        kept=r"(\d of 4 shards are committed|finished steps are kept)?", runs=4,
         whole=("out/report.html",), ends=False,
     ),
     Lasting(
@@ -293,7 +293,7 @@ JOBS = [
                    "--dataset", pool(d, 12, 5, 64, "made"), "--out", d / "out", "--r", 0.5,
                    *sets("schedule.steps=100000", "schedule.batch_size=8")],
         says("step "),
-        kept=rf"{CHECKPOINT}|there is no checkpoint yet|finished trainings are kept", runs=2,
+        kept=rf"{CHECKPOINT}|there is no checkpoint yet|finished trainings are kept", runs=4,
         ends=False,
     ),
 ]  # fmt: skip
