@@ -59,7 +59,7 @@ class Lasting:
         sign: tells from the folder and from what it has said that it is in the middle of its work.
         kept: a pattern of what a stop says is kept; "" where nothing is said.
         resumes: what stands in the output of the same command after a stop, where work is kept.
-        runs: how many runs of MLflow one stop ends.
+        runs: how many runs of MLflow two stops end.
         ends: whether the work is so short that a test may see its end.
         whole: names in the folder that are there only when the job has ended well.
         what: tells apart two rows of one job.
@@ -89,12 +89,12 @@ def reads(*names: str) -> Callable[[Path], Sign]:
     return lambda folder: lambda said: any(opened(str(folder), folder / name) for name in names)
 
 
-def commits(name: str) -> Callable[[Path], Sign]:
-    """Return the sign that more shards are committed below a folder than before the job."""
+def makes(pattern: str, least: int = 1) -> Callable[[Path], Sign]:
+    """Return the sign that so many files of these names are there which were not before the job."""
 
     def sign(folder: Path) -> Sign:
-        before = len(list((folder / name).glob("*.json")))
-        return lambda said: len(list((folder / name).glob("*.json"))) > before + 2
+        before = set(folder.glob(pattern))
+        return lambda said: len(set(folder.glob(pattern)) - before) >= least
 
     return sign
 
@@ -206,13 +206,14 @@ def training(folder: Path, recipe: str, *more: str) -> Words:
 
 
 CHECKPOINT = r"step \d+ is the newest checkpoint"
+SAVES = makes("out/checkpoints/*/checkpoint.json")
 SHARDS = r"[1-9]\d* of \d+ shards are committed"
 SMALL = ("identities.count=120", "identities.images_each=4", "shard.identities=1", "image.size=32",
          "workers.max=1")  # fmt: skip
 JOBS = [
     Lasting(
         "generate", lambda d: [FACES, "--out", d / "out", *sets(*SMALL)], says(r"shards [1-9]"),
-        kept=SHARDS, resumes=r"resuming: [1-9]", runs=1, whole=("out/manifest.json",),
+        kept=SHARDS, resumes=r"resuming: [1-9]", runs=2, whole=("out/manifest.json",),
     ),
     Lasting("verify", lambda d: [whole(d)], reads("data/shards")),
     Lasting(
@@ -239,14 +240,14 @@ JOBS = [
         "compose",
         lambda d: [view(d), "--out", d / "out", "--materialise", d / "made",
                    *sets("shard_images=40")],
-        commits("made/shards"), kept=SHARDS, whole=("made/manifest.json",),
+        makes("made/shards/*.json", 3), kept=SHARDS, whole=("made/manifest.json",),
     ),
     Lasting(
         "compose", lambda d: [view(d, centre_band=[-1, 1]), "--out", d / "out"],
         reads("data/shards"), whole=("out/composition.json",), what=" by a band",
     ),
     Lasting(
-        "make_bank", lambda d: [bank(d), "--out", d / "out"], says(r"candidates: [1-9]"), runs=1,
+        "make_bank", lambda d: [bank(d), "--out", d / "out"], says(r"candidates: [1-9]"), runs=2,
         whole=("out/manifest.json",),
     ),
     Lasting(
@@ -258,38 +259,42 @@ JOBS = [
         lambda d: [album(d), "--out", d / "out", "--licence", "own", "--resize", "--size", 48,
                    "--shard-images", 8, "--actors", 1],
         says(r"shards [1-9]"), kept=r"[1-9]\d* of \d+ shards are committed",
-        resumes="resuming: [1-9]", runs=1, whole=("out/manifest.json",),
+        resumes="resuming: [1-9]", runs=2, whole=("out/manifest.json",),
     ),
     Lasting(
         "train_recognizer",
         lambda d: training(d, "fr/desk", "data.identities=null", "data.images_each=null"),
-        says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
+        SAVES, kept=CHECKPOINT, runs=2, ends=False,
     ),
     Lasting(
         "train_diffusion", lambda d: training(d, "train/autoencoder", "model.size=32"),
-        says("step "), kept=CHECKPOINT, resumes=r"step \d+", runs=1, ends=False,
+        SAVES, kept=CHECKPOINT, runs=2, ends=False,
     ),
     Lasting(
         "train_attributes", lambda d: [truthful(d), "--out", d / "out", "--epochs", 40],
-        says("epoch 2 "), runs=1, whole=("out/attributes.safetensors",),
+        says("epoch 2 "), runs=2, whole=("out/attributes.safetensors",),
     ),
     Lasting(
         "sweep",
         lambda d: [written(d / "space.py", SPACE.format(bins=bins(d, 20))), "--out", d / "out",
                    "--pools", d / "pools", "--samples", 4, "--concurrent", 1],
-        says(r"trial \d"), kept=r"\d of 4 trials are done", resumes="resuming", runs=1,
+        makes("out/ray/run-*/_call_*"), kept=r"\d of 4 trials are done", runs=1,
         whole=("out/best",), ends=False,
     ),
     Lasting(
-        "demo", lambda d: ["--smallest", "--out", d / "out"], says("identity bank: 12"),
-        kept=r"(\d of 4 shards are committed)?", runs=2, whole=("out/report.html",), ends=False,
+        "demo", lambda d: ["--smallest", "--out", d / "out"],
+        says("identity bank|shards [1-9]|resuming"),
+        kept=r"(\d of 4 shards are committed|finished steps are kept)?", runs=4,
+        whole=("out/report.html",), ends=False,
     ),
     Lasting(
         "compare",
         lambda d: [f"{WAY}/fr/desk.yaml", "--real", pool(d, 12, 5, 64, "real"),
                    "--dataset", pool(d, 12, 5, 64, "made"), "--out", d / "out", "--r", 0.5,
                    *sets("schedule.steps=100000", "schedule.batch_size=8")],
-        says("step "), kept=rf"{CHECKPOINT}|there is no checkpoint yet", runs=2, ends=False,
+        says("step "),
+        kept=rf"{CHECKPOINT}|there is no checkpoint yet|finished trainings are kept", runs=4,
+        ends=False,
     ),
 ]  # fmt: skip
 

@@ -425,9 +425,12 @@ def _safe(name: str) -> str:
 
 
 def write_file(path: str | Path, data: bytes) -> None:
-    """Write a local file in one piece; an older file of this name is replaced at the end."""
-    with _aside(Path(path)) as part:
-        part.write(data)
+    """Write a local file in one piece, as `Store.write`; a link or a device is written through."""
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout is both
+        path.write_bytes(data)
+        return
+    Store(path.parent).write(path.name, data)
 
 
 @contextmanager

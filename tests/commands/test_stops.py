@@ -2,12 +2,11 @@
 
 import re
 import signal
-import sqlite3
 from pathlib import Path
 
 import pytest
 import ready
-from faces import make_pool
+from lasting import states
 from stopping import check, stop
 
 STUDIO = "jobs/recipes/desk/generate/studio.yaml"
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.ray
 
 def sets(*overrides: str) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
-
-
-def states(folder: Path) -> list[str]:
-    """Return how MLflow says the runs have ended, the oldest first."""
-    with sqlite3.connect(folder / "mlflow.db") as found:
-        return [row[0] for row in found.execute("select status from runs order by start_time")]
 
 
 def tracked(folder: Path) -> list[str]:
@@ -50,22 +43,6 @@ def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(
     assert states(tmp_path) == ["KILLED", "KILLED"]
 
 
-@pytest.mark.slow  # training/test_workers.py has the words
-def test_a_training_says_which_checkpoint_it_has(tmp_path: Path) -> None:
-    dataset = make_pool(tmp_path / "data", 16, 4)
-    command = [
-        *("jobs/train_recognizer.py", "jobs/recipes/desk/fr/desk.yaml", "--out", tmp_path / "out"),
-        *tracked(tmp_path),
-        *sets(f"data.train={dataset}", "data.resize=true", "data.identities=null"),
-        *sets("data.images_each=null", "image.size=32", "schedule.steps=100000"),
-        *sets("schedule.batch_size=16", "checkpoint.every_steps=1", "engine.precision=float32"),
-    ]
-    found = stop(command, tmp_path, signal.SIGINT, lambda said: "step " in said, group=True)
-    kept = check(found, signal.SIGINT, r"step \d+ is the newest checkpoint")
-    assert list((tmp_path / "out/checkpoints").glob(f"step-*{kept.split()[1]}/checkpoint.json"))
-    assert states(tmp_path) == ["KILLED"]
-
-
 @pytest.mark.slow  # a stop, above, shows nothing else either
 def test_a_small_run_shows_nothing_that_looks_like_an_error(tmp_path: Path) -> None:
     ran = ready.run(
@@ -74,13 +51,3 @@ def test_a_small_run_shows_nothing_that_looks_like_an_error(tmp_path: Path) -> N
     )
     assert ran.returncode == 0, ran.stderr
     assert not NOISE.search(ran.stderr), ran.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_demo_is_stopped_with_the_job_it_runs(tmp_path: Path, number: signal.Signals) -> None:
-    command = ["jobs/demo.py", "--smallest", "--out", tmp_path / "demo", *tracked(tmp_path)]
-    found = stop(command, tmp_path, number, lambda said: "identity bank: 12" in said,
-                 group=number == signal.SIGINT)  # fmt: skip
-    check(found, number, r"(\d of 4 shards are committed)?")
-    assert states(tmp_path) == ["KILLED", "KILLED"]

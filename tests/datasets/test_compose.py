@@ -348,7 +348,7 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
             r"pools.b: centre_band is \[0.5, 0.5\], the first must be the smaller one",
         ),
         "stranger": ({"pools": {"b": {**b, "identities_of": "q"}}}, r"identities_of is 'q'"),
-        "name": ({"pools": {"b/c": b}}, r"pools.b/c"),
+        "name": ({"pools": {"b/c": b}}, r"pools: the name 'b/c'"),
         "field": ({"pools": {"b": {**b, "ids": 3}}}, r"pools.b.ids: unknown; accepted: .*identi"),
         "none": ({"pools": {}}, r"pools"),
     }

@@ -11,7 +11,7 @@ import pytest
 
 from factory.datasets import store as module
 from factory.datasets.manifest import committed, load_manifest
-from factory.datasets.store import LOCK, Store, below, parted
+from factory.datasets.store import LOCK, Store, below, parted, write_file
 from factory.datasets.verify import verify
 from factory.recipe import FaultError, InputError, public
 
@@ -203,6 +203,15 @@ def test_a_folder_that_was_made_for_the_lock_goes_with_it_unless_something_is_in
     with Store(tmp_path / "mine").lock("generate"):
         pass
     assert (tmp_path / "mine").is_dir()
+
+
+def test_a_link_is_written_through_and_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    for name, data in (("link", b"1"), ("file", b"2"), ("link", b"3")):
+        write_file(tmp_path / name, data)
+        assert (tmp_path / "file").read_bytes() == data
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_living_holder_elsewhere_is_respected(tmp_path: Path) -> None:
