@@ -108,7 +108,7 @@ class Watch:
     def leave_out(self, said: str) -> None:
         """Keep what is said of a row that was tried too often."""
         self.left_out.append(said)
-        self._say(said)
+        self._say(f"{said}; it is left out")
 
     @contextmanager
     def watching(self) -> Iterator[None]:

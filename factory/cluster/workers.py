@@ -120,8 +120,8 @@ class Followed(Guarded):
         ended = self.tries.begin(self.stage, passage.row, passage.size)
         if ended > AGAIN:
             self.tries.end(self.stage, passage.row)
-            times = f"{AGAIN + 1} processes ended at it"
-            return {LEFT_OUT: column(f"{passage.row} is left out: {times} ({self.stage})")}
+            said = f"{passage.row}: {AGAIN + 1} processes ended at it ({self.stage})"
+            return {LEFT_OUT: column(said)}
         started = time.monotonic()
         row = super().__call__(batch)
         passage = passage.through(self.stage, time.monotonic() - started, ended)

@@ -17,7 +17,7 @@ import ray
 from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
-from factory.cluster.watch import Watch
+from factory.cluster.watch import Watch, stuck_sec
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
 from factory.datasets.claim import check_claim, write_claim
@@ -99,7 +99,11 @@ def pools(recipe: GenerateRecipe, assignment: Assignment) -> list[ActorPool]:
 
 
 def preflight(recipe: GenerateRecipe) -> None:
-    """Refuse a recipe whose actor pools the connected cluster can never schedule."""
+    """Refuse a recipe whose actor pools the connected cluster can never schedule.
+
+    So is a FACTORY_STUCK_SEC that is no number, before anything is written.
+    """
+    stuck_sec()
     require(reservations(recipe))
 
 
