@@ -122,6 +122,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             time.sleep(1)
         yield address, env
     finally:
+        print((folder / "head.txt").read_text()[-3000:])  # shown if the test fails
         end(started, folder)
 
 
