@@ -53,7 +53,7 @@ class Passage:
         return Passage(self.row, self.size, took, before)
 
 
-class Watch:
+class FlowWatch:
     """Watches the rows of one flow from the driver.
 
     Attributes:
@@ -69,7 +69,7 @@ class Watch:
         leaves_out: bool = False,
         say: Callable[[str], None] = notice,
     ) -> None:
-        """Watch nothing yet.
+        """FlowWatch nothing yet.
 
         Args:
             task: names a row and tells its size; rows are numbered otherwise.

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy
 from factory.cluster.capacity import require
 from factory.cluster.tries import AGAIN, Tries
 from factory.cluster.waiting import tell_of_room, wait_for
-from factory.cluster.watch import Watch
+from factory.cluster.watch import FlowWatch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
@@ -171,7 +171,7 @@ def flow(
     rows: Iterable[dict[str, Any]],
     pools: Sequence[ActorPool],
     what: str,
-    watch: Watch | None = None,
+    watch: FlowWatch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
@@ -190,7 +190,7 @@ def flow(
         FaultError: a disk, store or GPU failed, or a row was tried too often and the watch leaves
             none out.
     """
-    watch = Watch() if watch is None else watch
+    watch = FlowWatch() if watch is None else watch
     wait_for(pools[0].reserved)
     tell_of_room(pools[0].reserved, pools[0].least)
     with watch.watching():
@@ -198,7 +198,7 @@ def flow(
 
 
 def _flow(
-    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: Watch
+    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: FlowWatch
 ) -> Iterator[dict[str, Any]]:
     window = max(WINDOW_ROWS, WINDOW_TURNS * sum(pool.reserved.size for pool in pools))
     left = iter(rows)

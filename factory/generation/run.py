@@ -17,7 +17,7 @@ import ray
 from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
-from factory.cluster.watch import Watch, stuck_sec
+from factory.cluster.watch import FlowWatch, stuck_sec
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
 from factory.datasets.claim import check_claim, write_claim
@@ -301,7 +301,7 @@ def generate(
     progress = Progress(planned)
     if found:
         say(f"resuming: {found} of {planned} shards are committed")
-    watch = Watch(_task, leaves_out=True)
+    watch = FlowWatch(_task, leaves_out=True)
 
     def beat() -> None:
         progress.nodes, progress.actors = watch.nodes, watch.actors
@@ -345,7 +345,7 @@ def _count(recipe: GenerateRecipe, row: dict[str, Any]) -> None:
 
 
 def _run(
-    recipe: GenerateRecipe, store: Store, todo: list[Shard], watch: Watch
+    recipe: GenerateRecipe, store: Store, todo: list[Shard], watch: FlowWatch
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions()

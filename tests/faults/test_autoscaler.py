@@ -137,7 +137,8 @@ def test_a_pool_grows_with_the_autoscalers_nodes_loses_one_and_gives_them_back(
     recipe = moody(moods, 12, max=3, min=2)
     make_alone(recipe, Store(tmp_path / "whole"))
     names = [shard.name for shard in shards(recipe)]
-    (moods / f"{names[2]}.nodes").write_text("3")  # it waits until three nodes are used
+    for name in names[2:]:  # they wait until three nodes are used
+        (moods / f"{name}.nodes").write_text("3")
     (moods / f"{names[-1]}.gate").touch()
     store = Store(tmp_path / "scaled")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
