@@ -164,3 +164,29 @@ def test_jobs_that_start_together_share_a_new_database(tmp_path):
     said = [job.communicate()[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0]
     assert len(set(said)) == 1 and said[0].strip()
+
+
+def test_a_paced_curve_has_the_first_point_one_a_minute_and_the_last(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    now = [0.0]
+    with tracking.run(uri, "desk", "paced", {}) as tracked:
+        monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+        with tracking.paced(tracked, "shards") as note:
+            for second, shards in ((0, 1), (30, 2), (61, 3), (100, 4), (110, 5)):
+                now[0] = second
+                note({"shards": shards, "eta_seconds": 9.0, "images_per_second": shards / 2})
+        found = MlflowClient(tracking_uri=uri).get_metric_history(tracked.id, "images_per_second")
+        assert [(m.step, m.value) for m in found] == [(1, 0.5), (3, 1.5), (5, 2.5)]
+        assert capsys.readouterr().out == ""
+
+        def fails(*_: object) -> None:
+            raise MlflowException("no answer")
+
+        monkeypatch.setattr(tracked, "metrics", fails)
+        with tracking.paced(tracked, "shards") as note:
+            note({"shards": 7})
+    assert capsys.readouterr().out == "MLflow: no point at shards 7 (no answer)\n"

@@ -53,7 +53,7 @@ class Passage:
         return Passage(self.row, self.size, took, before)
 
 
-class RowWatch:
+class FlowWatch:
     """Watches the rows of one flow from the driver.
 
     Attributes:
@@ -69,7 +69,7 @@ class RowWatch:
         leaves_out: bool = False,
         say: Callable[[str], None] = notice,
     ) -> None:
-        """RowWatch nothing yet.
+        """Watch nothing yet.
 
         Args:
             task: names a row and tells its size; rows are numbered otherwise.
@@ -108,7 +108,7 @@ class RowWatch:
     def leave_out(self, said: str) -> None:
         """Keep what is said of a row that was tried too often."""
         self.left_out.append(said)
-        self._say(said)
+        self._say(f"{said}; it is left out")
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy
 from factory.cluster.capacity import require
 from factory.cluster.tries import AGAIN, Tries
 from factory.cluster.waiting import tell_of_room, wait_for
-from factory.cluster.watch import RowWatch
+from factory.cluster.watch import FlowWatch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
@@ -120,8 +120,8 @@ class Followed(Guarded):
         ended = self.tries.begin(self.stage, passage.row, passage.size)
         if ended > AGAIN:
             self.tries.end(self.stage, passage.row)
-            times = f"{AGAIN + 1} processes ended at it"
-            return {LEFT_OUT: column(f"{passage.row} is left out: {times} ({self.stage})")}
+            said = f"{passage.row}: {AGAIN + 1} processes ended at it ({self.stage})"
+            return {LEFT_OUT: column(said)}
         started = time.monotonic()
         row = super().__call__(batch)
         passage = passage.through(self.stage, time.monotonic() - started, ended)
@@ -171,7 +171,7 @@ def flow(
     rows: Iterable[dict[str, Any]],
     pools: Sequence[ActorPool],
     what: str,
-    watch: RowWatch | None = None,
+    watch: FlowWatch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
@@ -190,7 +190,7 @@ def flow(
         FaultError: a disk, store or GPU failed, or a row was tried too often and the watch leaves
             none out.
     """
-    watch = RowWatch() if watch is None else watch
+    watch = FlowWatch() if watch is None else watch
     wait_for(pools[0].reserved)
     tell_of_room(pools[0].reserved, pools[0].least)
     with watch.watching():
@@ -198,7 +198,7 @@ def flow(
 
 
 def _flow(
-    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: RowWatch
+    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: FlowWatch
 ) -> Iterator[dict[str, Any]]:
     window = max(WINDOW_ROWS, WINDOW_TURNS * sum(pool.reserved.size for pool in pools))
     left = iter(rows)

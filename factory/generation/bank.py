@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from factory.cluster import hardware
+from factory.cluster.watch import FlowWatch
 from factory.cluster.workers import ActorPool, flow
 from factory.datasets.store import Store
 from factory.generation.identities import Bank, empty_bank, extend, load_bank, save_block
@@ -77,7 +78,8 @@ def fill_bank(
         reserved = makers(workers, blocks)
         least = min(workers.least, reserved.size)
         pool = ActorPool("Bank", BankActor, (raw,), reserved, least, workers.threads)
-        made = flow(rows, [pool], f"output {store.url}: ")
+        watch = FlowWatch(lambda row: (f"block {row['block']} of the identity bank", 1))
+        made = flow(rows, [pool], f"output {store.url}: ", watch)
         for candidate, contexts in _in_order(made, first):
             if bank is None:
                 bank = empty_bank(contexts.shape[1])

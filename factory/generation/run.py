@@ -18,7 +18,7 @@ from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
 from factory.cluster.ranges import away, over_tasks
-from factory.cluster.watch import RowWatch
+from factory.cluster.watch import FlowWatch, stuck_sec
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
 from factory.datasets.claim import check_claim, planned, read_claim, write_claim
@@ -103,7 +103,11 @@ def pools(recipe: GenerateRecipe, assignment: Assignment) -> list[ActorPool]:
 
 
 def preflight(recipe: GenerateRecipe) -> None:
-    """Refuse a recipe whose actor pools the connected cluster can never schedule."""
+    """Refuse a recipe whose actor pools the connected cluster can never schedule.
+
+    So is a FACTORY_STUCK_SEC that is no number, before anything is written.
+    """
+    stuck_sec()
     require(reservations(recipe))
 
 
@@ -301,7 +305,7 @@ def generate(
     progress = Progress(count)
     if found:
         say(f"resuming: {found} of {count} shards are committed")
-    watch = RowWatch(_task, leaves_out=True)
+    watch = FlowWatch(_task, leaves_out=True)
 
     def beat() -> None:
         progress.nodes, progress.actors = watch.nodes, watch.actors
@@ -367,7 +371,7 @@ def _count(recipe: GenerateRecipe, row: dict[str, Any]) -> None:
 
 
 def _run(
-    recipe: GenerateRecipe, store: Store, todo: Iterable[Shard], watch: RowWatch
+    recipe: GenerateRecipe, store: Store, todo: Iterable[Shard], watch: FlowWatch
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each shard with its manifest, in the order in which shards are committed."""
     made_with = versions(recipe.weights)

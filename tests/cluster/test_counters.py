@@ -56,14 +56,8 @@ def test_a_shard_and_a_trial_are_scraped_as_counted(ray_cluster) -> None:
     assert scraped("factory_images_total")[of] == 14
     found = {tags[2][1]: n for tags, n in scraped("factory_commit_seconds_bucket").items()}
     assert {float(end) for end in found} == {*counters.COMMIT_SEC, float("inf")}
-    assert [found[end] for end in ("0.03", "0.1", "0.3", "3.0", "10.0", "+Inf")] == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-    ]
+    below = [found[end] for end in ("0.03", "0.1", "0.3", "3.0", "10.0", "+Inf")]
+    assert below == [1, 1, 2, 2, 3, 3]
     assert scraped("factory_store_repeats_total")[(*of, ("why", "it failed"))] == 6
     assert (scraped("factory_nodes")[of], scraped("factory_actors")[of]) == (3, 7)
     assert scraped("factory_retries_total")[of] == 4

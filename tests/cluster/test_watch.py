@@ -8,7 +8,7 @@ import ray
 
 from factory.cluster import watch as watching
 from factory.cluster.tries import Note, born
-from factory.cluster.watch import STUCK, Passage, RowWatch, stuck_sec
+from factory.cluster.watch import STUCK, FlowWatch, Passage, stuck_sec
 from factory.recipe import InputError
 
 
@@ -32,7 +32,7 @@ def noted(row: str, size: int = 1, ended: int = 0, actor: str = "a", node: str =
     return Note("make", row, size, ended, actor, node, 1, 1)
 
 
-def looking(watch: RowWatch, notes: list[Note], monkeypatch: pytest.MonkeyPatch) -> list[Note]:
+def looking(watch: FlowWatch, notes: list[Note], monkeypatch: pytest.MonkeyPatch) -> list[Note]:
     """Let a watch look at notes; return those whose processes it would end."""
     ended: list[Note] = []
 
@@ -54,12 +54,12 @@ def test_ten_times_what_others_took_for_as_much_is_stuck(
 ) -> None:
     monkeypatch.setenv(STUCK, "30")
     said: list[str] = []
-    watch = RowWatch(say=said.append)
+    watch = FlowWatch(say=said.append)
     notes = [noted("small", 1), noted("large", 8, actor="b", node="m")]
     assert looking(watch, notes, monkeypatch) == []
     clock.now += 1e6
     assert looking(watch, notes, monkeypatch) == [], "nothing has come back to compare with"
-    watch = RowWatch(say=said.append)
+    watch = FlowWatch(say=said.append)
     for seconds in (8.0, 10.0, 400.0):
         watch.done(Passage("done", 2).through("make", seconds, 0))
     assert looking(watch, notes, monkeypatch) == []
@@ -76,7 +76,7 @@ def test_ten_times_what_others_took_for_as_much_is_stuck(
 
 
 def test_quick_rows_are_given_the_least_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = RowWatch(say=lambda line: None)
+    watch = FlowWatch(say=lambda line: None)
     watch.done(Passage("done", 1).through("make", 0.01, 0))
     looking(watch, [noted("a")], monkeypatch)
     clock.now += watching.STUCK_SEC - 1
@@ -93,7 +93,7 @@ def test_each_time_that_a_row_is_made_again_is_told_once(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    watch = RowWatch(say=said.append)
+    watch = FlowWatch(say=said.append)
     for _ in range(2):
         looking(watch, [noted("a", ended=1)], monkeypatch)
     watch.done(Passage("a", 1).through("make", 1.0, 2))
@@ -105,9 +105,9 @@ def test_each_time_that_a_row_is_made_again_is_told_once(
 
 
 def test_rows_are_numbered_where_nothing_names_them() -> None:
-    watch = RowWatch()
+    watch = FlowWatch()
     assert [watch.passage({}).row for _ in range(2)] == ["row 1", "row 2"]
-    named = RowWatch(lambda row: (f"block {row['block']}", 4))
+    named = FlowWatch(lambda row: (f"block {row['block']}", 4))
     assert named.passage({"block": 7}) == Passage("block 7", 4)
 
 

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from factory.cluster import workers
-from factory.cluster.watch import RowWatch
+from factory.cluster.watch import FlowWatch
 from factory.cluster.workers import FAILED, REFUSED, ActorPool, Guarded, column, each, flow
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError
@@ -50,7 +50,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> list[ActorPool]:
     """Return a pool that rows pass through as they are, without Ray."""
     monkeypatch.setattr(workers, "wait_for", lambda reserved: None)
     monkeypatch.setattr(workers, "tell_of_room", lambda reserved, least: None)
-    monkeypatch.setattr(RowWatch, "watching", lambda watch: nullcontext())
+    monkeypatch.setattr(FlowWatch, "watching", lambda watch: nullcontext())
     monkeypatch.setattr(workers, "_through", lambda data, pool, tries: data)
     monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
     return [ActorPool("Same", Doubles, (1,), PART, 1)]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ LISTS = (  # what Ray's checks want named, though nothing is installed on these 
 START = "from ray.scripts.scripts import main; main()"
 
 
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((ray.util.get_node_ip_address(), port), 5):
+        return True
+    return False
+
+
 @pytest.fixture
 def head() -> Iterator[tuple[str, dict[str, str]]]:
     """A head without CPUs that may start three nodes of one; yields its address and environment."""
@@ -49,8 +56,11 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         installed, folder / "site/ray", copy_function=os.symlink,
         ignore=shutil.ignore_patterns("__pycache__"),
     )  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as free,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        port, dashboard = free.getsockname()[1], other.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = {
         "cluster_name": "local",
@@ -93,19 +103,26 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         [
             sys.executable, "-c", START, "start", "--head", "--block", "--disable-usage-stats",
             "--port", str(port), "--num-cpus", "0", "--include-dashboard", "false",
+            "--dashboard-port", str(dashboard),
             "--min-worker-port", "0", "--max-worker-port", "0",
             "--dashboard-agent-listen-port", "0", "--autoscaling-config",
             str(folder / "cluster.json"), "--temp-dir", str(folder / "ray"),
         ],
-        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
+        env=env, stdout=(folder / "head.txt").open("w"), stderr=subprocess.STDOUT,
+        start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.time() + 600
         while not list(folder.glob("ray/session_latest/sockets/raylet*")):
             assert started.poll() is None and time.time() < deadline, "the head does not start"
             time.sleep(1)
+        while not answers(port):
+            said = (folder / "head.txt").read_text()[-2000:]
+            assert started.poll() is None and time.time() < deadline, said
+            time.sleep(1)
         yield address, env
     finally:
+        print((folder / "head.txt").read_text()[-3000:])  # shown if the test fails
         end(started, folder)
 
 
@@ -120,7 +137,8 @@ def test_a_pool_grows_with_the_autoscalers_nodes_loses_one_and_gives_them_back(
     recipe = moody(moods, 12, max=3, min=2)
     make_alone(recipe, Store(tmp_path / "whole"))
     names = [shard.name for shard in shards(recipe)]
-    (moods / f"{names[2]}.nodes").write_text("3")  # it waits until three nodes are used
+    for name in names[2:]:  # they wait until three nodes are used
+        (moods / f"{name}.nodes").write_text("3")
     (moods / f"{names[-1]}.gate").touch()
     store = Store(tmp_path / "scaled")
     write_claim(store, recipe, content_digest(recipe, versions()), ())

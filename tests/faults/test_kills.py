@@ -33,7 +33,7 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "MapWorker" in " ".join(process.cmdline()):
+            if "MapWorker(MapBatches(Make))" in " ".join(process.cmdline()):  # on dashboards, too
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue

@@ -46,14 +46,14 @@ def test_a_shard_is_made_again_three_times_and_then_left_out_until_it_can_be_mad
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     with pytest.raises(FaultError) as raised:
         generate(recipe, store, (), lambda line: None)
-    left = f"shard {names[2]} is left out: 4 processes ended at it (Make)"
+    left = f"shard {names[2]}: 4 processes ended at it (Make)"
     assert str(raised.value) == (
         f"output {store.url}: 1 of 6 shards failed, all others are committed: {left}; the same "
         "command tries them again"
     )
     said = capsys.readouterr().out
     assert all(f"shard {names[2]} is made again ({n} of 3)" in said for n in (1, 2, 3))
-    assert said.count(left) == 1
+    assert said.count(f"{left}; it is left out") == 1
     stuck = rf"stuck: shard {names[4]} after .*, others took .* was ended and is replaced"
     assert re.search(stuck, said), said
     assert committed(store) == set(names) - {names[2]}
@@ -87,7 +87,7 @@ def test_a_job_without_end_of_tries_ends_with_exit_code_1(tmp_path: Path, mood: 
     ran = job()
     assert ran.returncode == 1, ran.stdout + ran.stderr
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and f"shard {bad} is left out" in errors[0]
+    assert len(errors) == 1 and f"shard {bad}: 4 processes ended at it (Make)" in errors[0]
     assert errors[0].endswith("(exit code 1)") and "Traceback" not in ran.stderr
     assert len(committed(Store(out))) == 2 and not (out / "lock").exists()
     (moods / f"{bad}.{mood}").unlink()

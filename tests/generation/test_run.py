@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -164,7 +165,8 @@ def test_a_driver_whose_folder_another_took_over_stops(
         for number in range(3):
             taken.append(number)
             manifest = {"kept": 1, "reasons": {}, "seconds": {}}
-            yield {"manifest": manifest, "actor": "a", "started": 0.0, "finished": 1.0}
+            row = {"manifest": manifest, "actor": "a", "started": 0.0, "finished": 1.0}
+            yield row | {"commit_sec": 0.1, "repeats": {}}
 
     def check() -> None:
         if len(taken) == 2:
@@ -285,6 +287,11 @@ def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_pat
     assert 0 < done < 20, f"killed midway: {done} of 20 shards"
     again = ready.run(*command(tmp_path / "killed")[1:], "--address", ray_cluster)
     assert again.returncode == 0 and "resuming: " in again.stdout, again.stderr
+    assert re.search(r"shards \d+/20  .* images/s  kept .*  nodes \d  actors \d", again.stdout)
+    with sqlite3.connect(tmp_path / "mlflow.db") as found:
+        points = found.execute("select key, step, value from metrics where step > 0").fetchall()
+    assert {"images_per_second", "kept_share", "nodes", "actors"} < {key for key, *_ in points}
+    assert {step for key, step, value in points if key == "shards" and value == step} >= {20}
     assert tars(tmp_path / "killed") == begin(studio(*sets), tmp_path / "whole", 20)
     assert verify(Store(str(tmp_path / "killed"))) == []
     os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
