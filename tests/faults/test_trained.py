@@ -61,7 +61,6 @@ def test_a_training_goes_on_with_the_nodes_that_there_are(
         (one["loss"], other["loss"])
         for one, other in zip(whole["curve"], lost["curve"], strict=True)
     ]
-    print(max(abs(one - other) / one for one, other in pairs))
     assert pairs[:9] == [(one, one) for one, _ in pairs[:9]]  # two workers all the time
     for one, other in pairs:
         assert other == pytest.approx(one, rel=1e-5)
