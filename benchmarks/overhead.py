@@ -133,7 +133,7 @@ def on_ray(recipe: GenerateRecipe, folder: Path) -> Side:
     store, _ = _prepare(recipe, folder)
     start = time.time()
     made = generate(recipe, store, (), lambda line: None)
-    return _side(made.progress.rows, start, folder)
+    return _side(list(made.progress.rows.last), start, folder)
 
 
 def in_processes(recipe: GenerateRecipe, folder: Path) -> Side:

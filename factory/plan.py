@@ -5,9 +5,10 @@ name states both, so that a dataset that grows, by identities or by images each,
 shards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from factory.nodes import Group, place, reservations
 from factory.recipe import GenerateRecipe
 
 TAR_MEMBER_BYTES = 3 * 512  # of the three tar headers of a sample
@@ -150,8 +151,16 @@ def totals(recipe: GenerateRecipe) -> Totals:
     )
 
 
-def describe(recipe: GenerateRecipe) -> dict[str, str]:
-    """Return what a dataset will be and cost, as names and texts for a person to read."""
+def describe(recipe: GenerateRecipe, groups: Sequence[Group] = ()) -> dict[str, str]:
+    """Return what a dataset will be and cost, as names and texts for a person to read.
+
+    Args:
+        recipe: what to make.
+        groups: the cluster's, if they are known.
+
+    Raises:
+        InputError: the groups cannot hold what the recipe reserves.
+    """
     planned, size = totals(recipe), recipe.workers.max
     first, last = next(shards(recipe)), _last(recipe)
     low, high = planned.actor_hours
@@ -166,6 +175,8 @@ def describe(recipe: GenerateRecipe) -> dict[str, str]:
         "wall time": f"{hours(low / size)} to {hours(high / size)} with {size} actors "
         "(workers.max), start-up aside",
         "reserves": reserves(recipe),
+        "together": together(recipe),
+        **_nodes(recipe, groups),
         **_gpu_hours(recipe, planned),
         "source": planned.source,
     }
@@ -180,6 +191,23 @@ def reserves(recipe: GenerateRecipe) -> str:
     if not workers.committers:
         return makers
     return f"{makers}, {workers.committers} committers x {workers.committer_num_cpus:g} CPU"
+
+
+def together(recipe: GenerateRecipe) -> str:
+    """Return in words what that is in all."""
+    pools = reservations(recipe)
+    cpus = sum(pool.size * pool.num_cpus for pool in pools)
+    gpus = sum(pool.size * pool.num_gpus for pool in pools)
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
+
+
+def _nodes(recipe: GenerateRecipe, groups: Sequence[Group]) -> dict[str, str]:
+    """Return how many nodes of each group that takes; nothing if the groups are not known."""
+    if not groups:
+        return {}
+    used, counts = place(reservations(recipe), groups), {g.name: g.count for g in groups}
+    words = [f"{name} {count} of {counts[name]}" for name, count in used.items() if count]
+    return {"nodes": ", ".join(words)}
 
 
 def _gpu_hours(recipe: GenerateRecipe, planned: Totals) -> dict[str, str]:

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -31,6 +31,7 @@ CHILD_SEC = ORDERLY_SEC + LAST_SEC  # time for a job that this one runs
 SAME_SEC = 0.5
 HURRY_SEC = 0.2  # in place of LAST_SEC, after a second signal
 GONE_SEC = 0.5  # time for killed processes to disappear
+AGAIN = "the same command can be run again"  # in place of what is kept
 
 Does = Callable[[], None]
 
@@ -47,6 +48,7 @@ class _Stop:
         self.stdout: TextIO | None = None  # the real stdout, which may hold unwritten text
         self.stderr = 2  # a copy of the user's stderr, which outlives descriptor 2
         self.kept: list[Callable[[], str]] = []
+        self.tidied: list[Callable[[], object]] = []
         self.undone: list[Does] = []
         self.lock = threading.Lock()
 
@@ -100,16 +102,20 @@ def asked() -> bool:
 
 
 @contextmanager
-def keeping(said: Callable[[], str]) -> Iterator[None]:
+def keeping(said: Callable[[], str], tidied: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Set what the line of a stop during the block says about finished work.
 
     Args:
         said: returns the words, as "3 of 60 shards are committed", or "" for none. It is called
-            after everything that the job started has ended, and may read the job's folder.
+            while everything that the job started is halted, and may read the job's folder.
+        tidied: removes what killed processes left unfinished; the very last act.
     """
     _stop.kept.append(said)
+    _stop.tidied.append(tidied)
     yield
-    _stop.kept.remove(said)  # stays after an error, because the line is written at the very end
+    # Both stay after an error, because they are asked at the very end.
+    _stop.kept.remove(said)
+    _stop.tidied.remove(tidied)
 
 
 @contextmanager
@@ -231,7 +237,7 @@ def _give_up(stop: _Stop, seconds: float) -> NoReturn:
     _end(stop, _hold(), "".join(words))
 
 
-def _together(does: list[Does], seconds: float) -> None:
+def _together(does: Sequence[Callable[[], object]], seconds: float) -> None:
     """Run all functions at once; ignore those that fail or do not end in time."""
     threads = [threading.Thread(target=do, name="last", daemon=True) for do in does]
     for thread in threads:
@@ -254,11 +260,12 @@ def _end(stop: _Stop, family: set[int], kept: str) -> NoReturn:
     code = 128 + stop.asked
     with stop.lock:
         if not stop.said:
-            words = f"{kept}; the same command goes on" if kept else "the same command goes on"
+            words = f"{kept}; the same command goes on" if kept else AGAIN
             with suppress(OSError):
                 os.write(stop.stderr, f"stopped: {words} (exit code {code})\n".encode())
         stop.said = True
     kill(family)
+    _together(stop.tidied, LAST_SEC)
     os._exit(code)
 
 

@@ -14,7 +14,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 CONNECT_SEC = 10.0  # MLflow itself would retry an unreachable server for minutes
 PARAM_CHARACTERS = 6000  # MLflow's limit on the value of a parameter
 BATCH_ENTRIES = 100  # MLflow's limit on parameters in one call
+POINT_SEC = 60.0  # between two points of a paced curve
 
 OUTPUT_TAG = "factory.output"  # of runs that write a folder, which one writer holds at a time
 UNTRACKED = ("eta_seconds",)  # numbers of a line of progress that make no curve
@@ -51,13 +52,13 @@ class Run:
     """One run in MLflow, open for writing.
 
     Attributes:
-        uri: the tracking URI; another process writes to the run by `attach(uri, id)`.
+        uri: the tracking URI.
         id: MLflow's id of the run.
         experiment_id: MLflow's id of its experiment.
     """
 
     def __init__(self, client: Any, uri: str, run_id: str, experiment_id: str) -> None:
-        """Wrap an existing run; `run` and `attach` are the ways to get one."""
+        """Wrap an existing run; the function `run` begins one."""
         self._client = client
         self.uri = uri
         self.id = run_id
@@ -145,8 +146,8 @@ def run(
     """Record one run; it ends as FINISHED, as FAILED after an exception, or as KILLED after a stop.
 
     The recipe is logged twice: flattened as parameters, and as the artifact `recipe.json` in
-    canonical form. Call this in the driver before any worker attaches, because the first call makes
-    the tables of a new sqlite file. Jobs that start together wait for each other there.
+    canonical form. The first call makes the tables of a new sqlite file; jobs that start together
+    wait for each other there.
 
     Args:
         uri: tracking URI; see `resolve`.
@@ -194,12 +195,40 @@ def run(
         client.set_terminated(tracked.id, "FINISHED")
 
 
-def attach(uri: str, run_id: str) -> Run:
-    """Return a run that the driver started, for a worker to write to; the driver ends it."""
-    uri = resolve(uri)
-    with _explained(uri):
-        client = _client(uri)
-        return Run(client, uri, run_id, client.get_run(run_id).info.experiment_id)
+@contextmanager
+def paced(tracked: Run, step: str) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Lend a function that logs the numbers it is given: the first, one a minute, and the last.
+
+    A server that does not answer is told of; the work goes on without that point.
+
+    Args:
+        tracked: the run.
+        step: which of the numbers is the step.
+    """
+    from mlflow.exceptions import MlflowException
+
+    shown_at, held = -float("inf"), {}
+
+    def show() -> None:
+        nonlocal shown_at
+        shown_at = time.monotonic()
+        try:
+            tracked.metrics(held, int(held[step]))
+        except (MlflowException, OSError) as error:
+            reason = " ".join(public(str(error)).split())
+            print(f"MLflow: no point at {step} {held[step]:.0f} ({reason})", flush=True)
+        held.clear()
+
+    def note(numbers: Mapping[str, float]) -> None:
+        held.update(numbers)
+        if time.monotonic() - shown_at >= POINT_SEC:
+            show()
+
+    try:
+        yield note
+    finally:
+        if held:
+            show()
 
 
 def _mark(output: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import ShardManifest, commit_shard, merge
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
-from factory.datasets.store import Store
+from factory.datasets.store import Store, cache_home
 from factory.datasets.tar import write_tar
 from factory.plan import Shard, sample_key, shards
 from factory.recipe import GenerateRecipe, parse
@@ -23,6 +23,13 @@ from factory.seeding import hex16, seed64
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep indexes and copies of shards out of the user's cache, in workers of Ray too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a test a cache of its own, and return its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_home()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +56,8 @@ def ray_cluster() -> Iterator[str]:
     from factory.cluster.connect import connect
 
     often = {"metrics_report_interval_ms": 3000}
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{before}"  # its actors find moody.py
     for tries_left in reversed(range(10)):
         try:
             ray.init(
@@ -60,6 +69,7 @@ def ray_cluster() -> Iterator[str]:
             if "timed out during startup" not in str(error) or not tries_left:
                 raise
             ray.shutdown()
+    os.environ["PYTHONPATH"] = before
     connect("")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -49,11 +49,19 @@ def each(rows: list[dict[str, Any]], actor: type, assignment: Any, *_: Any) -> I
         yield done
 
 
-def handed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have commands run without Ray, MLflow and what they leave for the end of a process."""
+def handed(monkeypatch: pytest.MonkeyPatch, connects: bool = False) -> None:
+    """Have commands run without Ray, MLflow and what they leave for the end of a process.
+
+    Args:
+        monkeypatch: pytest's.
+        connects: whether an address is asked all the same, up to where a Ray would be joined.
+    """
     monkeypatch.setattr(workers, "each", each)
     monkeypatch.setattr(capacity, "cpus", lambda: 1)
-    monkeypatch.setattr(connect, "connect", lambda *_, **__: None)
+    if connects:
+        monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    else:
+        monkeypatch.setattr(connect, "connect", lambda *_, **__: None)
     monkeypatch.setattr(tracking, "run", untracked)
     monkeypatch.setattr(atexit, "register", lambda *_, **__: None)
 

@@ -29,6 +29,7 @@ MAGIC = bytes.fromhex("0a23d7ce")  # RecordIO's, as it lies in a file
 
 
 Draw = Callable[[int, int, int], np.ndarray]
+Facts = Callable[[int, int], dict[str, Any]]
 
 
 @dataclass
@@ -107,6 +108,7 @@ def commit(
     magic: bool,
     content: str,
     draw: Draw,
+    facts: Facts,
 ) -> None:
     extension = made.image.format
 
@@ -119,6 +121,7 @@ def commit(
             "slot": slot,
             "content_digest": content,
             "digitalSourceType": DIGITAL_SOURCE_TYPE,
+            **facts(identity, slot),
         }
         return sample_key(identity, slot), {
             extension: data,
@@ -168,6 +171,7 @@ def make(
     magic: bool = False,
     content: str = "0123456789abcdef",
     draw: Draw = picture,
+    facts: Facts = lambda identity, slot: {},
     **changes: Any,
 ) -> Made:
     """Make the dataset; with `magic` some images end in RecordIO's magic number."""
@@ -175,7 +179,7 @@ def make(
     work.mkdir(exist_ok=True)
     write_claim(store, what, content, ())
     for shard in shards(what):
-        commit(store, shard, what, work, magic, content, draw)
+        commit(store, shard, what, work, magic, content, draw, facts)
     merge(store, shards(what))
     found = held(store)
     return Made(

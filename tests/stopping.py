@@ -91,7 +91,9 @@ def check(stopped: Stopped, number: signal.Signals, words: str = "") -> str:
     code = CODES[number]
     assert stopped.code == code, stopped
     told = re.fullmatch(
-        rf"stopped: (?:(.*); )?the same command goes on \(exit code {code}\)\n", stopped.err
+        rf"stopped: (?:(.+); the same command goes on|the same command can be run again) "
+        rf"\(exit code {code}\)\n",
+        stopped.err,
     )
     assert told, stopped.err
     kept = told[1] or ""

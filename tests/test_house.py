@@ -21,12 +21,12 @@ TOP_LEVEL = {
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "docs"),
     *("benchmarks", "SECURITY.md", "CITATION.cff"),
 }
-LIGHT = ("recipe", "plan", "seeding", "stops", "datasets", "export")
+LIGHT = ("recipe", "nodes", "plan", "seeding", "stops", "datasets", "export")
 LIGHT_COMMANDS = ("cli", "plan", "verify", "export", "make_pairs", "compose")
 LONGEST, SHORTEST = 500, 15  # lines of a file of the factory's
 COMES_WITH = {  # parts of what is declared
     **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
-    **{"botocore": "boto3", "prometheus_client": "ray"},
+    **{"botocore": "boto3", "prometheus_client": "ray", "grpc": "ray"},
 }
 NAMELESS = {"utils", "common", "helpers", "misc"}
 

@@ -33,7 +33,7 @@ def test_a_run_is_read_back(uri, tmp_path):
         parent.artifact(file)
         parent.dataset("faces", "s3://user:secret@bucket/faces", "0123456789abcdef")
         with tracking.run(uri, "desk", "child", {}, parent=parent.id) as child:
-            tracking.attach(uri, child.id).metrics({"accuracy": 0.75})
+            child.metrics({"accuracy": 0.75})
 
     client = MlflowClient(tracking_uri=uri)
     found = client.get_run(parent.id)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 import ray.data
 from ray._private import services, worker
@@ -24,6 +25,10 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # folders for Ray's sockets if TMPDIR 
 START_SEC, START_SETTING = 120, "RAY_raylet_start_wait_time_s"
 REQUEST_SEC = "5"  # see `_patient`
 ANSWER_SEC = 10.0  # for the machine at an address to answer
+ASKED = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # a small question that every Ray head answers
+TOKEN = (
+    "a cluster that wants a token lets nobody in without RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+)
 LATE = "timed out during startup"  # part of Ray's error message
 LOG_SETTING = "RAY_BACKEND_LOG_LEVEL"
 UNSHOWN = (LOG_SETTING.encode(), b"gcs_client.cc")  # lines that the error itself says better
@@ -69,9 +74,7 @@ def connect(address: str) -> None:
                 break
             except ConnectionError as error:
                 raise InputError(
-                    f"--address {address!r}: no Ray cluster answers there ({error}); one that "
-                    "wants a token answers nobody without RAY_AUTH_MODE=token and its "
-                    "RAY_AUTH_TOKEN"
+                    f"--address {address!r}: no Ray cluster answers there ({error}); {TOKEN}"
                 ) from error
             except Exception as error:  # Ray has no class of its own for it
                 if LATE not in str(error):
@@ -93,9 +96,9 @@ def started_here() -> bool:
 
 
 def _answers(address: str) -> None:
-    """Raise InputError where an address is none, or nobody answers there.
+    """Raise InputError where an address is none, or no Ray that lets us in answers there.
 
-    Ray itself would try for most of a minute.
+    Ray itself would try for most of a minute, and would not tell why.
     """
     if address in ("auto", "local"):
         return
@@ -111,6 +114,31 @@ def _answers(address: str) -> None:
         raise InputError(
             f"--address {address!r}: no Ray cluster answers there ({error})"
         ) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+        _speaks(address)
+
+
+def _speaks(address: str) -> None:
+    """Raise InputError where what listens at an address is no Ray, or wants a token.
+
+    Ray's ports speak gRPC, a head's and also a Ray client's, which knows no such question. An
+    answer that takes too long is left to Ray, since a head may be busy.
+    """
+    target, direct = address.removeprefix("ray://"), [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(target, options=direct) as channel:
+        try:
+            channel.unary_unary(ASKED)(b"", timeout=ANSWER_SEC)
+        except grpc.RpcError as error:
+            code, tokens = error.code(), os.environ.get("RAY_AUTH_MODE") == "token"
+            if code == grpc.StatusCode.UNAVAILABLE:
+                raise InputError(
+                    f"--address {address!r}: what answers there is no Ray cluster; it must be the "
+                    "HOST:PORT of a Ray head (6379, unless `ray start` was told another port)"
+                ) from error
+            if code == grpc.StatusCode.UNAUTHENTICATED and not tokens:
+                raise InputError(
+                    f"--address {address!r}: the cluster refuses us; {TOKEN}"
+                ) from error
 
 
 def _start_seconds() -> int:

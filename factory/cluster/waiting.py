@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 import ray
+from ray._private import state
 
-from factory.cluster.capacity import Reservation
 from factory.cluster.connect import started_here
+from factory.cluster.progress import notice
+from factory.nodes import Reservation
 
 FIRST_SEC, NEXT_SEC = 10.0, 60.0  # before the first line of what is waited for, and the next ones
 
 
-def wait_for(reserved: Reservation, say: Callable[[str], None] = print) -> None:
+def wait_for(reserved: Reservation, say: Callable[[str], None] = notice) -> None:
     """Return when the connected cluster holds one actor of a pool.
 
     A task that reserves as much is scheduled as the actor will be, so that an autoscaler hears of
@@ -47,3 +49,32 @@ def lacking(reserved: Reservation) -> str:
 
 def _taken(left: float) -> str:
     return "all taken" if left < 1e-6 else f"of which {left:g} are free"
+
+
+def tell_of_room(reserved: Reservation, least: int, say: Callable[[str], None] = notice) -> None:
+    """Tell in one line if the connected cluster has room for fewer actors than a pool begins with.
+
+    Those for which there is room begin, and Ray starts the others when nodes join or become free.
+
+    Args:
+        reserved: the pool.
+        least: how many actors it begins with.
+        say: receives the line.
+    """
+    if started_here():
+        return
+    free = state.available_resources_per_node().values()
+    room = max(sum(_fits(node, reserved) for node in free), 1)  # one was just waited for
+    if room < least:
+        count = sum(node["Alive"] for node in ray.nodes())
+        say(
+            f"{room:.0f} of {least} actors begin ({reserved.counted} {reserved.size}); the others "
+            f"wait for free CPUs and GPUs, or for nodes to join the {count} there"
+        )
+
+
+def _fits(free: dict[str, float], reserved: Reservation) -> float:
+    """Return how many actors find room in what is free on a node."""
+    wanted = (("CPU", reserved.num_cpus), ("GPU", reserved.num_gpus))
+    rooms = [(free.get(kind, 0.0) + 1e-6) // each for kind, each in wanted if each]
+    return min(rooms, default=float("inf"))

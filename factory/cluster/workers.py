@@ -6,10 +6,12 @@ number of actors of a pool between a smallest and a largest one.
 """
 
 import gc
+import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,20 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from factory.cluster.capacity import Reservation, require
-from factory.cluster.waiting import wait_for
+from factory.cluster.capacity import require
+from factory.cluster.tries import AGAIN, Tries
+from factory.cluster.waiting import tell_of_room, wait_for
+from factory.cluster.watch import Watch
+from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 1000, 50  # see `flow`
+WINDOW_ROWS, WINDOW_TURNS = 4000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
+PASSAGE = "passage"  # column of a row on its way, see `Followed`
+LEFT_OUT = "left_out"  # column of a row that was tried too often: what is said of it
+LOAD = "load"  # the stage in which an actor is made
+HANDED_ON = ("FACTORY_SYSTEMS",)  # the driver's environment that actors need, too
 REPORTED = (InputError, FaultError, OSError, torch.OutOfMemoryError)  # errors that become such rows
 
 
@@ -56,7 +65,8 @@ def runtime_env(threads: int) -> dict[str, Any]:
     hundreds of times a step costs more.
     """
     variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return {"env_vars": variables | {"GOMP_SPINCOUNT": SPINS}}
+    handed = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    return {"env_vars": variables | {"GOMP_SPINCOUNT": SPINS} | handed}
 
 
 class Guarded:
@@ -84,6 +94,41 @@ class Guarded:
             return reported(error, "")
 
 
+class Followed(Guarded):
+    """A guarded actor that notes what it begins, and so counts the processes that ended at a row.
+
+    A row has the column PASSAGE besides its own, for the watch.
+    """
+
+    def __init__(self, tries: Tries, stage: str, actor: type, *arguments: Any) -> None:
+        """Make the actor, unless its process ended there too often."""
+        self.tries, self.stage = tries, stage
+        mine = ray.get_runtime_context().get_actor_id() or ""  # the same in each process of it
+        if tries.begin(LOAD, mine) > AGAIN:
+            where = f"node {socket.gethostname()}"
+            said = f"{where}: the process of an actor ended {AGAIN + 1} times while it was made"
+            self.report = {FAILED: column(said)}
+        else:
+            super().__init__(actor, *arguments)
+        tries.end(LOAD, mine)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return the actor's row for a row, or one that holds an error or was tried too often."""
+        if self.report or {REFUSED, FAILED, LEFT_OUT} & set(batch):
+            return self.report or batch
+        (passage,) = batch.pop(PASSAGE)
+        ended = self.tries.begin(self.stage, passage.row, passage.size)
+        if ended > AGAIN:
+            self.tries.end(self.stage, passage.row)
+            times = f"{AGAIN + 1} processes ended at it"
+            return {LEFT_OUT: column(f"{passage.row} is left out: {times} ({self.stage})")}
+        started = time.monotonic()
+        row = super().__call__(batch)
+        passage = passage.through(self.stage, time.monotonic() - started, ended)
+        self.tries.end(self.stage, passage.row)
+        return row | {PASSAGE: column(passage)}
+
+
 def reported(error: Exception, what: str) -> dict[str, np.ndarray]:
     """Return a row with an error's text: in REFUSED if the user can mend it, else in FAILED."""
     said = " ".join(public(str(error)).split())
@@ -100,12 +145,12 @@ def column(value: Any) -> np.ndarray:
 
 
 def each(
-    rows: list[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
+    rows: Iterable[dict[str, Any]], actor: type, assignment: Any, reserved: Reservation
 ) -> Iterator[dict[str, Any]]:
     """Run an actor over rows, one row a call, on a pool of actors.
 
     Args:
-        rows: one dictionary a call; its values are pickled.
+        rows: one dictionary a call; its values are pickled. They are taken a window at a time.
         actor: a class whose instances map a batch of one row, {name: array of one}, to another.
         assignment: the one argument of each actor's constructor.
         reserved: the number of actors, and what one of them reserves.
@@ -115,19 +160,22 @@ def each(
             user's, such as weights that are missing on its node.
         FaultError: a disk, store or GPU failed, or an actor returned a row {"failed": why}.
     """
-    if not rows:
-        return
-    require([reserved])
-    pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
-    yield from flow(rows, [pool], "")
+    left = iter(rows)
+    for first in left:
+        require([reserved])
+        pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
+        yield from flow(chain([first], left), [pool], "")
 
 
 def flow(
-    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str
+    rows: Iterable[dict[str, Any]],
+    pools: Sequence[ActorPool],
+    what: str,
+    watch: Watch | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
-    Ray keeps about 15 kB of each row in the driver until its dataset is done, so only a window of
+    Ray keeps about 5 kB of each row in the driver until its dataset is done, so only a window of
     rows is handed over at once (docs/contracts.md 7). A window is large enough that starting the
     actors again costs little.
 
@@ -135,32 +183,56 @@ def flow(
         rows: one dictionary for each call of the first pool's actor.
         pools: the pools in the order in which a row passes through them.
         what: words before an error's text.
+        watch: names the rows and keeps what is said of them.
 
     Raises:
         InputError: an actor found a mistake of the user's.
-        FaultError: a disk, store or GPU failed.
+        FaultError: a disk, store or GPU failed, or a row was tried too often and the watch leaves
+            none out.
     """
+    watch = Watch() if watch is None else watch
     wait_for(pools[0].reserved)
+    tell_of_room(pools[0].reserved, pools[0].least)
+    with watch.watching():
+        yield from _flow(rows, pools, what, watch)
+
+
+def _flow(
+    rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: Watch
+) -> Iterator[dict[str, Any]]:
     window = max(WINDOW_ROWS, WINDOW_TURNS * sum(pool.reserved.size for pool in pools))
     left = iter(rows)
     while handed := list(islice(left, window)):
-        data = ray.data.from_items(handed, override_num_blocks=len(handed))
+        sent = [row | {PASSAGE: watch.passage(row)} for row in handed]
+        data = ray.data.from_items(sent, override_num_blocks=len(sent))
         for pool in pools:
-            data = _through(data, pool)
-        for row in data.iter_rows():
+            data = _through(data, pool, watch.tries)
+        for row in _rows(data):
             if REFUSED in row:
                 raise InputError(str(row[REFUSED]))
-            if FAILED in row:
-                raise FaultError(f"{what}{row[FAILED]}; the same command goes on from here")
+            if LEFT_OUT in row and watch.leaves_out:
+                watch.leave_out(str(row[LEFT_OUT]))
+                continue
+            if FAILED in row or LEFT_OUT in row:
+                said = row.get(FAILED) or row[LEFT_OUT]
+                raise FaultError(f"{what}{said}; the same command goes on from here")
+            watch.done(row.pop(PASSAGE))
             yield row
         gc.collect()  # Ray's objects of a finished dataset refer to each other
 
 
-def _through(data: Any, pool: ActorPool) -> Any:
+def _rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield each row as soon as it is there: `iter_rows` would hold it until there is another."""
+    for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for at in range(len(next(iter(batch.values()), ()))):
+            yield {name: values[at] for name, values in batch.items()}
+
+
+def _through(data: Any, pool: ActorPool, tries: Tries) -> Any:
     reserved = pool.reserved
     return data.map_batches(
-        type(pool.name, (Guarded,), {}),
-        fn_constructor_args=(pool.actor, *pool.arguments),
+        type(pool.name, (Followed,), {}),
+        fn_constructor_args=(tries, pool.name, pool.actor, *pool.arguments),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(

@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
-from factory import tracking
+from factory import stops, tracking
 from factory.commands import cli, comparison
 from factory.commands.chain import BENCHMARKS, JUDGE
-from factory.commands.comparison import LAYER, Comparison, Share
+from factory.commands.comparison import COMPARISON, LAYER, Comparison, Share
+from factory.datasets.store import Store
 from factory.evaluation.benchmarks import benchmark_folder
 from factory.recipe import FRRecipe, load
 
@@ -26,6 +27,9 @@ def job(given: argparse.Namespace) -> None:
     recipe = load(given.recipe, given.overrides, kind="fr")
     part = Share(given.identities, given.images_each)
     assert isinstance(recipe, FRRecipe)
+    out, store = Path(given.out), Store(given.out)
+    wanted = {"kind": "compare", "recipe": recipe.model_dump(mode="json", exclude={"data", "seed"})}
+    COMPARISON.check(store, wanted)
     datasets = comparison.named_datasets(given.real, given.dataset)
     counted = comparison.sizes(datasets, part, given.unequal)
     print("\n".join(f"{name}: {size} people" for name, size in counted.items()), flush=True)
@@ -39,21 +43,26 @@ def job(given: argparse.Namespace) -> None:
     if not given.resize:
         comparison.check_sizes(datasets, recipe, judge, benchmarks)
     measured = (*part.flags, *(() if given.r is None else (f"--r={given.r}",)))
-    out, uri = Path(given.out), tracking.resolve(given.tracking_uri)
-    comparison.write_sheets(datasets, out / "sheets")
+    uri = tracking.resolve(given.tracking_uri)
     what = {"datasets": datasets, "seeds": given.seeds, "judge": given.judge}
-    with tracking.run(uri, "compare", out.name, what) as tracked:
+    with (
+        store.lock("compare"),
+        tracking.run(uri, "compare", out.name, what, output=store.url) as tracked,
+        stops.keeping(lambda: "finished trainings are kept"),
+    ):
+        COMPARISON.write(store, wanted)
+        comparison.write_sheets(datasets, store)
         connect(given.address)
         address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
         chain = Comparison(out, address, uri, seeds, benchmarks, given.recipe, given.overrides,
                            given.judge, given.features or f"{given.judge}#{LAYER}", measured,
                            part=part.sets, resize=given.resize)  # fmt: skip
         results = chain.compare(datasets, recipe, counted)
-        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        store.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
         for name, row in results["rows"].items():
             tracked.metrics({f"{name}.{key}": row[key] for key in ("accuracy", "gap", "eer")})
         text = comparison.table(results["rows"])
-        (out / "table.md").write_text(text + "\n")
+        store.write("table.md", (text + "\n").encode())
         chain.step("report", "report", out)
         for name in ("results.json", "table.md", "report.html", "sheets"):
             tracked.artifact(out / name, "sheets" if name == "sheets" else "")

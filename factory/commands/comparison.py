@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from factory.commands.chain import WHOLE, Chain
+from factory.datasets.claim import Claim
 from factory.datasets.index import first_rows, index
 from factory.datasets.manifest import load_manifest
 from factory.datasets.store import Store, parted
@@ -19,6 +20,10 @@ from factory.recipe import FRRecipe, InputError, keyless
 from factory.recognition.images import NamedEmbedder, decode, fitted
 from factory.training.output import kept
 
+# Rows may be added; each training has a claim of its own, and measures are made again.
+COMPARISON = Claim(
+    "comparison.json", "the comparison", free=("recipe.engine.", "recipe.checkpoint.")
+)
 LAYER = "layer2"  # an early layer: in identity embeddings, other people cover almost nothing
 ALIKE = 0.01  # share by which equal parts may differ, since some slots stay empty
 SHOWN = ("uniqueness", "consistency", "eer", "spread")  # measures of a dataset
@@ -82,7 +87,9 @@ def named_datasets(real: str, urls: Sequence[str]) -> dict[str, str]:
     for url in urls:
         name = Path(parted(url)[0]).name
         if name in found:
-            raise InputError(f"datasets: two rows {name!r}; accepted are folders of unlike names")
+            raise InputError(
+                f"datasets: two folders are called {name!r}, which would name two rows; rename one"
+            )
         found[name] = url
     for name, url in found.items():
         load_manifest(Store(keyless(url, what=f"dataset {name}: ")))
@@ -103,7 +110,9 @@ def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> di
     found = {name: _size(url, part) for name, url in datasets.items()}
     for name, size in found.items():
         if part.identities is not None and size.people < part.identities:
-            raise InputError(f"--identities {part.identities}: {name} has {size.people:,}")
+            raise InputError(
+                f"--identities {part.identities}: dataset {name} has only {size.people:,}"
+            )
     largest = max(found.values(), key=lambda size: (size.images, size.people))
     if not unequal and not all(size.like(largest) for size in found.values()):
         listed = ", ".join(f"{name} {size} people" for name, size in found.items())
@@ -220,17 +229,16 @@ def _row(
     }
 
 
-def write_sheets(datasets: Mapping[str, str], folder: Path) -> None:
-    """Write NAME.jpg for each dataset: the first images of its first identities, one row each.
+def write_sheets(datasets: Mapping[str, str], store: Store) -> None:
+    """Write sheets/NAME.jpg for each dataset: first images of first identities, one row each.
 
     Nothing is selected.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, url in datasets.items():
         made = ContactSheet()
         for sample in samples(Store(url)):
             made.see(sample.label, sample.encoded)
-        (folder / f"{name}.jpg").write_bytes(made.jpeg())
+        store.write(f"sheets/{name}.jpg", made.jpeg())
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -17,14 +17,14 @@ from factory.datasets.compose import compose
 from factory.datasets.composition import Composition
 from factory.datasets.materialise import materialise
 from factory.datasets.store import Store
-from factory.recipe import ComposeRecipe, load
+from factory.recipe import ComposeRecipe, Weights, load
 
 
-def recognizer(reference: str) -> Any:
+def recognizer(weights: Weights) -> Any:
     """Load the recognizer that measures a centre_band; most compositions need none."""
-    from factory.recognition.recognizers import load_recognizer
+    from factory.recognition.recognizers import checked_recognizer
 
-    return load_recognizer(reference)
+    return checked_recognizer(weights)
 
 
 def job(arguments: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
-from factory import tracking
+from factory import stops, tracking
 from factory.commands import cli
+from factory.datasets.store import Store
 
 
 def job(arguments: argparse.Namespace) -> None:
@@ -21,14 +22,21 @@ def job(arguments: argparse.Namespace) -> None:
 
     from factory.cluster.connect import connect
     from factory.commands.chain import BENCHMARKS
-    from factory.commands.demonstration import Demo, show
+    from factory.commands.demonstration import DEMO, Demo, show
     from factory.evaluation.benchmarks import benchmark_folder
 
-    run = Path(arguments.out)
-    run.mkdir(parents=True, exist_ok=True)
+    run, store = Path(arguments.out), Store(arguments.out)
     uri = tracking.resolve(arguments.tracking_uri)
     given = {name: getattr(arguments, name) for name in ("out", "smallest", "full", "seeds")}
-    with tracking.run(uri, "demo", run.name, given) as tracked:
+    sizes = {name: getattr(arguments, name) for name in ("smallest", "full", "from_scratch")}
+    wanted = {"kind": "demo", **sizes}
+    DEMO.check(store, wanted)
+    with (
+        store.lock("demo"),
+        tracking.run(uri, "demo", run.name, given, output=store.url) as tracked,
+        stops.keeping(lambda: "finished steps are kept"),
+    ):
+        DEMO.write(store, wanted)
         connect(arguments.address)
         address = ray.get_runtime_context().gcs_address
         seeds, benchmarks = range(1, arguments.seeds + 1), benchmark_folder(BENCHMARKS)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from factory.commands.chain import JUDGE, RECIPES, Chain
-from factory.datasets.claim import read_claim
+from factory.datasets.claim import Claim, read_claim
 from factory.datasets.provenance import models
 from factory.datasets.store import Store
 from factory.evaluation.gap import gap
 from factory.recipe import GenerateRecipe, Weights, held, parse
 from factory.training.output import RECIPE
 
+DEMO = Claim("demo.json", "the demo")
 CONTROL = "synthetic_shuffled_labels"
 ROWS = {
     "real": ("real", ()),
@@ -162,10 +163,9 @@ class Demo(Chain):
             "smallest": self.smallest,
             "full": self.full,
         }
-        path = self.run / "results.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        Store(self.run).write("results.json", (json.dumps(results, indent=1) + "\n").encode())
         self.step("report", "report", self.run)
-        return path
+        return self.run / "results.json"
 
 
 def _located(name: str, location: str) -> tuple[str, ...]:

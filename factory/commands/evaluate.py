@@ -10,11 +10,11 @@ tinyface reports closed-set rank-1 and rank-5.
 
 import argparse
 import json
-from pathlib import Path
 from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
+from factory.datasets.store import write_file
 from factory.evaluation.protocols import PROTOCOLS, SWITCHES, evaluate
 from factory.evaluation.tables import show
 from factory.recipe import public
@@ -38,7 +38,7 @@ def job(arguments: argparse.Namespace) -> None:
     who["location"] = public(arguments.recognizer)
     if arguments.json:
         content = {"recognizer": who, **found.content}
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_file(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
     given = {"recognizer": who, "benchmarks": arguments.benchmarks, "protocol": arguments.protocol}
     with tracking.run(arguments.tracking_uri, "evaluate", recognizer.name, given | options) as run:
         run.metrics(found.metrics)

@@ -30,12 +30,12 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.cluster.connect import connect
     from factory.cluster.precision import settled
     from factory.datasets.provenance import pinned, versions
-    from factory.generation.run import check_sources, fill, preflight
+    from factory.generation.run import Show, check_sources, fill, preflight
 
     handed_down = check_sources(recipe)
     store = Store(arguments.out)
     recipe = kept(store, pinned(recipe))
-    check_claim(store, recipe, versions(), arguments.extend)
+    check_claim(store, recipe, versions(recipe.weights), arguments.extend)
     connect(arguments.address)
     preflight(recipe)
     recipe = settled(recipe, print)
@@ -45,15 +45,16 @@ def job(arguments: argparse.Namespace) -> None:
             arguments.tracking_uri, "generate", recipe.name, recipe, output=store.url
         ) as tracked,
     ):
-        made = fill(recipe, lock, handed_down, ProgressLine(), arguments.extend)
-        manifest = made.manifest
-        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions()))
-        tracked.metrics({"images": manifest.totals.kept, "planned": manifest.totals.planned})
-        tracked.metrics({f"rejects/{k}": v for k, v in manifest.totals.reasons.items()})
-        tracked.metrics({f"seconds/{k}": v for k, v in manifest.totals.seconds.items()})
+        line = ProgressLine()
+        with tracking.paced(tracked, "shards") as note:
+            made = fill(recipe, lock, handed_down, line, arguments.extend, Show(line, note))
+        tracked.dataset(recipe.name, store.url, content_digest(recipe, versions(recipe.weights)))
+        tracked.metrics({"images": made.totals.kept, "planned": made.totals.planned})
+        tracked.metrics({f"rejects/{k}": v for k, v in made.totals.reasons.items()})
+        tracked.metrics({f"seconds/{k}": v for k, v in made.totals.seconds.items()})
     print(
-        f"{store.url}: {manifest.totals.kept} of {manifest.totals.planned} images in "
-        f"{len(manifest.shards)} shards, {len(manifest.shards) - made.found} made now"
+        f"{store.url}: {made.totals.kept} of {made.totals.planned} images in "
+        f"{made.shards} shards, {made.shards - made.found} made now"
     )
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 from factory import tracking
 from factory.cluster.progress import ProgressLine
 from factory.commands import cli
+from factory.datasets.claim import claimed
 from factory.datasets.store import Store
 from factory.recipe import BankRecipe, load
 
@@ -20,12 +21,13 @@ def job(arguments: argparse.Namespace) -> None:
     """Check everything, then make and embed candidates, choose among them, and commit."""
     recipe = load(arguments.recipe, arguments.overrides, kind="bank")
     assert isinstance(recipe, BankRecipe)
-    from factory.cluster.capacity import makers, require
+    from factory.cluster.capacity import require
     from factory.cluster.connect import connect
     from factory.datasets.images import contents_digest
     from factory.datasets.provenance import models
     from factory.generation.run import preflight
     from factory.generation.selection import check, make_bank
+    from factory.nodes import makers
     from factory.systems import create
 
     models(recipe.weights)
@@ -34,6 +36,7 @@ def job(arguments: argparse.Namespace) -> None:
         models(recipe.generate.weights)
         create(recipe.generate)
     store = Store(arguments.out)
+    claimed(store, recipe.kind)
     connect(arguments.address)
     require([makers(recipe.workers)])
     if recipe.generate is not None:

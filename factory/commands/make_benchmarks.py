@@ -4,12 +4,11 @@ factory make_benchmarks --out runs/benchmarks --pairs 1000 --size 64
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.evaluation.benchmarks import MANIFEST, write_benchmarks
+from factory.evaluation.benchmarks import check_folder, write_benchmarks
 from factory.evaluation.verification import FOLDS
 from factory.recipe import InputError
 from factory.studio.benchmarks import MOST_PAIRS
@@ -25,14 +24,8 @@ def job(arguments: argparse.Namespace) -> None:
         raise InputError(f"--size {arguments.size}; accepted is 16 to 1024 pixels")
     made = {key: getattr(arguments, key) for key in ("pairs", "size", "seed")}
     folder = Path(arguments.out)
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        earlier = json.loads(manifest.read_text())
-        if {key: earlier.get(key) for key in made} != made:
-            raise InputError(
-                f"--out {folder}: it holds benchmarks of other settings; accepted is another folder"
-            )
-    write_benchmarks(folder, **made, say=print)
+    check_folder(folder, **made)
+    write_benchmarks(folder, **made, say=lambda line: print(line, flush=True))
 
 
 def main() -> NoReturn:

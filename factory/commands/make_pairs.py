@@ -66,8 +66,8 @@ def _listed(arguments: argparse.Namespace, to: Path) -> None:
         given = getattr(arguments, flag)
         if given != unsaid:
             raise InputError(
-                f"--{flag} {given}: with --pairs FILE the file says which pairs; accepted is one "
-                "of them"
+                f"--{flag} {given}: with --pairs FILE the file alone says which pairs; leave out "
+                f"--{flag}, or give a number as --pairs"
             )
     packed = write_listed_pairs(Store(arguments.url), to, Path(arguments.pairs))
     print(f"{to}: {packed.pairs} pairs of {packed.images} images, sha256 {packed.sha256[:16]}")

@@ -9,13 +9,14 @@ Report the figures of a judge: a recognizer that no generator, loss or screen ha
 
 import argparse
 import json
-from pathlib import Path
 from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
+from factory.datasets.store import write_file
 from factory.evaluation.beside import FLAGS, Beside
 from factory.evaluation.dataset import embed_dataset, finished
+from factory.evaluation.embedding import check_tasks, embed_by_pool
 from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
 from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure, write_faces
 from factory.evaluation.tables import show
@@ -27,24 +28,30 @@ def job(given: argparse.Namespace) -> None:
     if given.r is not None and not -1 <= given.r <= 1:
         raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
     store = finished(given.url)
-    real = real_datasets(store, given.against, given.held_out, given.tasks)
+    real = real_datasets(store, given.against, given.held_out)
+    check_tasks(given.tasks, given.identities, given.images_each)
     from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(given.recognizer)
     beside = Beside.of(given)
-    embedded = embed_dataset(store, recognizer, given.identities, given.images_each, given.resize)
+    if given.tasks:
+        from factory.cluster.connect import connect
+
+        connect(given.address)
+        embedded = embed_by_pool(
+            store, given.recognizer, recognizer.sha256, given.tasks, given.resize
+        )
+    else:
+        chosen = given.identities, given.images_each
+        embedded = embed_dataset(store, recognizer, *chosen, given.resize)
     radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
-    found = measure(embedded, radius)
+    found = measure(embedded, radius, tasks=given.tasks)
     numbers = {name: found[name] for name in SHOWN if found[name] is not None}
     cli.show({name: f"{numbers[name]:.6g}" if name in numbers else "unresolved" for name in SHOWN})
     print(f"{found['genuine_choice']}; {found['impostor_choice']}; under {recognizer.name}")
     for line in write_faces(embedded, recognizer.sha256, given.embeddings, given.centres):
         print(line)
     if real:
-        if given.tasks:
-            from factory.cluster.connect import connect
-
-            connect(given.address)
         how = (radius, real, given.resize, given.tasks)
         found["leakage"] = of_datasets(store, embedded, recognizer, *how)
         show(tables(found["leakage"]))
@@ -55,7 +62,7 @@ def job(given: argparse.Namespace) -> None:
     who = {"name": recognizer.name, "sha256": recognizer.sha256, "licence": recognizer.licence}
     what = {"dataset": store.url, "recognizer": who}
     if given.json:
-        Path(given.json).write_text(json.dumps({**what, **found}, indent=1) + "\n")
+        write_file(given.json, (json.dumps({**what, **found}, indent=1) + "\n").encode())
     with tracking.run(given.tracking_uri, "measure", recognizer.name, what) as run:
         run.metrics(numbers)
 
@@ -75,7 +82,7 @@ def main() -> NoReturn:
     parser.add_argument(
         "--held-out", default="", help="leakage: real faces that the generator has not seen"
     )
-    parser.add_argument("--tasks", type=int, default=0, help="leakage: search in N Ray tasks")
+    parser.add_argument("--tasks", type=int, default=0, help="embed and search in N Ray tasks")
     parser.add_argument(
         "--embeddings", type=cli.file, default="", help="also write the embeddings here"
     )

@@ -1,26 +1,50 @@
-"""Print what a generate recipe will make and what that will cost; read and write nothing else.
+"""Print what a generate recipe will make, reserve and cost; write nothing.
 
-factory plan desk/generate/idiff_face.yaml
+factory plan desk/generate/idiff_face.yaml --cluster cluster.yaml
+
+With --cluster, or FACTORY_GROWS_TO in the environment, it counts the nodes that this takes and
+refuses what they cannot hold.
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
+from factory.nodes import GROWS_TO, Group, cluster_groups, grows_to
 from factory.plan import describe
-from factory.recipe import GenerateRecipe, load
+from factory.recipe import GenerateRecipe, InputError, load, yaml_values
 
 
 def job(arguments: argparse.Namespace) -> None:
-    """Check the recipe as generate does; print shards, counts, bytes and actor-hours."""
+    """Check the recipe as generate does; print shards, counts, bytes, nodes and hours."""
     recipe = load(arguments.recipe, arguments.overrides, kind="generate")
     assert isinstance(recipe, GenerateRecipe)
     from factory.systems import create
 
     create(recipe)
-    cli.show(describe(recipe))
+    cli.show(describe(recipe, _groups(arguments.cluster)))
+
+
+def _groups(file: str) -> list[Group]:
+    """Return the groups of the cluster file, else those of FACTORY_GROWS_TO, else none."""
+    if not file:
+        said = os.environ.get(GROWS_TO, "")
+        return grows_to(said) if said else []
+    try:
+        text = Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--cluster {file}: {error}; accepted is a cluster file of Ray's"
+        ) from None
+    return cluster_groups(yaml_values(text, f"--cluster {file}"), f"--cluster {file}")
 
 
 def main() -> NoReturn:
     """Read the command line and run."""
-    cli.run(cli.parser(__doc__, recipe="a generate recipe (YAML)"), job)
+    parser = cli.parser(__doc__, recipe="a generate recipe (YAML)")
+    parser.add_argument(
+        "--cluster", metavar="FILE", default="", help="cluster file of Ray's that must hold it"
+    )
+    cli.run(parser, job)

@@ -24,7 +24,10 @@ def job(arguments: argparse.Namespace) -> None:
     store = Store(arguments.url)
     if is_sweep(store):
         if arguments.measures:
-            raise InputError(f"--measures {arguments.measures[0]}: {store.url} is a sweep")
+            raise InputError(
+                f"--measures {arguments.measures[0]}: only a dataset takes these, {store.url} is a "
+                "sweep"
+            )
         text = sweep_page(store)
     else:
         text = page(collect(arguments.url, arguments.measures))

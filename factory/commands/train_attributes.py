@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from factory import tracking
 from factory.commands import cli
+from factory.datasets.store import Store
 from factory.recipe import InputError
 
 
@@ -22,17 +23,24 @@ def job(arguments: argparse.Namespace) -> None:
     import torch
 
     from factory.recognition.attributes import STUDIO
-    from factory.training.attributes import train_attributes
+    from factory.training.attributes import plan, train_attributes
 
     torch.set_num_threads(arguments.threads)
     given = {name: getattr(arguments, name) for name in ("epochs", "seed", "licence", "identities")}
     dataset = {"dataset": arguments.url}
-    with tracking.run(
-        arguments.tracking_uri, "train_attributes", "attributes", given | dataset
-    ) as run:
-        record = train_attributes(
-            arguments.url, arguments.out, say=lambda line: print(line, flush=True), **given
-        )
+    store = Store(arguments.out)
+    training = plan(arguments.url, arguments.out, **given)
+    with (
+        store.lock("train_attributes"),
+        tracking.run(
+            arguments.tracking_uri,
+            "train_attributes",
+            "attributes",
+            given | dataset,
+            output=store.url,
+        ) as run,
+    ):
+        record = train_attributes(training, lambda line: print(line, flush=True))
         run.metrics({"error": record["error"]})
     print(f"held out: {record['held_out_images']} images; mean absolute error, beside the median's")
     for name, error in record["error"].items():

@@ -34,6 +34,7 @@ def job(arguments: argparse.Namespace) -> None:
     if done is not None:
         print(f"{below(store.url, done['file'])}: finished already, {done['steps']} steps")
         return
+    output.check_data(recipe)
     connect(arguments.address)
     engine = recipe.engine
     require([trainers(engine)])

@@ -2,16 +2,19 @@
 
 factory verify runs/faces
 factory verify runs/faces --repair     # then run generate again
+factory verify s3://BUCKET/faces --address auto --tasks 64
 """
 
 import argparse
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import NoReturn
 
 from factory.commands import cli
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import load_manifest
+from factory.datasets.patience import alone
 from factory.datasets.store import Store
 from factory.datasets.verify import repair, verify
 from factory.recipe.errors import DONE
@@ -20,12 +23,20 @@ from factory.recipe.errors import DONE
 def job(arguments: argparse.Namespace) -> int:
     """Verify; with --repair also remove what generate has to make again."""
     store = Store(arguments.url)
-    start, removed = time.monotonic(), []
+    start, removed, spread = time.monotonic(), [], alone
+    if arguments.tasks < 0:
+        raise cli.InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
+    if arguments.tasks:
+        from factory.cluster.connect import connect
+        from factory.cluster.ranges import over_tasks
+
+        connect(arguments.address)
+        spread = partial(over_tasks, most=arguments.tasks)
     # The lock keeps a shard that is just being committed from being reported as faulty. Without
     # a dataset no lock is taken, since the lock would make the folder.
     locked = arguments.repair and store.exists(CLAIM)
     with store.lock("verify --repair") if locked else nullcontext():
-        faults = verify(store)
+        faults = verify(store, spread=spread)
         for fault in faults:
             print(fault)
         if locked:
@@ -49,5 +60,6 @@ def job(arguments: argparse.Namespace) -> int:
 def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
+    parser.add_argument("--tasks", type=int, default=0, help="check in N Ray tasks at a time")
     parser.add_argument("--repair", action="store_true", help="remove faulty files")
     cli.run(parser, job)

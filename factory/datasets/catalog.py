@@ -36,47 +36,40 @@ _RELEASE = "https://github.com/deepinsight/insightface/releases/download/model-z
 _BY_HAND = "download the archive from the page and unpack it below ~/.insightface/models"
 _TRAINED_ON = "trained on photographs collected from the web; ask the publisher for other terms"
 
+_LANDMARKS = ("1k3d68", "2d106det", "genderage")
+
+
+def _pack(name: str, files: tuple[str, ...], note: str, archive: str = "") -> Entry:
+    """Return the entry of a pack of insightface's model zoo."""
+    return Entry(name, files, RESEARCH, _ZOO, note, pack=True, archive=archive)
+
+
 CATALOG = (
-    Entry(
+    _pack(
         "buffalo_l",
-        ("w600k_r50", "det_10g", "1k3d68", "2d106det", "genderage"),
-        RESEARCH,
-        _ZOO,
+        ("w600k_r50", "det_10g", *_LANDMARKS),
         "ResNet50 on WebFace600K, detector SCRFD-10GF",
-        pack=True,
-        archive=f"{_RELEASE}/buffalo_l.zip",
+        f"{_RELEASE}/buffalo_l.zip",
     ),
-    Entry(
+    _pack(
         "buffalo_m",
-        ("w600k_r50", "det_2.5g", "1k3d68", "2d106det", "genderage"),
-        RESEARCH,
-        _ZOO,
+        ("w600k_r50", "det_2.5g", *_LANDMARKS),
         "ResNet50 on WebFace600K, detector SCRFD-2.5GF",
-        pack=True,
     ),
-    Entry(
+    _pack(
         "buffalo_s",
-        ("w600k_mbf", "det_500m", "1k3d68", "2d106det", "genderage"),
-        RESEARCH,
-        _ZOO,
+        ("w600k_mbf", "det_500m", *_LANDMARKS),
         "MobileFaceNet on WebFace600K, detector SCRFD-500MF",
-        pack=True,
     ),
-    Entry(
+    _pack(
         "buffalo_sc",
         ("w600k_mbf", "det_500m"),
-        RESEARCH,
-        _ZOO,
         "MobileFaceNet on WebFace600K, detector SCRFD-500MF",
-        pack=True,
     ),
-    Entry(
+    _pack(
         "antelopev2",
-        ("glintr100", "scrfd_10g_bnkps", "1k3d68", "2d106det", "genderage"),
-        RESEARCH,
-        _ZOO,
+        ("glintr100", "scrfd_10g_bnkps", *_LANDMARKS),
         "ResNet100 on Glint360K, detector SCRFD-10GF",
-        pack=True,
     ),
     Entry(
         "arcface_torch",
@@ -120,6 +113,14 @@ CATALOG = (
         "CC-BY-NC-SA-4.0",
         "https://github.com/fdbtrs/IDiff-Face",
         "25 % and 50 % CPD have files of one name; trained on FFHQ",
+    ),
+    Entry(
+        "Arc2Face",
+        ("arc2face",),
+        "MIT",
+        "https://huggingface.co/FoivosPar/Arc2Face",
+        "MIT as the authors state it; trained further from Stable Diffusion 1.5, whose CreativeML "
+        "OpenRAIL-M reaches what is made from it; trained on WebFace42M, FFHQ and CelebA-HQ",
     ),
     Entry(
         "VQ-f4 of latent-diffusion",

@@ -6,14 +6,13 @@ computed.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from factory.datasets.decode import decode
 from factory.datasets.embeddings import Embedder, embeddings_file, read_embeddings, write_embeddings
-from factory.datasets.index import IMAGES, Contents, Copies, Index, cache_home
-from factory.datasets.store import Store
+from factory.datasets.index import IMAGES, Contents, Copies, Index
+from factory.datasets.store import Store, cache_home
 from factory.datasets.tar import members
 from factory.recipe import InputError
 
@@ -26,7 +25,6 @@ def pool_embeddings(
     index: Index,
     recognizer_sha256: str,
     load: Callable[[], Embedder],
-    cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
     """Return the raw embeddings of a dataset's images, float32 [N, D], in the order of its index.
@@ -37,13 +35,12 @@ def pool_embeddings(
         index: the index of its N > 0 samples.
         recognizer_sha256: sha256 of the recognizer's weights.
         load: loads the recognizer; called only if a shard's embeddings must be computed.
-        cache: folder of the cache; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress for each shard that is computed.
 
     Raises:
         InputError: an image cannot be read, or has another size than the recognizer takes.
     """
-    kept, copies = Store(cache or cache_home()), Copies(store, shards, cache)
+    kept, copies = Store(cache_home()), Copies(store, shards)
     found: np.ndarray | None = None
     for number, name in enumerate(index.shards):
         rows, tar = np.flatnonzero(index.shard == number), shards[name]
@@ -59,8 +56,8 @@ def pool_embeddings(
             keys, vectors = read_embeddings(kept, tar, tar, recognizer_sha256)
         if not np.array_equal(np.array(keys, np.bytes_), index.keys[rows]):
             raise InputError(
-                f"dataset {store.url}: the embeddings of shard {name} are of other keys; delete "
-                f"{embeddings_file(recognizer_sha256, name)}"
+                f"dataset {store.url}: the kept embeddings of shard {name} belong to other images; "
+                f"delete {embeddings_file(recognizer_sha256, name)}, and they are computed again"
             )
         if found is None:
             found = np.empty((len(index), vectors.shape[1]), np.float32)

@@ -218,9 +218,9 @@ def check_claim(
     here = content_digest(recipe, versions)
     if found["content_digest"] != here:
         raise InputError(
-            f"--out {store.url}: made with other library versions (content digest "
-            f"{found['content_digest']} there, {here} here); accepted are those its shard "
-            "manifests state"
+            f"--out {store.url}: its images were made with other versions of the libraries, so "
+            f"that new ones would differ (content digest {found['content_digest']} there, {here} "
+            "here); install the versions that its shard manifests state, or give another folder"
         )
     grown = tuple((count, images) for count, images in found["grown"])
     if not differing:
@@ -228,15 +228,11 @@ def check_claim(
     asked = found["recipe"]["identities"]
     was = (asked["count"], asked["images_each"])
     now = (recipe.identities.count, recipe.identities.images_each)
-    if now[0] < was[0] or now[1] < was[1]:
+    shrinks = now[0] < was[0] or now[1] < was[1]
+    if shrinks or not extend:
         raise InputError(
             f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
-            f"{was[0]} x {was[1]}; a dataset only grows"
-        )
-    if not extend:
-        raise InputError(
-            f"identities.count x images_each: {now[0]} x {now[1]}, the dataset in {store.url} has "
-            f"{was[0]} x {was[1]}; --extend grows it"
+            f"{was[0]} x {was[1]}; {'a dataset only grows' if shrinks else '--extend grows it'}"
         )
     return (*grown, was)
 

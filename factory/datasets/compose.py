@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,19 +27,18 @@ from factory.datasets.composition import (
     load_composition,
 )
 from factory.datasets.decode import decode
-from factory.datasets.embeddings import Embedder
 from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
 from factory.datasets.provenance import Model, licence_of
 from factory.datasets.store import Store
-from factory.recipe import ComposeRecipe, InputError, PoolView, digest
+from factory.recipe import ComposeRecipe, InputError, PoolView, Weights, digest
 from factory.seeding import seed64
 
 VIEW = Claim(COMPOSITION, "the composition", own=(INDEX,))  # written last, as the commit
 
 Say = Callable[[str], None]
-Load = Callable[[str], Any]
+Load = Callable[[Weights], Any]
 
 
 class TooFewError(InputError):
@@ -90,7 +88,6 @@ class Chosen:
 def compose(
     recipe: ComposeRecipe,
     out: Store,
-    cache: Path | None = None,
     say: Say = lambda line: None,
     load: Load | None = None,
 ) -> Composition:
@@ -102,9 +99,8 @@ def compose(
     Args:
         recipe: the compose recipe.
         out: the composition's folder; the caller holds `out.lock`.
-        cache: folder of indexes and embeddings; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress now and then.
-        load: loads the recognizer of a location, for pools with a `centre_band`.
+        load: loads a recognizer and checks its sha256, for pools with a `centre_band`.
 
     Raises:
         TooFewError: a pool holds fewer images or identities than the recipe asks for.
@@ -114,9 +110,7 @@ def compose(
     _refuse_other(out, recipe)
     shares = budget(recipe)
     pools = [
-        _opened(name, recipe.pools[name], cache)
-        for name in sorted(recipe.pools)
-        if shares[name] != 0
+        _opened(name, recipe.pools[name]) for name in sorted(recipe.pools) if shares[name] != 0
     ]
     _refuse_repeated(pools)
     recognizer = _Recognizer(recipe, load)
@@ -132,7 +126,7 @@ def compose(
                     f"{recipe.images} images; raise images or its weight"
                 )
             among = np.unique(other.index.labels[taken[base].rows])
-        cosines = _cosines(pool, recognizer, cache, say) if pool.view.centre_band else None
+        cosines = _cosines(pool, recognizer, say) if pool.view.centre_band else None
         taken[pool.name] = select(
             pool.name, pool.view, recipe.seed, pool.index, shares[pool.name], among, cosines
         )
@@ -204,8 +198,8 @@ def select(
     if view.identities is not None:
         if len(people) < view.identities:
             raise TooFewError(
-                f"recipe field pools.{name}.identities: {view.identities}; {len(people)} qualify"
-                f"{_criteria(view)}"
+                f"recipe field pools.{name}.identities: {view.identities}, but only {len(people)} "
+                f"qualify{_criteria(view)}"
             )
         people = people[: view.identities]
         rows = rows[np.isin(index.labels[rows], people)]
@@ -221,7 +215,8 @@ def select(
         wanted = share // view.repeat
         if not wanted:
             raise TooFewError(
-                f"recipe field pools.{name}.repeat: {view.repeat}; its share is {share} images"
+                f"recipe field pools.{name}.repeat: {view.repeat}, but the pool's share is only "
+                f"{share} images; lower repeat, or raise images or the pool's weight"
             )
         if len(order) < wanted:
             raise TooFewError(
@@ -235,8 +230,9 @@ def select(
         met = len(np.unique(index.labels[order]))
         if view.identities is not None and met < view.identities:
             raise TooFewError(
-                f"recipe field pools.{name}.identities: {view.identities}; its share of {share} "
-                f"images ends after {met} of them; accepted are up to {met}, or a larger share"
+                f"recipe field pools.{name}.identities: {view.identities}, but the pool's share of "
+                f"{share} images is used up after {met} of them; ask for {met} or fewer, or raise "
+                "images or the pool's weight"
             )
     rows = np.sort(order)
     if not len(rows):
@@ -253,39 +249,25 @@ class _Recognizer:
         self._load = load
         self._loaded: Any = None
 
-    def load(self) -> Embedder:
+    def load(self) -> Any:
         assert self.weights is not None and self._load is not None, "a band is measured"
         if self._loaded is None:
-            self._loaded = self._load(self.weights.location)
-            stated = self.weights.sha256
-            if stated and self._loaded.sha256 != stated:
-                raise InputError(
-                    f"recipe field recognizer.sha256: {stated}, but {self.weights.location} has "
-                    f"{self._loaded.sha256}"
-                )
+            self._loaded = self._load(self.weights)
         return self._loaded
 
     @property
     def sha256(self) -> str:
         assert self.weights is not None
-        if not self.weights.sha256:
-            self.load()
-            return self._loaded.sha256
-        return self.weights.sha256
+        return self.weights.sha256 or self.load().sha256
 
     def models(self) -> list[Model]:
         """Return the recognizer as a model that touched the composition, if there is a band."""
         if self.weights is None:
             return []
-        part = self.weights
-        return [
-            Model(
-                name="centre_band recognizer",
-                location=part.location,
-                sha256=self.sha256,
-                licence=licence_of(part, "recipe field recognizer.location"),
-            )
-        ]
+        what = "recipe field recognizer.location"
+        licence = licence_of(self.weights, what)
+        name, location = "centre_band recognizer", self.weights.location
+        return [Model(name=name, location=location, sha256=self.sha256, licence=licence)]
 
 
 def _banded(recipe: ComposeRecipe) -> bool:
@@ -300,7 +282,7 @@ def _refuse_other(out: Store, recipe: ComposeRecipe) -> None:
             raise VIEW.another(out, differing)
 
 
-def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
+def _opened(name: str, view: PoolView) -> OpenPool:
     field = f"recipe field pools.{name}"
     store = Store(view.url)
     try:
@@ -312,7 +294,7 @@ def _opened(name: str, view: PoolView, cache: Path | None) -> OpenPool:
             f"{field}.content_digest: {view.content_digest}, but {store.url} has "
             f"{manifest.content_digest}; accepted is the dataset the recipe was written for"
         )
-    found = index(store, {entry.name: entry.sha256 for entry in manifest.shards}, cache)
+    found = index(store, {entry.name: entry.sha256 for entry in manifest.shards})
     if not len(found):
         raise InputError(f"{field}.url: {store.url} holds no image")
     return OpenPool(name, view, store, manifest, found)
@@ -326,19 +308,19 @@ def _refuse_repeated(pools: list[OpenPool]) -> None:
             one, two = (p.view.identities_of or p.name for p in (pool, other))
             if pool.manifest.content_digest == other.manifest.content_digest and one != two:
                 raise InputError(
-                    f"{field}.url: the content of pool {other.name}, whose people would get two "
-                    f"labels; accepted is identities_of: {other.name}"
+                    f"{field}.url: it holds the same images as pool {other.name}, so that each "
+                    f"person would get two labels; identities_of: {other.name} gives them one"
                 )
         if pool.image_size != pools[0].image_size:
             raise InputError(
-                f"{field}.url: images of {pool.image_size} pixels, pool {pools[0].name} has "
-                f"{pools[0].image_size}"
+                f"{field}.url: its images have {pool.image_size} pixels, those of pool "
+                f"{pools[0].name} have {pools[0].image_size}; all pools must have one size"
             )
 
 
-def _cosines(pool: OpenPool, recognizer: _Recognizer, cache: Path | None, say: Say) -> np.ndarray:
+def _cosines(pool: OpenPool, recognizer: _Recognizer, say: Say) -> np.ndarray:
     embedded = pool_embeddings(
-        pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, cache, say
+        pool.store, pool.shards, pool.index, recognizer.sha256, recognizer.load, say
     )
     return centre_cosines(embedded, pool.index.labels)
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from factory.datasets.claim import COMPOSITION, read_claim
 from factory.datasets.index import Copies, column
-from factory.datasets.manifest import DatasetManifest, Sha256, load_manifest, merged
+from factory.datasets.manifest import DatasetManifest, Sha256, first_fault, load_manifest, merged
 from factory.datasets.provenance import Model
 from factory.datasets.store import Store
 from factory.recipe import InputError, Natural, Part
@@ -157,9 +157,7 @@ def load_composition(store: Store) -> Composition:
     try:
         return Composition.model_validate_json(store.read(COMPOSITION))
     except ValidationError as error:
-        what = error.errors()[0]
-        field = ".".join(str(part) for part in what["loc"]) or "(whole)"
-        raise InputError(f"{store.url}/{COMPOSITION}: {field}: {what['msg']}") from None
+        raise InputError(f"{store.url}/{COMPOSITION}: {first_fault(error)}") from None
 
 
 def read_rows(store: Store, composition: Composition) -> Rows:
@@ -190,7 +188,7 @@ def read_rows(store: Store, composition: Composition) -> Rows:
     )
 
 
-def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> list[Path]:
+def local_shards(composition: Composition, rows: Rows) -> list[Path]:
     """Return a local path of each of `rows.shards`; remote ones are copied to the cache once.
 
     Raises:
@@ -202,7 +200,7 @@ def local_shards(composition: Composition, rows: Rows, cache: Path | None) -> li
         used = [shard for pool, shard in rows.shards if pool == number]
         manifest = pool_manifest(name, taken, used)
         held = {entry.name: entry.sha256 for entry in manifest.shards}
-        copied = Copies(Store(taken.url), held, cache).fetch(used)
+        copied = Copies(Store(taken.url), held).fetch(used)
         paths |= {(number, shard): path for shard, path in zip(used, copied, strict=True)}
     return [paths[shard] for shard in rows.shards]
 
@@ -222,8 +220,8 @@ def pool_manifest(name: str, taken: Taken, used: Iterable[str]) -> DatasetManife
     manifest = load_manifest(store)
     if manifest.content_digest != taken.content_digest:
         raise InputError(
-            f"composition's pool {name}: {store.url} has content digest "
-            f"{manifest.content_digest}, composed was {taken.content_digest}"
+            f"pool {name} of the composition: {store.url} has changed since it was composed (its "
+            f"content digest is {manifest.content_digest} now, {taken.content_digest} then)"
         )
     held = {entry.name for entry in manifest.shards}
     gone = next((shard for shard in used if shard not in held), None)

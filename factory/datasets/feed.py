@@ -46,7 +46,7 @@ class Feed:
     """Reads images at random from committed shards; memory grows only with the index.
 
     Args:
-        urls: datasets or compositions, local or remote; remote shards are copied to `cache` once.
+        urls: datasets or compositions, local or remote; remote shards are copied to the cache once.
         batch_size: images of a global batch, over all workers.
         seed: the recipe's seed, which keys the order.
         size: height and width that every image must have.
@@ -55,7 +55,6 @@ class Feed:
         shuffle_labels: a control: permute the labels over all images.
         rank: this worker's number.
         world: number of workers; divides `batch_size`.
-        cache: folder of indexes and of copies of remote shards; default `cache_home()`.
         resize: resize images of another size bilinearly instead of refusing them.
 
     Raises:
@@ -75,12 +74,11 @@ class Feed:
         shuffle_labels: bool = False,
         rank: int = 0,
         world: int = 1,
-        cache: Path | None = None,
         resize: bool = False,
     ) -> None:
         if batch_size % world:
             raise InputError(
-                f"schedule.batch_size: {batch_size}; accepted are multiples of the {world} workers"
+                f"schedule.batch_size: {batch_size}; it must be a multiple of the {world} workers"
             )
         self.batch_size, self.seed = batch_size, seed
         self.size, self.resize = size, resize
@@ -92,14 +90,14 @@ class Feed:
         parts: list[Images] = []
         for url in urls:
             left = None if identities is None else identities - self.classes
-            found = _chosen(images_of(Store(url), cache), left, images_each)
+            found = _chosen(images_of(Store(url)), left, images_each)
             named, labels = np.unique(found.labels, return_inverse=True)
             parts.append(found.numbered(labels + self.classes, len(self._paths)))
             self.classes += len(named)
             self._paths += found.paths
         read = ", ".join(map(public, urls))
         if identities is not None and self.classes < identities:
-            raise InputError(f"data.identities: {identities}; {read} has {self.classes}")
+            raise InputError(f"data.identities: {identities}, but {read} has only {self.classes}")
         self.labels, self._keys, self._shards, self._offsets, self._sizes = (
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("labels", "keys", "shard", "offset", "size")
@@ -243,27 +241,27 @@ class Images:
 ARRAYS = ("labels", "keys", "shard", "offset", "size", "repeat")
 
 
-def images_of(store: Store, cache: Path | None) -> Images:
+def images_of(store: Store) -> Images:
     """Return the images of a dataset in the order of their keys, or those of a composition.
 
     Raises:
         InputError: there is neither, or its files differ from what its manifests state.
     """
     if is_composition(store):
-        return _composed(store, cache)
+        return _composed(store)
     shards = contents(store)
-    paths = Copies(store, shards, cache).fetch(tuple(shards))
-    found = index(store, shards, cache)
+    paths = Copies(store, shards).fetch(tuple(shards))
+    found = index(store, shards)
     once = np.ones(len(found), np.int32)
     return Images(
         paths, found.labels, found.keys, found.shard, found.offset, found.size, repeat=once
     )
 
 
-def _composed(store: Store, cache: Path | None) -> Images:
+def _composed(store: Store) -> Images:
     composition = load_composition(store)
     rows = read_rows(store, composition)
-    paths = local_shards(composition, rows, cache)
+    paths = local_shards(composition, rows)
     return Images(paths, rows.label, rows.key, rows.shard, rows.offset, rows.size, rows.repeat)
 
 

@@ -76,7 +76,7 @@ class ImageBank:
         if image.shape[:2] != (self.size, self.size):
             raise InputError(
                 f"{self.url}: image {self.key(row)} is {image.shape[1]}x{image.shape[0]} pixels; "
-                f"image.size accepts {self.size}x{self.size}"
+                f"accepted are {self.size}x{self.size}"
             )
         return image
 

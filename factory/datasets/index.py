@@ -89,25 +89,23 @@ def contents(store: Store) -> dict[str, str]:
     return dict(zip(names, in_order(sha256, names, store.workers), strict=True))
 
 
-def index(store: Store, shards: Contents | None = None, cache: Path | None = None) -> Index:
+def index(store: Store, shards: Contents | None = None) -> Index:
     """Return the index of a dataset, from the cache if it is there.
 
     Args:
         store: the dataset, local or remote.
         shards: the sha256 of each shard to index; default: of all committed shards.
-        cache: folder of the cache; default `cache_home()`.
 
     Raises:
         InputError: no shard is committed, a shard differs from its manifest, or a sample lacks its
             image or label.
     """
     held = dict(sorted((contents(store) if shards is None else shards).items()))
-    cache = cache or cache_home()
     named = hashlib.sha256("\n".join((FORMAT, *map(" ".join, held.items()))).encode()).hexdigest()
-    path = cache / "indexes" / f"{named}.parquet"
+    path = cache_home() / "indexes" / f"{named}.parquet"
     if path.is_file():
         return _loaded(path, tuple(held))
-    found = _scanned(store, held, cache)
+    found = _scanned(store, held)
     sink = io.BytesIO()
     pq.write_table(pa.table({name: getattr(found, name) for name in COLUMNS}), sink)
     try:
@@ -120,10 +118,10 @@ def index(store: Store, shards: Contents | None = None, cache: Path | None = Non
 class Copies:
     """Local paths of a dataset's shards; shards of a remote one are copied to the cache once."""
 
-    def __init__(self, store: Store, shards: Contents, cache: Path | None = None) -> None:
+    def __init__(self, store: Store, shards: Contents) -> None:
         """Take the sha256 of each shard, which names its copy; copies nothing yet."""
         self.store, self.shards = store, shards
-        self.folder = (cache or cache_home()) / "shards"
+        self.folder = cache_home() / "shards"
 
     def path(self, name: str) -> Path:
         """Return the path of a local shard, or of a remote shard's copy."""
@@ -193,8 +191,8 @@ def first_rows(
     return rows
 
 
-def _scanned(store: Store, held: dict[str, str], cache: Path) -> Index:
-    copies, names = Copies(store, held, cache), tuple(held)
+def _scanned(store: Store, held: dict[str, str]) -> Index:
+    copies, names = Copies(store, held), tuple(held)
 
     def scan(number: int) -> list[np.ndarray]:
         return _samples(copies, names[number], number)

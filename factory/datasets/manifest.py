@@ -2,15 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from factory.datasets.claim import CLAIM, read_claim
 from factory.datasets.licences import strictest
-from factory.datasets.patience import in_order
+from factory.datasets.patience import Spread, alone, in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
 from factory.datasets.store import Store
 from factory.plan import Extent, Shard, Slice
@@ -145,14 +146,17 @@ def _check_remade(store: Store, remade: ShardManifest) -> None:
 
 def committed(store: Store) -> set[str]:
     """Return the names of the shards that have both a tar and a manifest; lists the store once."""
-    tars, commits = set(), set()
+    half: set[str] = set()
+    whole: set[str] = set()
     for path in store.list(FOLDER):
         name = path.removeprefix(f"{FOLDER}/")
-        if name.endswith(TAR):
-            tars.add(name.removesuffix(TAR))
-        elif name.endswith(COMMIT):
-            commits.add(name.removesuffix(COMMIT))
-    return tars & commits
+        stem = name.removesuffix(TAR if name.endswith(TAR) else COMMIT)
+        if stem in half:  # a store has each file once, so the other one was the tar or the manifest
+            half.remove(stem)
+            whole.add(stem)
+        elif stem != name:
+            half.add(stem)
+    return whole
 
 
 def load_shard_manifest(store: Store, name: str) -> ShardManifest:
@@ -166,9 +170,7 @@ def load_shard_manifest(store: Store, name: str) -> ShardManifest:
     try:
         manifest = ShardManifest.model_validate_json(store.read(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise ValueError(f"{path}: {field}: {first['msg']}") from None
+        raise ValueError(f"{path}: {first_fault(error)}") from None
     if manifest.name != name:
         raise ValueError(f"{path}: it is the manifest of {manifest.name}")
     return manifest
@@ -183,23 +185,28 @@ def load_manifest(store: Store) -> DatasetManifest:
     try:
         return DatasetManifest.model_validate_json(store.read(MANIFEST))
     except ValidationError as error:
-        what = error.errors()[0]
-        field = ".".join(str(part) for part in what["loc"]) or "(whole)"
-        raise InputError(f"{store.url}/{MANIFEST}: {field}: {what['msg']}") from None
+        raise InputError(f"{store.url}/{MANIFEST}: {first_fault(error)}") from None
 
 
-def merge(store: Store, shards: Iterable[Shard | Slice]) -> DatasetManifest:
+def first_fault(error: ValidationError) -> str:
+    """Return the first faulty field of a file, and what is wrong with it."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])) or '(whole)'}: {fault['msg']}"
+
+
+def merge(store: Store, shards: Iterable[Shard | Slice], spread: Spread = alone) -> DatasetManifest:
     """Merge the manifests of all planned shards into the dataset's manifest, and write it.
 
     Args:
         store: the dataset's folder, with its claim (`datasets.claim`).
         shards: every planned shard, in the order of the plan.
+        spread: where ranges of manifests are read.
 
     Raises:
         InputError: there is no claim, a planned shard is missing, a manifest is unreadable, or a
             shard has another content digest than the claim.
     """
-    made = merged(read_claim(store), _loaded(store, shards))
+    made = merged(read_claim(store), _loaded(store, shards, spread))
     content = to_bytes(made)
     if not store.exists(MANIFEST) or store.read(MANIFEST) != content:
         store.write(MANIFEST, content)
@@ -229,8 +236,8 @@ def merged(claim: dict[str, Any], manifests: Iterable[ShardManifest]) -> Dataset
     for one in manifests:
         if one.content_digest != claim["content_digest"]:
             raise InputError(
-                f"shard {one.name}: content digest {one.content_digest}, accepted is the "
-                f"dataset's {claim['content_digest']}"
+                f"shard {one.name} belongs to another dataset: its content digest is "
+                f"{one.content_digest}, that of this dataset {claim['content_digest']}"
             )
         entries.append(ShardEntry(name=one.name, sha256=one.sha256, bytes=one.bytes, kept=one.kept))
         reasons.update(one.reasons)
@@ -273,24 +280,40 @@ def to_bytes(manifest: DatasetManifest) -> bytes:
     return json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
 
 
-def _loaded(store: Store, shards: Iterable[Shard | Slice]) -> Iterator[ShardManifest]:
-    missing: list[str] = []
-    faulty: list[str] = []
+class Unread(NamedTuple):
+    """A manifest that cannot be merged, and why; "" if it is missing."""
 
-    def load(shard: Shard | Slice) -> ShardManifest | None:
+    name: str
+    why: str
+
+
+def _read(store: Store, names: Sequence[str]) -> list[ShardManifest | Unread]:
+    """Return the manifests of shards, in their order; several are read at once."""
+
+    def load(name: str) -> ShardManifest | Unread:
         try:
-            return load_shard_manifest(store, shard.name)
+            return load_shard_manifest(store, name)
         except FileNotFoundError:
-            missing.append(shard.name)
+            return Unread(name, "")
         except ValueError as error:
-            faulty.append(str(error))
-        return None
+            return Unread(name, str(error))
 
-    for manifest in in_order(load, shards, store.workers):
-        if manifest is not None:
-            yield manifest
+    return list(in_order(load, names, store.workers))
+
+
+def _loaded(
+    store: Store, shards: Iterable[Shard | Slice], spread: Spread
+) -> Iterator[ShardManifest]:
+    unread: list[Unread] = []
+    for found in spread(partial(_read, store), (shard.name for shard in shards)):
+        if isinstance(found, Unread):
+            unread.append(found)
+        else:
+            yield found
+    missing = sorted(one.name for one in unread if not one.why)
     if missing:
-        names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise InputError(f"{store.url}: {len(missing)} planned shards are missing: {names}")
-    if faulty:
-        raise InputError(f"{store.url}: {len(faulty)} manifests are damaged: {sorted(faulty)[0]}")
+    if unread:
+        first = min(one.why for one in unread)
+        raise InputError(f"{store.url}: {len(unread)} manifests are damaged: {first}")

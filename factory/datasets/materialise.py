@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from factory import stops
 from factory.datasets.claim import CLAIM, Claim, claimed
 from factory.datasets.composition import (
     Composition,
@@ -43,7 +44,6 @@ MATERIALISED = Claim(CLAIM, "the dataset", "--materialise")
 def materialise(
     composition: Store,
     to: Store,
-    cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> DatasetManifest:
     """Write a composition's images, with repeats, as a dataset that does not need the pools.
@@ -54,7 +54,6 @@ def materialise(
     Args:
         composition: folder of a composition.
         to: folder of the dataset; the caller holds `to.lock`.
-        cache: folder of copies of remote shards; default `factory.datasets.index.cache_home()`.
         say: receives a line of progress for each shard.
 
     Raises:
@@ -65,17 +64,18 @@ def materialise(
     planned = list(slices(made.images_with_repeats, made.recipe["shard_images"]))
     _claim(to, made)
     order = shuffled(rows, int(made.recipe["seed"]))
-    paths, reader = local_shards(made, rows, cache), Reader()
+    paths, reader = local_shards(made, rows), Reader()
     done = committed(to)
-    for number, piece in enumerate(planned, start=1):
-        if piece.name in done:
-            continue
-        say(f"shard {number} of {len(planned)}")
-        samples = (
-            (position_key(n), _sample(rows, order[n], paths, reader))
-            for n in range(piece.start, piece.stop)
-        )
-        _commit(to, piece, samples, made)
+    with stops.keeping(lambda: f"{len(committed(to))} of {len(planned)} shards are committed"):
+        for number, piece in enumerate(planned, start=1):
+            if piece.name in done:
+                continue
+            say(f"shard {number} of {len(planned)}")
+            samples = (
+                (position_key(n), _sample(rows, order[n], paths, reader))
+                for n in range(piece.start, piece.stop)
+            )
+            _commit(to, piece, samples, made)
     reader.close()
     return merge(to, planned)
 

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TypeVar
 
 import factory
@@ -20,6 +22,7 @@ from factory.recipe import (
     InputError,
     Part,
     Weights,
+    prefix_of,
     public,
     with_options,
 )
@@ -29,6 +32,7 @@ ACCEPTED = f"accepted is a file of weights, others' as {', '.join(f'{p}:FILE' fo
 OURS = "face-data-factory/"  # beginning of the format that our own files state
 RECOGNIZER = "recognizer.safetensors"  # the file to read if a location is a folder
 PIXEL_LIBRARIES = ("numpy", "torch", "diffusers", "simplejpeg", "opencv-python", "pillow")
+RUN_BY = ("transformers",)  # prefixes of weights that are libraries, too
 R = TypeVar("R", GenerateRecipe, BankRecipe)
 
 
@@ -148,17 +152,26 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
+def versions(weights: Mapping[str, Weights] = MappingProxyType({})) -> dict[str, str]:
     """Return the installed versions of the libraries that compute pixels, by name.
 
     Nothing is imported. A library that is not installed is left out. The factory's own entry is the
     last version that changed a recipe's images (`factory.PIXELS`).
+
+    Args:
+        weights: networks of the recipe; some are run by a library that others do without.
     """
     found = {"factory": factory.PIXELS}
-    for name in PIXEL_LIBRARIES:
-        version = _version(name)
-        if version is not None:
-            found[name] = version
+    used = {prefix_of(part.location) for part in weights.values()}
+    return found | _installed((*PIXEL_LIBRARIES, *(name for name in RUN_BY if name in used)))
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those libraries that are installed, by name."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
@@ -174,21 +187,12 @@ def check_versions(stated: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InputError: a library has another version here, or is not installed.
     """
-    found = {}
+    here = _installed(stated) | {"factory": factory.PIXELS}
     for name, wanted in stated.items():
-        here = factory.PIXELS if name == "factory" else _version(name)
-        if here is None or here.partition("+")[0] != wanted.partition("+")[0]:
+        found = here.get(name, "not installed")
+        if found.partition("+")[0] != wanted.partition("+")[0]:
             raise InputError(
-                f"{name}: {here or 'not installed'} on node {socket.gethostname()}, but {wanted} "
-                "where the run was started, which the dataset would state; accepted are equal "
-                "versions on all nodes"
+                f"{name}: {found} on node {socket.gethostname()}, but {wanted} where the run was "
+                "started, which the dataset would state; accepted are equal versions on all nodes"
             )
-        found[name] = here
-    return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return {name: here[name] for name in stated}

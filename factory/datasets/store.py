@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from factory import stops
+from factory.datasets.filesystem import check_names, file_system
 from factory.datasets.patience import LOCAL_WORKERS, REMOTE_WORKERS, patient
 from factory.datasets.scratch import STALE_SECONDS, is_alive, is_dead, process_token, scratch
 from factory.recipe import FaultError, InputError, public
@@ -31,11 +32,13 @@ LOCK = "lock"
 HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 1.0  # between writing a lock and reading it back if creation is not exclusive
 COPY_BYTES = 1 << 20
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, on the file systems there are
 
 
 class Store:
     """The files of one dataset, by relative names with forward slashes.
+
+    Attributes:
+        root: the local folder, or None if the store is remote.
 
     Every method that takes a name raises ValueError if the name is absolute or has an empty, `.` or
     `..` part, and FileNotFoundError if a file to be read does not exist.
@@ -52,18 +55,18 @@ class Store:
             InputError: the URL has an unknown scheme or names no bucket.
         """
         self._address = str(url)
-        self._root: Path | None = None  # absolute, because actors may work in another folder
+        self.root: Path | None = None  # absolute, because actors may work in another folder
         if not self._address:
             raise InputError("store: '' is no address; accepted is a local path or a URL")
-        _check_names(self._address)
+        check_names(self._address)
         if "://" not in self._address:
-            self._root = Path(self._address).absolute()
+            self.root = Path(self._address).absolute()
         elif self._address.startswith("file://"):
-            self._root = Path(self._address.removeprefix("file://"))
+            self.root = Path(self._address.removeprefix("file://"))
         self._remote: FileSystem | None = None
         self._base = ""
-        if self._root is None:
-            self._remote, self._base = _filesystem(self._address, self.url)
+        if self.root is None:
+            self._remote, self._base = file_system(self._address, self.url)
             if not self._base:
                 raise InputError(f"store {self.url}: names no bucket; accepted is s3://BUCKET/...")
 
@@ -72,35 +75,35 @@ class Store:
         """Return the address without credentials; use it to show the store, not to open it."""
         return public(self._address)
 
-    @property
-    def root(self) -> Path | None:
-        """Return the local folder, or None if the store is remote."""
-        return self._root
-
     def __repr__(self) -> str:
         """Name the store without credentials."""
         return f"Store({self.url!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the address only; each actor opens its own connection."""
-        return Store, (self._address if self._root is None else self._root,)
+        return Store, (self._address if self.root is None else self.root,)
 
     @property
     def workers(self) -> int:
         """Return how many files to read at once."""
-        return LOCAL_WORKERS if self._root is not None else REMOTE_WORKERS
+        return LOCAL_WORKERS if self.root is not None else REMOTE_WORKERS
 
     @patient
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
-        if self._root is not None:
+        if self.root is not None:
             return self._local(name).is_file()
-        return self._info(name) is not None
+        if self._fs.type_name != "s3":
+            return self._info(name) is not None
+        with suppress(FileNotFoundError):  # one request; `_info` makes two for what is not there
+            self._fs.open_input_file(self._key(name)).close()
+            return True
+        return False
 
     @patient
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
-        if self._root is not None:
+        if self.root is not None:
             return self._local(name).stat().st_size
         info = self._info(name)
         if info is None:
@@ -114,7 +117,7 @@ class Store:
         They are its size in bytes and its time of change in nanoseconds. The time is None if the
         store does not tell it.
         """
-        if self._root is not None:
+        if self.root is not None:
             path = self._local(name)
             return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
         info = self._info(name)
@@ -134,16 +137,16 @@ class Store:
     @patient
     def open_random(self, name: str) -> IO[bytes]:
         """Open a file for reading at any place; each read of a remote file is a request."""
-        if self._root is not None:
+        if self.root is not None:
             return self._local(name).open("rb")
         return cast(IO[bytes], self._fs.open_input_file(self._key(name)))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all files below a folder, in any order; "" is the whole store."""
-        if self._root is not None:
-            start = self._local(prefix) if prefix else self._root
+        if self.root is not None:
+            start = self._local(prefix) if prefix else self.root
             for folder, _, names in os.walk(start):
-                inside = Path(folder).relative_to(self._root).as_posix()
+                inside = Path(folder).relative_to(self.root).as_posix()
                 above = "" if inside == "." else f"{inside}/"
                 yield from (above + name for name in names)
             return
@@ -151,14 +154,14 @@ class Store:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of each file below a folder, in any order; see `list`."""
-        if self._root is not None:
+        if self.root is not None:
             return {name: self.size(name) for name in self.list(prefix)}
         return dict(self._files(prefix))
 
     @patient
     def delete(self, name: str) -> None:
         """Remove a file if it exists."""
-        if self._root is not None:
+        if self.root is not None:
             self._local(name).unlink(missing_ok=True)
         elif self._info(name) is not None:
             self._fs.delete_file(self._key(name))
@@ -170,7 +173,7 @@ class Store:
         After an error inside the block a local file is unchanged; an object store may keep what was
         written so far.
         """
-        if self._root is not None:
+        if self.root is not None:
             with _aside(self._local(name)) as part:
                 yield part
             return
@@ -198,7 +201,7 @@ class Store:
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """Lend a local path of a file: its own, or that of a temporary copy of a remote file."""
-        if self._root is not None:
+        if self.root is not None:
             yield self._local(name)
             return
         with scratch() as folder:
@@ -206,10 +209,17 @@ class Store:
             self.fetch(name, path)
             yield path
 
+    def clear(self, folder: str) -> None:
+        """Remove a folder with all its files."""
+        for name in list(self.list(folder)):
+            self.delete(name)
+        if self.root is not None:
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+
     def sweep(self) -> tuple[str, ...]:
         """Remove the unfinished files of dead writers, and return their names."""
         removed = []
-        for name in self.list() if self._root is not None else ():
+        for name in self.list() if self.root is not None else ():
             if PART in name and is_dead(self._local(name), name.rpartition(PART)[2]):
                 self.delete(name)
                 removed.append(name)
@@ -238,8 +248,8 @@ class Store:
                 lock.release()
 
     def _local(self, name: str) -> Path:
-        assert self._root is not None
-        return self._root / _safe(name)
+        assert self.root is not None
+        return self.root / _safe(name)
 
     def _key(self, name: str) -> str:
         return f"{self._base}/{_safe(name)}"
@@ -250,7 +260,7 @@ class Store:
         return self._remote
 
     def _stream(self, name: str) -> IO[bytes]:
-        if self._root is not None:
+        if self.root is not None:
             return self._local(name).open("rb")
         return cast(IO[bytes], self._fs.open_input_stream(self._key(name), compression=None))
 
@@ -269,6 +279,17 @@ class Store:
         start = self._key(prefix) if prefix else self._base
         return self._fs.get_file_info(fs.FileSelector(start, recursive=True, allow_not_found=True))
 
+    def why(self) -> str:
+        """Return what a remote store says against a request, or "" if it has nothing against it."""
+        from pyarrow import fs
+
+        nothing = fs.FileSelector(self._key(f"{LOCK}{PART}"), allow_not_found=True)
+        try:
+            self._fs.get_file_info(nothing)
+        except OSError as error:
+            return str(error)
+        return ""
+
     def _info(self, name: str) -> Any:
         from pyarrow import fs
 
@@ -285,12 +306,14 @@ class Lock:
         self.owner = owner
         self.token = secrets.token_hex(8)
         self.lost = False
+        self._made = False  # whether the folder was made for the lock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="store-lock", daemon=True)
 
     def take(self) -> None:
         """Take the lock, if need be from a dead holder, and start to renew it."""
         root = self.store.root
+        self._made = root is not None and not root.exists()
         if root is None or not _create(root / LOCK, self._content()):
             holder = self._holder()
             if holder is not None:
@@ -314,9 +337,15 @@ class Lock:
         """Stop renewing, and remove the lock if it is still this one's."""
         self._stop.set()
         self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder.get("token") == self.token:
-            self.store.delete(LOCK)
+        try:
+            holder = self._holder()
+            if holder is not None and holder.get("token") == self.token:
+                self.store.delete(LOCK)
+        except FaultError as error:  # the next writer finds that this one is gone
+            print(f"lock of {self.store.url} not removed: {error}", flush=True)
+        if self._made and self.store.root is not None:
+            with suppress(OSError):  # it holds what the job has made
+                self.store.root.rmdir()
 
     def _content(self) -> bytes:
         content = {
@@ -346,7 +375,7 @@ class Lock:
                     self.lost = True
                     return
                 self.store.write(LOCK, self._content())
-            except OSError as error:  # the store does not answer; the next beat tries again
+            except (OSError, FaultError) as error:  # no answer; the next beat tries again
                 print(f"lock of {self.store.url} not renewed: {error}", flush=True)
 
     def _refuse_if_alive(self, holder: dict[str, Any]) -> None:
@@ -388,48 +417,17 @@ def below(url: str, name: str) -> str:
     return f"{place}/{name}{query}"
 
 
-def _filesystem(address: str, shown: str) -> tuple["FileSystem", str]:
-    from pyarrow import ArrowInvalid, fs
-
-    scheme = address.partition("://")[0]
-    if scheme in ("s3", "gs", "gcs"):
-        try:
-            filesystem, base = fs.FileSystem.from_uri(address)
-        except (ArrowInvalid, OSError) as error:
-            reason = str(error).replace(address, shown)
-            raise InputError(f"store {shown}: {reason}") from None
-        return filesystem, base.rstrip("/")
-    import fsspec
-
-    try:
-        inner, base = fsspec.core.url_to_fs(address)
-    except (ValueError, ImportError) as error:
-        raise InputError(
-            f"store {shown}: {error}; accepted: a path, s3://, gs://, fsspec"
-        ) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(inner)), base.rstrip("/")
-
-
-def _check_names(address: str) -> None:
-    """Refuse an address that no file system takes: names too long, or that are no UTF-8."""
-    shown = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if shown != address or "\0" in address:
-        raise InputError(f"store {public(shown)!r}: a name that is no UTF-8; accepted is UTF-8")
-    if "://" in address and not address.startswith("file://"):
-        return
-    longest = max((len(part.encode()) for part in address.split("/")), default=0)
-    if longest > LONGEST_NAME or len(address.encode()) > LONGEST_PATH:
-        raise InputError(
-            f"store {address[:60]}...: a name of {longest} bytes in a path of {len(address)}; "
-            f"accepted are {LONGEST_NAME} and {LONGEST_PATH}"
-        )
-
-
 def _safe(name: str) -> str:
     parts = name.split("/")
     if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"file name {name!r} is not a relative name below the store")
     return name
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Write a local file in one piece; an older file of this name is replaced at the end."""
+    with _aside(Path(path)) as part:
+        part.write(data)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ content gives equal bytes.
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -166,6 +167,12 @@ def members(file: IO[bytes], seen: Callable[[bytes], object] | None = None) -> I
             return
 
 
+def grouped(found: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Yield (key, members) for each run of members with the same key."""
+    for key, run in itertools.groupby(found, key=lambda member: member.key):
+        yield key, list(run)
+
+
 def _parse(header: bytes, offset: int) -> tuple[str, int]:
     """Check a header's fields and return the name and size that it states."""
     try:
@@ -192,20 +199,10 @@ def read_tar(source: bytes | Path) -> Iterator[Sample]:
         source: the bytes of a tar, or the path of one.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        key, sample = "", {}
-        for member in members(file):
-            if sample and member.key != key:
-                yield key, sample
-                sample = {}
-            key = member.key
-            if member.extension in sample:
-                raise TarError(member.offset - BLOCK, f"{member.name} stands twice")
-            sample[member.extension] = member.data
-        if sample:
+        for key, found in grouped(members(file)):
+            sample: dict[str, bytes] = {}
+            for member in found:
+                if member.extension in sample:
+                    raise TarError(member.offset - BLOCK, f"{member.name} stands twice")
+                sample[member.extension] = member.data
             yield key, sample
-
-
-def index_tar(path: Path) -> list[tuple[str, str, int, int]]:
-    """Return (key, extension, offset, size) of each member, in bytes, for reading at random."""
-    with path.open("rb") as file:
-        return [(m.key, m.extension, m.offset, len(m.data)) for m in members(file)]

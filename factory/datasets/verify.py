@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,10 +25,10 @@ from factory.datasets.manifest import (
     shard_file,
     to_bytes,
 )
-from factory.datasets.patience import in_order
+from factory.datasets.patience import Spread, alone, in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.store import LOCK, PART, Store
-from factory.datasets.tar import Member, TarError, members
+from factory.datasets.tar import Member, TarError, grouped, members
 from factory.plan import Shard, Slice, position_key, sample_key
 from factory.recipe import InputError
 
@@ -108,12 +108,14 @@ class Checked:
     faults: list[Fault]
 
 
-def verify(store: Store, deep: bool = True) -> list[Fault]:
+def verify(store: Store, spread: Spread = alone) -> list[Fault]:
     """Return every fault of a dataset, in the order of the plan; an empty list if it is whole.
+
+    Every byte of the folder is read.
 
     Args:
         store: the folder of a dataset.
-        deep: read every byte; otherwise compare only names, sizes and manifests.
+        spread: where ranges of shards are checked.
 
     Raises:
         InputError: there is no dataset.
@@ -125,16 +127,13 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
         if isinstance(error, InputError) and not store.exists(CLAIM):
             raise
         return [Fault(UNREADABLE_CLAIM, CLAIM, f"{type(error).__name__}: {error}")]
-    names = set(store.list())
+    sizes = store.sizes()
     faults: list[Fault] = []
     whole = True
 
-    def check(shard: Shard | Slice) -> Checked:
-        return check_shard(store, shard, names, expected, deep)
-
     def mergeable() -> Iterator[ShardManifest]:
         nonlocal whole
-        for checked in in_order(check, shards, store.workers):
+        for checked in spread(partial(_checked, store, expected), _listed(shards, sizes)):
             faults.extend(checked.faults)
             if checked.manifest is None:
                 whole = False
@@ -142,36 +141,54 @@ def verify(store: Store, deep: bool = True) -> list[Fault]:
                 yield checked.manifest
 
     merge = merged(claim, mergeable())
-    faults.extend(_strangers(sorted(names), {shard.name for shard in shards}))
-    if deep:
-        faults.extend(_bank(store, names))
-    if whole and MANIFEST not in names:
+    faults.extend(_strangers(sorted(sizes), {shard.name for shard in shards}))
+    faults.extend(_bank(store, set(sizes)))
+    if whole and MANIFEST not in sizes:
         faults.append(Fault(MISSING_MERGE, MANIFEST, "every shard is there; run its command again"))
     elif whole and store.read(MANIFEST) != to_bytes(merge):
         faults.append(Fault(STALE_MERGE, MANIFEST, "not the merge of the shards' manifests"))
     return faults
 
 
+def _listed(
+    shards: Iterable[Shard | Slice], sizes: Mapping[str, int]
+) -> Iterator[tuple[Shard | Slice, dict[str, int]]]:
+    """Yield each shard with the sizes of those of its files that exist."""
+    for shard in shards:
+        files = (shard_file(shard.name, suffix) for suffix in (TAR, COMMIT, REJECTS))
+        yield shard, {file: sizes[file] for file in files if file in sizes}
+
+
+def _checked(
+    store: Store,
+    expected: Expected,
+    listed: Sequence[tuple[Shard | Slice, dict[str, int]]],
+) -> list[Checked]:
+    def check(one: tuple[Shard | Slice, dict[str, int]]) -> Checked:
+        return check_shard(store, *one, expected)
+
+    return list(in_order(check, listed, store.workers))
+
+
 def check_shard(
-    store: Store, shard: Shard | Slice, names: set[str], expected: Expected, deep: bool
+    store: Store, shard: Shard | Slice, sizes: Mapping[str, int], expected: Expected
 ) -> Checked:
     """Check one planned shard.
 
     Args:
         store: the folder of the dataset.
         shard: the planned shard.
-        names: every file of the folder.
+        sizes: the size in bytes of each file that exists.
         expected: values that the shard must have.
-        deep: read the tar and the rejects; otherwise compare only the tar's size.
     """
     tar, commit, rejects = (shard_file(shard.name, suffix) for suffix in (TAR, COMMIT, REJECTS))
-    if commit not in names:
-        if tar in names:
+    if commit not in sizes:
+        if tar in sizes:
             return Checked(None, [Fault(ORPHAN_TAR, tar, "not committed: it has no manifest")])
-        if rejects in names:
+        if rejects in sizes:
             return Checked(None, [Fault(ORPHAN_REJECTS, rejects, "not committed")])
         return Checked(None, [Fault(MISSING_SHARD, tar, f"{shard.samples} images are planned")])
-    if tar not in names:
+    if tar not in sizes:
         return Checked(None, [Fault(ORPHAN_MANIFEST, commit, "its tar is missing")])
     try:
         manifest = load_shard_manifest(store, shard.name)
@@ -188,18 +205,16 @@ def check_shard(
     ]
     if manifest.content_digest != expected.content_digest:
         return Checked(None, faults)
-    if rejects not in names:
+    if rejects not in sizes:
         faults.append(Fault(CHANGED_REJECTS, rejects, "missing"))
-    elif deep and hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
+    elif hashlib.sha256(store.read(rejects)).hexdigest() != manifest.rejects_sha256:
         faults.append(Fault(CHANGED_REJECTS, rejects, "sha256 is not the manifest's"))
-    size = store.size(tar)
+    size = sizes[tar]
     if size < manifest.bytes:
         detail = f"{size} bytes, the manifest says {manifest.bytes}"
         faults.append(Fault(TRUNCATED_TAR, tar, detail))
-    elif deep:
+    else:
         faults.extend(_tar(store, tar, shard, manifest, expected))
-    elif size != manifest.bytes:
-        faults.append(Fault(CHANGED_TAR, tar, f"{size} bytes, the manifest says {manifest.bytes}"))
     return Checked(manifest, faults)
 
 
@@ -314,7 +329,7 @@ def _tar(
     samples, last = 0, ""
     try:
         with store.open_input(name) as file:
-            for key, sample in _grouped(members(file, sha.update)):
+            for key, sample in grouped(members(file, sha.update)):
                 if key <= last:
                     findings.add(DUPLICATE_KEY, f"{key} after {last}")
                 last, samples = key, samples + 1
@@ -333,30 +348,16 @@ def _tar(
     return findings.faults(name)
 
 
-def _grouped(found: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Yield (key, [(extension, data)]) for each run of members with the same key."""
-    key, sample = "", []
-    for name, _, data in found:
-        this, _, extension = name.partition(".")
-        if this != key:
-            if sample:
-                yield key, sample
-            key, sample = this, []
-        sample.append((extension, data))
-    if sample:
-        yield key, sample
-
-
 def _sample(
     key: str,
-    sample: list[tuple[str, bytes]],
+    sample: list[Member],
     shard: Shard | Slice,
     expected: Expected,
     findings: _Findings,
 ) -> None:
-    parts = dict(sample)
+    parts = {member.extension: member.data for member in sample}
     if len(sample) != 3 or parts.keys() not in expected.extensions:
-        found = [extension for extension, _ in sample]
+        found = [member.extension for member in sample]
         kind = DUPLICATE_KEY if len(parts) < len(sample) else WRONG_MEMBERS
         due = " or ".join(", ".join(sorted(one)) for one in expected.extensions)
         findings.add(kind, f"{key} has {', '.join(found)}; {due} are due")

@@ -2,10 +2,11 @@
 
 Desk scale has a small one of its own. At 64 px the usual convolutions at full resolution would take
 the whole time budget, so a pixel-unshuffle stem halves the image first. Paper scale uses diffusers'
-VQModel in the shape of LDM's VQ-f4. Both have the same methods `encode` and `decode`.
+VQModel in the shape of LDM's VQ-f4, Arc2Face diffusers' AutoencoderKL in the shape of Stable
+Diffusion's. All have the same methods `encode` and `decode`.
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -40,10 +41,27 @@ class VQConfig(Part):
     blocks: Positive = 2
 
 
+KL_BUILT: dict[str, Any] = {  # values of AutoencoderKL's fields that no size here changes
+    **{"in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_num_groups": 32},
+    **{"scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None},
+    **{"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True},
+}
+
+
+class KLConfig(Part):
+    """Stable Diffusion 1's autoencoder: 512 px <-> 4x64x64 latents, scaled by 0.18215."""
+
+    kind: Literal["kl"] = "kl"
+    size: Positive = 512
+    latent_channels: Positive = 4
+    widths: tuple[Positive, ...] = (128, 256, 512, 512)
+    blocks: Positive = 2
+
+
 class Autoencoder(Protocol):
     """The interface that systems use: images float [B, 3, S, S] in [-1, 1] <-> latents."""
 
-    config: AutoencoderConfig | VQConfig
+    config: AutoencoderConfig | VQConfig | KLConfig
 
     def encode(self, images: Tensor) -> Tensor:
         """Return latents [B, C, H, W]."""
@@ -178,9 +196,41 @@ class VQ(nn.Module):
         return self.model.decode(latents, return_dict=False)[0].float()
 
 
-def make_autoencoder(config: AutoencoderConfig | VQConfig) -> Bottleneck | VQ:
+class KL(nn.Module):
+    """diffusers' AutoencoderKL as Stable Diffusion uses it; an image's latents are their mean."""
+
+    def __init__(self, config: KLConfig) -> None:
+        """Make the network with fresh weights."""
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        self.config = config
+        levels = len(config.widths)
+        self.scaling: float = KL_BUILT["scaling_factor"]
+        sizes: dict[str, Any] = {
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            "block_out_channels": config.widths,
+            "layers_per_block": config.blocks,
+            "latent_channels": config.latent_channels,
+            "sample_size": config.size,
+        }
+        self.model: Any = AutoencoderKL(**sizes, **KL_BUILT)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return float32 latents [B, C, S/f, S/f], about unit variance; f halves at each level."""
+        return self.scaling * self.model.encode(images).latent_dist.mode().float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return float32 images [B, 3, S, S], about [-1, 1]."""
+        return self.model.decode(latents / self.scaling, return_dict=False)[0].float()
+
+
+def make_autoencoder(config: AutoencoderConfig | VQConfig | KLConfig) -> Bottleneck | VQ | KL:
     """Make the autoencoder of a configuration, with fresh weights."""
-    return Bottleneck(config) if isinstance(config, AutoencoderConfig) else VQ(config)
+    if isinstance(config, KLConfig):
+        return KL(config)
+    return VQ(config) if isinstance(config, VQConfig) else Bottleneck(config)
 
 
 def edge_loss(images: Tensor, targets: Tensor) -> Tensor:

@@ -56,6 +56,11 @@ class DCFaceConfig(Part):
     unet: ADMConfig = ADMConfig()
     conditions: ConditionsConfig | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of an image or latent."""
+        return self.unet.shape
+
 
 class DCFaceNet(nn.Module):
     """The denoiser with its conditioner; without `conditions` it is an unconditional model.

@@ -25,7 +25,7 @@ from factory.datasets.feed import Feed
 from factory.datasets.manifest import TAR, committed, shard_file
 from factory.datasets.store import Store
 from factory.datasets.tar import members
-from factory.diffusion.autoencoder import VQ, Bottleneck, to_pixels
+from factory.diffusion.autoencoder import KL, VQ, Bottleneck, to_pixels
 from factory.recipe import InputError, digest
 from factory.recognition.backbones import IResNet
 
@@ -46,7 +46,7 @@ class Frozen:
         teacher_size: height and width of the teacher's images.
     """
 
-    autoencoder: Bottleneck | VQ | None
+    autoencoder: Bottleneck | VQ | KL | None
     teacher: nn.Module
     teacher_size: int
 
@@ -207,7 +207,7 @@ def features(
     return raw.float(), held[0].float()
 
 
-def encoder_digest(autoencoder: Bottleneck | VQ) -> str:
+def encoder_digest(autoencoder: Bottleneck | VQ | KL) -> str:
     """Return 16 hex digits of the encoder's weights; further training of the decoder changes none.
 
     Only these weights decide latents.

@@ -1,37 +1,40 @@
 """Weights on disk: safetensors whose metadata states their kind and their network's sizes.
 
-Files of others stand in for them: LDM's VQ-f4 for an autoencoder's (`factory.diffusion.foreign`),
-checkpoints of DCFace and IDiff-Face for a denoiser's (`factory.diffusion.published`).
+Files of others stand in for them: LDM's VQ-f4 and Stable Diffusion's for an autoencoder's
+(`factory.diffusion.foreign`), checkpoints of DCFace, IDiff-Face and Arc2Face for a denoiser's
+(`factory.diffusion.published`).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from factory.datasets.located import local_file
 from factory.datasets.provenance import ACCEPTED, checked_sha256
 from factory.diffusion.autoencoder import (
+    KL,
     VQ,
     AutoencoderConfig,
     Bottleneck,
+    KLConfig,
     VQConfig,
     make_autoencoder,
 )
-from factory.diffusion.foreign import ENCODER, is_vqmodel, vq_config, vq_state
+from factory.diffusion.foreign import ENCODER, foreign_config, foreign_state, is_foreign
 from factory.diffusion.published import is_published, read_published
 from factory.recipe import InputError, Weights, checked, prefix_of
+from factory.recognition.backbones import channels_last
 
 FORMAT = "face-data-factory/"
 SAID = 500  # characters of what torch says of weights that do not fit
 RANDOM_INIT = "random-init"  # a location that stands for fresh weights, for smoke tests
 
-M = TypeVar("M", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
 
@@ -67,9 +70,9 @@ def read_metadata(weights: Weights, name: str, kind: str) -> dict[str, str]:
         InputError: the file is missing, changed, or of another kind.
     """
     checked_sha256(name, weights)
-    if kind == "autoencoder" and is_vqmodel(weights):
-        return {"config": vq_config(weights, name).model_dump_json()}
-    if kind == "denoiser" and is_published(weights):
+    if kind == "autoencoder" and is_foreign(weights):
+        return {"config": foreign_config(weights, name).model_dump_json()}
+    if kind == "denoiser" and is_published(weights, "denoiser"):
         return {"config": json.dumps(read_published(weights, name).config)}
     try:
         with safe_open(_path(weights, name), "pt") as file:
@@ -105,10 +108,10 @@ def load_state(
     Raises:
         InputError: the file does not fit.
     """
-    if is_vqmodel(weights):
-        state = vq_state(weights, name)
-    elif is_published(weights):
+    if is_published(weights, name):
         state = read_published(weights, name).state
+    elif is_foreign(weights):
+        state = foreign_state(weights, name)
     else:
         state = load_file(_path(weights, name))
     left: tuple[str, ...] = ()
@@ -117,6 +120,12 @@ def load_state(
         state = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
         left = tuple(key for key in own if key not in state and key.startswith(fresh))
         state |= {key: own[key] for key in left}
+    put_state(weights, module, name, state)
+    return left
+
+
+def put_state(weights: Weights, module: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """Put the tensors of a weights file into a network; InputError where they do not fit."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -124,26 +133,24 @@ def load_state(
             f"recipe field weights.{name}.location: {weights.location} does not fit the network: "
             f"{' '.join(str(error).split())[:SAID]}"
         ) from error
-    return left
 
 
 def load_denoiser(
-    weights: Weights, build: Callable[[dict[str, Any]], D], name: str = "denoiser"
+    weights: Weights, build: Callable[[dict[str, Any]], D]
 ) -> tuple[D, dict[str, Any]]:
     """Build the denoiser that a file describes, in evaluation mode.
 
     Args:
         weights: the file.
         build: makes the network from the file's `config`.
-        name: its name among the recipe's `weights`, for messages.
 
     Returns:
         The network, and the file's `config`: the network's sizes under `model`, and choices of its
         training such as the prediction type.
     """
-    config = json.loads(read_metadata(weights, name, "denoiser")["config"])
+    config = json.loads(read_metadata(weights, "denoiser", "denoiser")["config"])
     network = build(config)
-    load_state(weights, network, name)
+    load_state(weights, network, "denoiser")
     return channels_last(network.eval().requires_grad_(False)), config
 
 
@@ -162,15 +169,24 @@ def check_foreign(
     Raises:
         InputError: the file is something else, or its tensors have other shapes than the network's.
     """
-    if is_vqmodel(weights):
-        vq_config(weights, name)
-    if build is None or not is_published(weights):
+    if build is None:
+        if is_foreign(weights):
+            foreign_config(weights, name)
+        return
+    if not is_published(weights, name):
         return
     found = read_published(weights, name)
     with torch.device("meta"):
         wanted = build(found.config).state_dict()
+    check_shapes(weights, name, wanted, found.state)
+
+
+def check_shapes(
+    weights: Weights, name: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    """Refuse the tensors of a file, `found`, that have other shapes than a network's, `wanted`."""
     for key, value in wanted.items():
-        shape = tuple(found.state[key].shape) if key in found.state else "missing"
+        shape = tuple(found[key].shape) if key in found else "missing"
         if shape != tuple(value.shape):
             raise InputError(
                 f"recipe field weights.{name}.location: {weights.location} does not fit the "
@@ -178,21 +194,23 @@ def check_foreign(
             )
 
 
-def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> Bottleneck | VQ:
+def load_autoencoder(
+    weights: Weights, size: int, name: str = "autoencoder"
+) -> Bottleneck | VQ | KL:
     """Build the autoencoder that a file describes, frozen and in evaluation mode.
 
     Args:
         weights: the file.
-        size: height and width of the recipe's images. A VQModel of diffusers gets this size; one of
-            our own files states its size itself.
+        size: height and width of the recipe's images. An autoencoder of others gets this size; one
+            of our own files states its size itself.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
-        InputError: the file is missing, changed, or of another kind, or the VQModel cannot halve
-            images of this size evenly.
+        InputError: the file is missing, changed, or of another kind, or an autoencoder of others
+            cannot halve images of this size evenly.
     """
     config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
-    if is_vqmodel(weights):
+    if is_foreign(weights):
         config["size"], least = size, 2 ** (len(config["widths"]) - 1)
         if size % least:
             raise InputError(
@@ -200,7 +218,7 @@ def load_autoencoder(weights: Weights, size: int, name: str = "autoencoder") -> 
             )
     network = make_autoencoder(autoencoder_config(config, f"{weights.location} model."))
     fresh = ENCODER if prefix_of(weights.location) == "ldm" else ()
-    left = load_state(weights, network, name, fresh)
+    left = load_state(weights, network, "autoencoder", fresh)
     if isinstance(network, VQ):
         network.encodes = not left
     return channels_last(network.eval().requires_grad_(False))
@@ -210,14 +228,10 @@ def _path(weights: Weights, name: str) -> Path:
     return local_file(weights.location, f"recipe field weights.{name}.location", ACCEPTED)
 
 
-def channels_last(module: M) -> M:
-    """Return the network with its weights in channels_last order, in which it runs fastest."""
-    return cast(Any, module).to(memory_format=torch.channels_last)  # torch types it for tensors
-
-
-def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig:
-    """Validate an autoencoder's sizes; `kind` says which of the two autoencoders it is."""
+def autoencoder_config(raw: dict[str, Any], what: str) -> AutoencoderConfig | VQConfig | KLConfig:
+    """Validate an autoencoder's sizes; `kind` says which of the three autoencoders it is."""
     kind = raw.get("kind", "bottleneck")
-    if kind not in ("bottleneck", "vq"):
-        raise InputError(f"{what}kind: {kind!r}; accepted: bottleneck, vq")
-    return checked(AutoencoderConfig if kind == "bottleneck" else VQConfig, raw, what)
+    kinds = {"bottleneck": AutoencoderConfig, "vq": VQConfig, "kl": KLConfig}
+    if kind not in kinds:
+        raise InputError(f"{what}kind: {kind!r}; accepted: {', '.join(kinds)}")
+    return checked(kinds[kind], raw, what)

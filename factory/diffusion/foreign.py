@@ -6,15 +6,14 @@ the names. Where the file has no encoder, the one beside it is read (`decoder` i
 `encoder`); without one there is none, and images can be decoded only. A recipe's sha256 is of the
 file named.
 
-`diffusers:FOLDER/diffusion_pytorch_model.safetensors`, or `.bin`, names the weights; FOLDER may be
-a URL. `config.json` beside them states the architecture. A recipe's sha256 covers the weights
-alone, because their shapes show what the config says, or the config must equal what `VQ` builds.
-Two fields of the config are ignored. `sample_size`, because the recipe states the size of images.
-`scaling_factor`, because LDM and IDiff-Face do not scale VQ-f4's latents (docs/papers.md 2.1), and
-diffusers writes its default of 0.18215 into every config that states none.
+`diffusers:FOLDER/diffusion_pytorch_model.safetensors`, or `.bin`, is a VQModel built as VQ-f4, or
+the AutoencoderKL of Stable Diffusion 1 (`factory.diffusion.folders`). Two fields of a VQModel's
+config are ignored. `sample_size`, because the recipe states the size of images. `scaling_factor`,
+because LDM and IDiff-Face do not scale VQ-f4's latents (docs/papers.md 2.1), and diffusers writes
+its default of 0.18215 into every config that states none. Stable Diffusion's latents are scaled by
+it, so an AutoencoderKL is read with its factor.
 """
 
-import json
 import posixpath
 import re
 from typing import Any
@@ -23,15 +22,16 @@ from torch import Tensor
 
 from factory.datasets.located import find_file, local_file
 from factory.datasets.store import parted
-from factory.diffusion.autoencoder import VQConfig
+from factory.diffusion.autoencoder import KL_BUILT, KLConfig, VQConfig
+from factory.diffusion.folders import CONFIG, check_fields, read_config
 from factory.diffusion.layouts import Layout
 from factory.recipe import InputError, Weights, checked, prefix_of, with_options
 from factory.recognition.tensors import read_tensors
 
-PREFIX, CONFIG = "diffusers:", "config.json"
 ACCEPTED = (
     "accepted is diffusers:FOLDER/diffusion_pytorch_model.safetensors or .bin, a VQModel built as "
-    f"LDM's VQ-f4 is, with its {CONFIG} beside it"
+    "LDM's VQ-f4 is or an AutoencoderKL built as Stable Diffusion 1's is, with its "
+    f"{CONFIG} beside it"
 )
 SIZES = {  # ours -> VQModel's
     "latent_channels": "latent_channels",
@@ -40,6 +40,12 @@ SIZES = {  # ours -> VQModel's
     "blocks": "layers_per_block",
 }
 UNSEEN = {"act_fn": "silu", "norm_num_groups": 32}  # fields that no shape of a tensor shows
+KL_SIZES = {  # ours -> AutoencoderKL's
+    "latent_channels": "latent_channels",
+    "widths": "block_out_channels",
+    "blocks": "layers_per_block",
+}
+KL_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 ATTENTION = {  # names of 2022, when diffusers published VQ-f4 -> names of today
     "query": "to_q",
     "key": "to_k",
@@ -58,40 +64,34 @@ MIDDLE = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 ENCODER = ("model.encoder.", "model.quant_conv.")  # what decoding does without
 
 
-def is_vqmodel(weights: Weights) -> bool:
-    """Tell whether a location names a VQModel of others."""
+def is_foreign(weights: Weights) -> bool:
+    """Tell whether a location names an autoencoder as others store it."""
     return prefix_of(weights.location) in ("diffusers", "ldm")
 
 
-def vq_config(weights: Weights, name: str) -> VQConfig:
-    """Return the sizes of a VQModel of others; `size` is left as it is by default.
+def foreign_config(weights: Weights, name: str) -> VQConfig | KLConfig:
+    """Return the sizes of an autoencoder of others; `size` is left as it is by default.
 
     Of `ldm:` they are read from the tensors, of `diffusers:` from the config beside them.
 
     Args:
-        weights: the VQModel's file.
+        weights: the autoencoder's file.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:
         InputError: the file, or the config beside it, is missing or of something else.
     """
     field = f"recipe field weights.{name}.location"
-    file, options = with_options(weights.location.partition(":")[2])
     if prefix_of(weights.location) == "ldm":
+        options = with_options(weights.location.partition(":")[2])[1]
         unknown = [option for option in options if option != "licence"]
         if unknown:
             raise InputError(f"{field}: option {unknown[0]}; ldm: accepts licence=NAME")
         return checked(VQConfig, _ldm(weights, field)[0], f"{field}: ")
-    if options:
-        raise InputError(f"{field}: option {', '.join(options)}; {PREFIX} accepts none")
-    place, query = parted(file)
-    beside = posixpath.join(posixpath.dirname(place), CONFIG) + query
-    path = local_file(beside, field, ACCEPTED)
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{field}: {path} is not JSON ({error}); {ACCEPTED}") from None
-    kind = raw.get("_class_name") if isinstance(raw, dict) else None
+    raw, path = read_config(weights, field, ACCEPTED)
+    kind = raw.get("_class_name")
+    if kind == "AutoencoderKL":
+        return _kl_config(raw, f"{field}: {path}")
     if kind != "VQModel":
         raise InputError(f"{field}: {path} is of {kind or 'no class'}; {ACCEPTED}")
     lacking = [theirs for theirs in SIZES.values() if theirs not in raw]
@@ -104,13 +104,21 @@ def vq_config(weights: Weights, name: str) -> VQConfig:
     return checked(VQConfig, {"kind": "vq", **sizes}, f"{field}: {path} ")
 
 
-def vq_state(weights: Weights, name: str) -> dict[str, Tensor]:
-    """Return a VQModel's float32 tensors under the names of `VQ`, read without running code.
+def _kl_config(raw: dict[str, Any], where: str) -> KLConfig:
+    ignored = {name: raw[name] for name in ("sample_size", "force_upcast") if name in raw}
+    typed = {name: [kind] * len(raw.get(name) or "-") for name, kind in KL_TYPES.items()}
+    check_fields(raw, {**KL_BUILT, **typed, **ignored}, tuple(KL_SIZES.values()), where)
+    sizes = {ours: raw[theirs] for ours, theirs in KL_SIZES.items()}
+    return checked(KLConfig, {"kind": "kl", **sizes}, f"{where} ")
 
-    Those of `ldm:` may lack the encoder (`ENCODER`).
+
+def foreign_state(weights: Weights, name: str) -> dict[str, Tensor]:
+    """Return the float32 tensors of an autoencoder of others, read without running code.
+
+    They have the names of `VQ` or `KL`. Those of `ldm:` may lack the encoder (`ENCODER`).
 
     Args:
-        weights: the VQModel's file.
+        weights: the autoencoder's file.
         name: its name among the recipe's `weights`, for messages.
 
     Raises:

@@ -1,12 +1,28 @@
 """The tensors of a checkpoint of others, taken one by one under the names they have there."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from factory.recipe import InputError
 
 SHOWN = 3  # names that an error gives as examples
+
+
+@dataclass(frozen=True)
+class PublishedDenoiser:
+    """A denoiser of others, as a file of ours would have it.
+
+    Attributes:
+        config: what a file of ours states in its metadata; of a U-Net alone, `model.unet` has no
+            size, which no shape tells.
+        state: the tensors under our names.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
 
 
 class Layout:

@@ -1,9 +1,10 @@
-"""Denoisers as their authors publish them: checkpoints of DCFace and of IDiff-Face.
+"""Denoisers as their authors publish them: those of DCFace, of IDiff-Face and of Arc2Face.
 
 `dcface:FILE` is a checkpoint of stage 2 with all that it needs inside: the averaged U-Net, the
 trained identity encoder, the style mapping and the teacher; or one of stage 1, a U-Net alone.
 `idiff_face:FILE` is an averaged or a raw checkpoint of IDiff-Face, which hold equal weights as its
-code was read (papers.md 6), with `eps_model.` before the names or without.
+code was read (papers.md 6), with `eps_model.` before the names or without. `diffusers:FILE` is
+the U-Net of Arc2Face in a folder of diffusers (`factory.diffusion.stable`).
 
 Sizes, grid and conditioning are read from the shapes of the tensors; what no shape tells is as the
 published networks are built. Of stage 2 the average is loaded and nothing else: a file that has
@@ -13,15 +14,16 @@ only raw weights beside the style mapping is refused. Tensors are read without r
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.datasets.located import local_file
-from factory.diffusion.layouts import Layout
+from factory.diffusion.folders import class_of
+from factory.diffusion.layouts import Layout, PublishedDenoiser
 from factory.diffusion.schedule import Process
+from factory.diffusion.stable import FOLDER, UNET, read_unet
 from factory.recipe import InputError, Weights, prefix_of, with_options
 from factory.recognition.backbones import DEPTHS
 from factory.recognition.inside import TEACHER, iresnet_inside
@@ -63,23 +65,18 @@ INSIDE = ""  # in the place of a teacher's sha256: it is in the same file
 LATENT_SIZE = 32  # of IDiff-Face's latents; no shape tells it
 
 
-@dataclass(frozen=True)
-class PublishedDenoiser:
-    """A denoiser of others, as a file of ours would have it.
+def is_published(weights: Weights, name: str) -> bool:
+    """Tell whether a location names a denoiser as its authors publish it.
 
-    Attributes:
-        config: what a file of ours states in its metadata; of a U-Net alone, `model.unet` has no
-            size, which no shape tells.
-        state: the tensors under our names.
+    Args:
+        weights: where it lies.
+        name: its name among the recipe's `weights`, for messages. What lies in a folder of
+            diffusers as `denoiser` is held to be one, whatever its config says.
     """
-
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-
-
-def is_published(weights: Weights) -> bool:
-    """Tell whether a location names a denoiser as its authors publish it."""
-    return prefix_of(weights.location) in READERS
+    prefix = prefix_of(weights.location)
+    return prefix in READERS or (
+        prefix == FOLDER and (name == "denoiser" or class_of(weights, name) == UNET)
+    )
 
 
 def read_published(weights: Weights, name: str) -> PublishedDenoiser:
@@ -94,6 +91,8 @@ def read_published(weights: Weights, name: str) -> PublishedDenoiser:
             published checkpoint of the kind that the prefix names.
     """
     field = f"recipe field weights.{name}.location"
+    if prefix_of(weights.location) == FOLDER:
+        return read_unet(weights, field)
     accepted, reader = READERS[prefix_of(weights.location)]
     options = with_options(weights.location.partition(":")[2])[1]
     unknown = [option for option in options if option != "licence"]

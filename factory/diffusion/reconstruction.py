@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from factory.datasets.feed import Feed
 from factory.datasets.provenance import checked_sha256
-from factory.diffusion.autoencoder import Bottleneck, VQConfig, edge_loss, to_images, to_pixels
+from factory.diffusion.autoencoder import (
+    AutoencoderConfig,
+    Bottleneck,
+    edge_loss,
+    to_images,
+    to_pixels,
+)
 from factory.diffusion.files import autoencoder_config, load_state, read_metadata, save_weights
 from factory.diffusion.losses import identity_cosine, perceptual_loss
 from factory.diffusion.trainable import Place, Trainable
@@ -53,8 +59,11 @@ class AutoencoderTraining(Trainable):
         """Check the recipe, open the data and make the network."""
         super().__init__(recipe, place)
         config = autoencoder_config(recipe.model, "recipe field model.")
-        if isinstance(config, VQConfig):
-            raise InputError("recipe field model.kind: 'vq'; trained here is: bottleneck")
+        if not isinstance(config, AutoencoderConfig):
+            raise InputError(
+                f"recipe field model.kind: {config.kind!r}; this command trains the kind "
+                "bottleneck only"
+            )
         if config.size != recipe.image.size:
             raise InputError(
                 f"recipe field model.size: {config.size}, but image.size is {recipe.image.size}"

@@ -10,15 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from factory.datasets.claim import Claim
 from factory.datasets.provenance import versions
 from factory.datasets.scratch import process_token
-from factory.datasets.store import cache_home
+from factory.datasets.store import Store, cache_home
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.recipe import local_path
 from factory.studio.benchmarks import BENCHMARKS, groups, make_benchmark
 
 SHIPPED = "package:studio/bins"
 MANIFEST, GROUPS = "benchmarks.json", "groups.json"
+# The manifest is written last; files that are there before it are written again.
+BINS = Claim(MANIFEST, "benchmarks", own=(*(f"{name}.bin" for name in BENCHMARKS), GROUPS))
 
 Say = Callable[[str], None]
 
@@ -50,6 +53,15 @@ def benchmark_folder(location: str, say: Say = print) -> Path:
     return made
 
 
+def check_folder(folder: Path, pairs: int, size: int, seed: int) -> None:
+    """Raise InputError if a folder holds anything but benchmarks of these settings."""
+    store, wanted = Store(folder), {"pairs": pairs, "size": size, "seed": seed}
+    found = BINS.read(store)
+    differing = BINS.differing({name: found.get(name) for name in wanted}, wanted) if found else []
+    if differing:
+        raise BINS.another(store, differing)
+
+
 def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -> None:
     """Write each of the studio's benchmarks and the groups of its pairs, the manifest last.
 
@@ -68,6 +80,8 @@ def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -
         files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
         say(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}")
     known = {name: {"pairs": groups(name, pairs, seed)} for name in BENCHMARKS}
-    (folder / GROUPS).write_text(json.dumps(known) + "\n")
+    store = Store(folder)
+    store.write(GROUPS, (json.dumps(known) + "\n").encode())
     content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
-    (folder / MANIFEST).write_text(json.dumps({**content, "versions": versions()}, indent=1) + "\n")
+    content["versions"] = versions()
+    store.write(MANIFEST, (json.dumps(content, indent=1) + "\n").encode())

@@ -54,7 +54,9 @@ class Beside:
                 or --real is not a dataset.
         """
         if not given.real and (given.features or given.same_identities or given.k != K):
-            raise InputError("--features, --same-identities, --k: accepted with --real only")
+            raise InputError(
+                "--features, --same-identities, --k: they need --real, which is missing"
+            )
         if given.k < 1:
             raise InputError(f"--k {given.k}; accepted is 1 or more")
         real = finished(given.real) if given.real else None

@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 
 from factory.datasets.store import Store
-from factory.evaluation.dataset import samples
+from factory.evaluation.dataset import image_batches
 from factory.evaluation.tables import Table
-from factory.recipe import InputError
-from factory.recognition.attributes import Predictor
-from factory.recognition.images import batches, decode, fitted
-
-BATCH = 256
+from factory.recognition.attributes import BATCH, Predictor
 
 COVERAGE_DEFINITIONS = {
     "histogram": "of the predicted values in equal bins from low to high; values outside count in "
@@ -51,29 +47,19 @@ def predict_dataset(
     """Read the attributes of a dataset's images, in order; images are streamed.
 
     Raises:
-        InputError: there is no sample, an image cannot be read, or it has another size than the
-            predictor takes and `resize` is off.
+        InputError: as `image_batches`.
     """
-    known: dict[str, list[float]] = {name: [] for name in predictor.attributes}
-    count = 0
-
-    def images() -> Any:
-        nonlocal count
-        for sample in samples(store, identities, images_each):
-            count += 1
-            truth = sample.sidecar.get("truth") or {}
-            for name in known:
-                if name in truth:
-                    known[name].append(truth[name])
-            what = f"dataset {store.url} sample {sample.key}"
-            yield fitted(decode(sample.encoded, what), predictor.size, what, resize)
-
-    parts = [predictor.predict(batch) for batch in batches(images(), BATCH)]
-    if not parts:
-        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
-    values = {name: np.concatenate([part[name] for part in parts]) for name in known}
+    names, some = list(predictor.attributes), (identities, images_each, resize)
+    parts: list[dict[str, np.ndarray]] = []
+    stated: list[list[float | None]] = []
+    for found, images in image_batches(store, predictor.size, BATCH, *some):
+        parts.append(predictor.predict(images))
+        truths = (sample.sidecar.get("truth") or {} for sample in found)
+        stated += [[truth.get(name) for name in names] for truth in truths]
+    columns = zip(names, zip(*stated, strict=True), strict=True)
     return Predicted(
-        values, {name: np.array(found) for name, found in known.items() if len(found) == count}
+        {name: np.concatenate([part[name] for part in parts]) for name in names},
+        {name: np.array(column) for name, column in columns if None not in column},
     )
 
 

@@ -1,10 +1,11 @@
 """Samples of a finished dataset, read back in order, and their embeddings."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 
 from factory.datasets.manifest import TAR, committed, load_shard_manifest, shard_file
 from factory.datasets.store import Store
-from factory.datasets.tar import Member, TarError, members
+from factory.datasets.tar import Member, TarError, grouped, members
 from factory.recipe import FaultError, InputError
-from factory.recognition.images import NamedEmbedder, decode, fitted, normalized
+from factory.recognition.images import BATCH, NamedEmbedder, decode, fitted, normalized
 
 IMAGES = ("jpg", "png")
 PLANNED = re.compile(r"i(\d+)-")  # a planned shard's name starts with its first identity
@@ -74,7 +75,7 @@ def samples(
         start = PLANNED.match(name)
         if start and identities is not None and int(start[1]) >= identities:
             continue
-        for sample in _shard(store, name):
+        for sample in shard_samples(store, name):
             if identities is not None and sample.label >= identities:
                 if start:
                     break  # labels rise inside a planned shard
@@ -95,54 +96,92 @@ def finished(url: str) -> Store:
     return store
 
 
+def image_batches(
+    store: Store,
+    size: int,
+    batch_size: int,
+    identities: int | None = None,
+    images_each: int | None = None,
+    resize: bool = False,
+) -> Iterator[tuple[list[StoredSample], np.ndarray]]:
+    """Yield samples in batches, in order, with their images, uint8 [B, size, size, 3].
+
+    Raises:
+        InputError: as `samples`; or there is no sample, an image cannot be read, or it has another
+            size and `resize` is off.
+    """
+    count = 0
+    for batch, images in with_images(
+        store, samples(store, identities, images_each), size, batch_size, resize
+    ):
+        count += len(batch)
+        yield batch, images
+    if not count:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+
+
+def with_images(
+    store: Store, found: Iterable[StoredSample], size: int, batch_size: int, resize: bool
+) -> Iterator[tuple[list[StoredSample], np.ndarray]]:
+    """Yield samples in batches, in order, with their images; InputError as `image_batches`."""
+    left = iter(found)
+    while batch := list(itertools.islice(left, batch_size)):
+        named = [(f"dataset {store.url} sample {sample.key}", sample) for sample in batch]
+        images = (fitted(decode(s.encoded, what), size, what, resize) for what, s in named)
+        yield batch, np.stack(list(images))
+
+
 def embed_dataset(
     store: Store,
     recognizer: NamedEmbedder,
     identities: int | None = None,
     images_each: int | None = None,
     resize: bool = False,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
 ) -> Embedded:
     """Embed a dataset, each image once and without mirror images.
 
     Images are streamed. The embeddings of the whole selection are in memory, 4 x N x D bytes.
 
     Raises:
-        InputError: as `samples`; or an image has another size than the recognizer takes, or the
-            recognizer returns numbers that are not finite.
+        InputError: as `image_batches`, or the recognizer returns numbers that are not finite.
+    """
+    found = embedded(store, samples(store, identities, images_each), recognizer, resize, batch_size)
+    if not found.keys:
+        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    return found
+
+
+def embedded(
+    store: Store,
+    found: Iterable[StoredSample],
+    recognizer: NamedEmbedder,
+    resize: bool,
+    batch_size: int = BATCH,
+) -> Embedded:
+    """Embed samples of a dataset in their order, a batch at a time; InputError as `embed_dataset`.
+
+    The last bits of an embedding depend on its batch, so equal batches give equal embeddings.
     """
     parts: list[np.ndarray] = []
     labels: list[int] = []
     keys: list[str] = []
-    batch: list[np.ndarray] = []
-
-    def embed() -> None:
-        unit = normalized(recognizer.embed(np.stack(batch)).astype(np.float64))
+    for batch, images in with_images(store, found, recognizer.size, batch_size, resize):
+        unit = normalized(recognizer.embed(images).astype(np.float64))
         broken = ~np.isfinite(unit).all(axis=1)
         if broken.any():
-            key = keys[len(keys) - len(batch) + int(np.argmax(broken))]
             raise InputError(
-                f"dataset {store.url} sample {key}: recognizer {recognizer.name} gives numbers "
-                "that are not finite"
+                f"dataset {store.url} sample {batch[int(np.argmax(broken))].key}: recognizer "
+                f"{recognizer.name} gives numbers that are not finite"
             )
         parts.append(unit.astype(np.float32))
-        batch.clear()
-
-    for sample in samples(store, identities, images_each):
-        what = f"dataset {store.url} sample {sample.key}"
-        batch.append(fitted(decode(sample.encoded, what), recognizer.size, what, resize))
-        labels.append(sample.label)
-        keys.append(sample.key)
-        if len(batch) == batch_size:
-            embed()
-    if batch:
-        embed()
-    if not parts:
-        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
-    return Embedded(_joined(parts), np.array(labels, dtype=np.int64), tuple(keys))
+        labels += [sample.label for sample in batch]
+        keys += [sample.key for sample in batch]
+    unit = joined(parts) if parts else np.zeros((0, 0), np.float32)
+    return Embedded(unit, np.array(labels, dtype=np.int64), tuple(keys))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def joined(parts: list[np.ndarray]) -> np.ndarray:
     """Join rows and free each part after its copy, so that memory does not double."""
     rows = sum(len(part) for part in parts)
     joined = np.empty((rows, parts[0].shape[1]), parts[0].dtype)
@@ -153,19 +192,13 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _shard(store: Store, name: str) -> Iterator[StoredSample]:
+def shard_samples(store: Store, name: str) -> Iterator[StoredSample]:
     """Yield the samples of a shard; its end tells whether it is the one that was committed."""
     sha, where = hashlib.sha256(), f"dataset {store.url} shard {name}"
     try:
         with store.open_input(shard_file(name, TAR)) as file:
-            found: dict[str, Member] = {}
-            for member in members(file, sha.update):
-                if found and member.key != next(iter(found.values())).key:
-                    yield _sample(store, name, found)
-                    found = {}
-                found[member.extension] = member
-            if found:
-                yield _sample(store, name, found)
+            for key, found in grouped(members(file, sha.update)):
+                yield _sample(f"dataset {store.url} shard {name} sample {key}", key, found)
         committed_as = load_shard_manifest(store, name).sha256
     except TarError as error:
         raise FaultError(f"{where}: {error}; jobs/verify.py names every fault") from None
@@ -177,26 +210,19 @@ def _shard(store: Store, name: str) -> Iterator[StoredSample]:
         raise FaultError(f"{where}: not what its manifest says; jobs/verify.py names every fault")
 
 
-def _sample(store: Store, shard: str, found: dict[str, Member]) -> StoredSample:
-    key = next(iter(found.values())).key
-    image = next((found[kind].data for kind in IMAGES if kind in found), None)
+def _sample(what: str, key: str, run: list[Member]) -> StoredSample:
+    found = {member.extension: member.data for member in run}
+    image = next((found[kind] for kind in IMAGES if kind in found), None)
     if image is None or "cls" not in found:
-        raise InputError(
-            f"dataset {store.url} shard {shard} sample {key}: it has {', '.join(sorted(found))}; "
-            "accepted is cls with jpg or png"
-        )
-    label, sidecar = found["cls"].data, found["json"].data if "json" in found else b"{}"
+        has = ", ".join(sorted(found))
+        raise InputError(f"{what}: it has {has}; accepted is cls with jpg or png")
+    label = found["cls"]
     if not label.isdigit():
-        raise FaultError(
-            f"dataset {store.url} shard {shard} sample {key}: its label is {label[:20]!r}; "
-            "accepted is an integer, 0 or more"
-        )
+        raise FaultError(f"{what}: its label is {label[:20]!r}; accepted is an integer, 0 or more")
     try:
-        told = json.loads(sidecar)
+        told = json.loads(found.get("json", b"{}"))
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise FaultError(
-            f"dataset {store.url} shard {shard} sample {key}: its sidecar is no JSON object"
-        )
+        raise FaultError(f"{what}: its sidecar is no JSON object")
     return StoredSample(key, int(label), image, told)

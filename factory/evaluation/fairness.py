@@ -140,7 +140,7 @@ def _one(found: Distances, rows: np.ndarray) -> GroupResult:
     accuracy = float(np.mean(accepted == same))
     own = None
     if both and len(rows) >= FOLDS:
-        own = Verification.of(Distances.of(found.name, distances, same, found.xnorm)).as_dict()
+        own = asdict(Verification.of(Distances.of(found.name, distances, same, found.xnorm)))
     return GroupResult(
         pairs=len(rows),
         genuine=len(genuine),

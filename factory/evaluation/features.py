@@ -16,9 +16,9 @@ import numpy as np
 from factory.datasets.located import local_file
 from factory.datasets.provenance import sha256_file
 from factory.datasets.store import Store
-from factory.evaluation.dataset import samples
+from factory.evaluation.dataset import image_batches
 from factory.recipe import InputError, with_options
-from factory.recognition.images import batches, decode, fitted, normalized
+from factory.recognition.images import normalized
 
 if TYPE_CHECKING:
     from factory.recognition.recognizer import Recognizer
@@ -119,20 +119,14 @@ def extract_dataset(
     Images are streamed; the features of the whole selection are in memory.
 
     Raises:
-        InputError: there is no sample, or an image has another size than the network takes and
-            `resize` is off.
+        InputError: as `image_batches`.
     """
     labels: list[int] = []
-
-    def images() -> Any:
-        for sample in samples(store, identities, images_each):
-            what = f"dataset {store.url} sample {sample.key}"
-            labels.append(sample.label)
-            yield fitted(decode(sample.encoded, what), network.size, what, resize)
-
-    parts = [network.extract(batch) for batch in batches(images(), BATCH)]
-    if not parts:
-        raise InputError(f"dataset {store.url}: no sample with a label below {identities}")
+    parts: list[np.ndarray] = []
+    some = (identities, images_each, resize)
+    for found, images in image_batches(store, network.size, BATCH, *some):
+        labels += [sample.label for sample in found]
+        parts.append(network.extract(images))
     return np.concatenate(parts), np.array(labels, dtype=np.int64)
 
 

@@ -85,16 +85,3 @@ def gap(real: Sequence[float], synthetic: Sequence[float]) -> Gap:
         relative_error=relative_error,
         resolved=is_resolved,
     )
-
-
-def benchmark_error(accuracies: Sequence[float], pairs: Sequence[int]) -> float:
-    """Return the binomial standard error of the mean accuracy over benchmarks, in [0, 0.5].
-
-    More seeds do not remove this part of the uncertainty.
-
-    Args:
-        accuracies: accuracy on each benchmark, in [0, 1].
-        pairs: number of pairs of each benchmark.
-    """
-    variances = [p * (1 - p) / n for p, n in zip(accuracies, pairs, strict=True)]
-    return float(np.sqrt(np.sum(variances)) / len(variances))

@@ -20,7 +20,7 @@ from factory.evaluation.scores import resolved
 from factory.evaluation.tables import Outcome, Table, percent, rate
 from factory.recipe import InputError
 from factory.recognition.alignment import aligned
-from factory.recognition.images import NamedEmbedder, batches, decode, mirrored, normalized
+from factory.recognition.images import BATCH, NamedEmbedder, batches, decode, mirrored, normalized
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWITCHES = re.compile(r"N([01])D([01])F([01])")
@@ -135,7 +135,6 @@ def evaluate_ijb(
     folder: str | Path,
     switches: Sequence[Switches],
     say: Callable[[str], None] = lambda line: None,
-    batch_size: int = 256,
 ) -> Outcome:
     """Measure a recognizer on an IJB release, 1:1, once for each setting of the switches.
 
@@ -145,7 +144,7 @@ def evaluate_ijb(
         InputError: the release is not complete.
     """
     release = read_release(folder)
-    made = templates_of(recognizer, release, switches, batch_size, say)
+    made = templates_of(recognizer, release, switches, say)
     impostors = int((~release.same).sum())
     usable = [resolved(far, impostors) for far in FARS]
     table = Table(
@@ -180,7 +179,6 @@ def templates_of(
     recognizer: NamedEmbedder,
     release: IJBRelease,
     switches: Sequence[Switches],
-    batch_size: int = 256,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return for each setting the templates' numbers, int64 [T] rising, and unit rows [T, D]."""
@@ -189,7 +187,7 @@ def templates_of(
     of = of.ravel()
     sums: dict[str, np.ndarray] = {}
     done = 0
-    for batch in batches(_faces(release, recognizer.size), batch_size):
+    for batch in batches(_faces(release, recognizer.size), BATCH):
         rows = slice(done, done + len(batch))
         plain = recognizer.embed(batch).astype(np.float64)
         flips = plain

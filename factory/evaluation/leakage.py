@@ -118,27 +118,24 @@ def leakage(
     }
 
 
-def real_datasets(store: Store, against: str, held_out: str = "", tasks: int = 0) -> list[Store]:
+def real_datasets(store: Store, against: str, held_out: str = "") -> list[Store]:
     """Check and return the datasets of real faces that a leakage needs.
 
     Args:
         store: the synthetic dataset.
         against: folder or URL of the training data, a dataset; "" for no leakage.
         held_out: folder or URL of held-out real faces, a dataset; "" for none.
-        tasks: number of Ray tasks that share a search.
 
     Raises:
-        InputError: held-out faces or tasks are given without training data, tasks < 0, a dataset is
-            missing, or one dataset is given twice.
+        InputError: held-out faces are given without training data, a dataset is missing, or one
+            dataset is given twice.
     """
-    if not against and (held_out or tasks):
-        raise InputError("--held-out, --tasks: accepted with --against only")
-    if tasks < 0:
-        raise InputError(f"--tasks {tasks}; accepted is 0 or more")
+    if not against and held_out:
+        raise InputError("--held-out: this goes with --against, which is missing")
     real = [finished(url) for url in (against, held_out) if url]
     given = [store.url, *(one.url for one in real)]
     if len(set(given)) < len(given):
-        raise InputError(f"faces: {', '.join(given)}; accepted are different datasets")
+        raise InputError(f"faces: {', '.join(given)}: one dataset stands twice; they must differ")
     return real
 
 

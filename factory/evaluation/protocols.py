@@ -1,6 +1,7 @@
 """The protocols of the command evaluate: each maps a recognizer and a folder to an outcome."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.fairness import Fairness, by_group, read_groups
@@ -42,9 +43,13 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol {protocol}; accepted: {', '.join(PROTOCOLS)}")
     if groups and protocol != "verification":
-        raise InputError(f"--groups {groups}: {protocol} has no groups; accepted is verification")
+        raise InputError(
+            f"--groups {groups}: only --protocol verification reports groups, {protocol} does not"
+        )
     if switches and protocol != "ijb":
-        raise InputError(f"--switches {switches}: {protocol} has no switches; accepted is ijb")
+        raise InputError(
+            f"--switches {switches}: only --protocol ijb has switches, {protocol} does not"
+        )
     if protocol == "ijb":
         settings = [Switches.parse(text) for text in (switches or SWITCHES).split(",")]
         return evaluate_ijb(recognizer, folder, settings, say)
@@ -74,7 +79,7 @@ def _verification(
     mean = average(results.values())
     content = {
         "benchmarks": {
-            name: result.as_dict() | ({"fairness": fair[name].as_dict()} if name in fair else {})
+            name: asdict(result) | ({"fairness": fair[name].as_dict()} if name in fair else {})
             for name, result in results.items()
         },
         "average": mean,

@@ -6,7 +6,7 @@ stated with spread. Uniqueness and consistency follow DCFace (its equations 11 t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -83,13 +83,14 @@ def gallery_radius(recognizer: NamedEmbedder, people: int = GALLERY_PEOPLE) -> R
     return Radius(r, fpr, len(impostor))
 
 
-def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]:
+def measure(embedded: Embedded, radius: Radius, seed: int = 0, tasks: int = 0) -> dict[str, Any]:
     """Return the quality of a dataset as a JSON-able mapping, definitions included.
 
     Args:
         embedded: the dataset under one recognizer.
         radius: that recognizer's radius.
         seed: root seed of the samples of pairs, which are drawn if there are too many.
+        tasks: number of Ray tasks that share the packing of centres; 0 for none.
 
     Raises:
         InputError: there are fewer than two identities, or no identity has two images.
@@ -99,8 +100,8 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
     largest = max(len(row) for row in rows)
     if len(rows) < 2 or largest < 2:
         raise InputError(
-            f"dataset: {len(rows)} identities, at most {largest} images each; accepted are two "
-            "identities or more, and one of two images or more"
+            f"dataset: {len(rows)} identities of {largest} images at most; a measurement needs two "
+            "identities, and two images of one of them"
         )
     genuine, genuine_choice = genuine_scores(embedded.unit, labels, seed)
     impostor, impostor_choice = impostor_scores(embedded.unit, labels, seed)
@@ -108,9 +109,9 @@ def measure(embedded: Embedded, radius: Radius, seed: int = 0) -> dict[str, Any]
     return {
         "identities": len(rows),
         "images": len(labels),
-        **rates(genuine, impostor).as_dict(),
+        **asdict(rates(genuine, impostor)),
         "spread": spread(embedded.unit, labels),
-        "uniqueness": uniqueness(unit_centres, radius.r),
+        "uniqueness": uniqueness(unit_centres, radius.r, tasks),
         "consistency": consistency(embedded.unit, rows, unit_centres, radius.r),
         "r": radius.r,
         "r_fpr": radius.fpr,
@@ -159,13 +160,13 @@ def spread(unit: np.ndarray, labels: np.ndarray) -> float:
     return float(1.0 - np.nan_to_num(cosines).mean())
 
 
-def uniqueness(unit_centres: np.ndarray, r: float) -> float:
+def uniqueness(unit_centres: np.ndarray, r: float, tasks: int = 0) -> float:
     """Return U_class, in (0, 1]: greedy packing of unit centres [C, D] at cosine r.
 
     DCFace's printed equation compares with all earlier centres, its text with the kept ones. This
     follows the text.
     """
-    return float(packed(unit_centres, r).mean())
+    return float(packed(unit_centres, r, tasks=tasks).mean())
 
 
 def consistency(

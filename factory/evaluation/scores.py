@@ -5,8 +5,7 @@ is at least the threshold. FMR (or FAR, FPR) is the share of accepted impostor p
 of refused genuine pairs.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,10 +60,6 @@ class Rates:
     impostor_sd: float
     genuine_pairs: int
     impostor_pairs: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the rates as a JSON-able mapping."""
-        return asdict(self)
 
 
 def rates(genuine: np.ndarray, impostor: np.ndarray) -> Rates:

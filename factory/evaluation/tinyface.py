@@ -15,7 +15,15 @@ import numpy as np
 
 from factory.evaluation.tables import Outcome, Table, percent
 from factory.recipe import InputError
-from factory.recognition.images import NamedEmbedder, batches, decode, fitted, flip_sum, normalized
+from factory.recognition.images import (
+    BATCH,
+    NamedEmbedder,
+    batches,
+    decode,
+    fitted,
+    flip_sum,
+    normalized,
+)
 
 RANKS = (1, 5)
 IMAGES = (".jpg", ".jpeg", ".png")
@@ -75,7 +83,6 @@ def evaluate_tinyface(
     folder: str | Path,
     resize: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    batch_size: int = 256,
 ) -> Outcome:
     """Measure a recognizer on a TinyFace test set.
 
@@ -86,7 +93,7 @@ def evaluate_tinyface(
     unit = {}
     for part, name in PARTS.items():
         say(f"TinyFace {name}: {len(getattr(release, part).files)} images")
-        unit[part] = _embedded(recognizer, getattr(release, part), resize, batch_size)
+        unit[part] = _embedded(recognizer, getattr(release, part), resize)
     names = {name: n for n, name in enumerate(dict.fromkeys(release.gallery.identities))}
     labels = np.array([names[name] for name in release.gallery.identities])
     ranks = first_ranks(
@@ -134,9 +141,7 @@ def first_ranks(
     return ranks
 
 
-def _embedded(
-    recognizer: NamedEmbedder, faces: TinyFaces, resize: bool, batch_size: int
-) -> np.ndarray:
+def _embedded(recognizer: NamedEmbedder, faces: TinyFaces, resize: bool) -> np.ndarray:
     def images() -> Iterator[np.ndarray]:
         for file in faces.files:
             if not file.is_file():
@@ -144,10 +149,8 @@ def _embedded(
             what = f"benchmark image {file}"
             yield fitted(decode(file.read_bytes(), what), recognizer.size, what, resize)
 
-    parts = [
-        normalized(flip_sum(recognizer, batch)[0]).astype(np.float32)
-        for batch in batches(images(), batch_size)
-    ]
+    sums = (flip_sum(recognizer, batch)[0] for batch in batches(images(), BATCH))
+    parts = [normalized(one).astype(np.float32) for one in sums]
     unit = np.concatenate(parts)
     if not np.isfinite(unit).all():
         raise InputError(f"recognizer {recognizer.name}: an embedding is not a number")

@@ -9,16 +9,25 @@ standard deviation is stated with it.
 
 import hashlib
 import pickle
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from factory.datasets.store import write_file
 from factory.evaluation.scores import rates, resolved
 from factory.recipe import InputError
-from factory.recognition.images import NamedEmbedder, batches, decode, fitted, flip_sum, normalized
+from factory.recognition.images import (
+    BATCH,
+    NamedEmbedder,
+    batches,
+    decode,
+    fitted,
+    flip_sum,
+    normalized,
+)
 
 FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
@@ -69,24 +78,21 @@ class Verification:
     tar_resolved: bool
     xnorm: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as a JSON-able mapping."""
-        return asdict(self)
-
     @classmethod
     def of(cls, found: "Distances") -> "Verification":
         """Return the result for measured distances."""
         same, distances = found.same, found.distances
-        right = (distances < found.thresholds) == same
-        accuracies = [np.mean(right[test]) for test in folds(len(same))]
-        tars = fold_tars(distances, same, FAR)
+        right, at_far = (distances < found.thresholds) == same, distances < found.far_thresholds
+        tests = folds(len(same))
+        accuracies = [np.mean(right[test]) for test in tests]
+        tars = [at_far[test][same[test]].mean() if same[test].any() else 0.0 for test in tests]
         over_all = rates(-distances[same], -distances[~same])
         return cls(
             name=found.name,
             pairs=len(same),
             accuracy=float(np.mean(accuracies)),
             accuracy_std=float(np.std(accuracies)),
-            threshold=float(np.mean([found.thresholds[test[0]] for test in folds(len(same))])),
+            threshold=float(np.mean([found.thresholds[test[0]] for test in tests])),
             auc=over_all.auc,
             eer=over_all.eer,
             tar=float(np.mean(tars)),
@@ -123,47 +129,39 @@ class Distances:
         cls, name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
     ) -> "Distances":
         """Compute the folds' thresholds from squared distances, float64 [pairs], and issame."""
-        tests = folds(len(same))
         best, far = np.empty(len(same)), np.empty(len(same))
-        found = zip(tests, fold_accuracies(distances, same)[1], strict=True)
-        for test, threshold in found:
-            best[test] = threshold
-        for test, threshold in zip(tests, far_thresholds(distances, same, FAR), strict=True):
-            far[test] = threshold
+        for test in folds(len(same)):
+            others = np.setdiff1d(np.arange(len(same)), test)
+            best[test] = best_threshold(distances[others], same[others])
+            far[test] = far_threshold(distances[others][~same[others]], FAR)
         return cls(name, distances, same, best, far, xnorm)
 
 
-def verify(
-    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
-) -> Verification:
+def verify(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False) -> Verification:
     """Measure a recognizer on one benchmark by the ten-fold protocol; see `measured`."""
-    return Verification.of(measured(recognizer, benchmark, resize, batch_size))
+    return Verification.of(measured(recognizer, benchmark, resize))
 
 
-def measured(
-    recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False, batch_size: int = 256
-) -> Distances:
+def measured(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool) -> Distances:
     """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
     Args:
         recognizer: the recognizer to measure.
         benchmark: ten pairs or more.
         resize: resize images of another size bilinearly instead of refusing them.
-        batch_size: images to embed at a time; their mirror images are a second batch.
 
     Raises:
         InputError: an image is unreadable or has another size than the recognizer takes, or an
             embedding is not finite.
     """
 
-    def images() -> Iterable[np.ndarray]:
+    def images() -> Iterator[np.ndarray]:
         for number, data in enumerate(benchmark.images):
             what = f"benchmark {benchmark.name} image {number}"
             yield fitted(decode(data, what), recognizer.size, what, resize)
 
-    sums, lengths = zip(
-        *(flip_sum(recognizer, batch) for batch in batches(images(), batch_size)), strict=True
-    )
+    made = (flip_sum(recognizer, batch) for batch in batches(images(), BATCH))
+    sums, lengths = zip(*made, strict=True)
     unit = normalized(np.concatenate(sums))
     distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
     if not np.isfinite(distances).all():
@@ -175,80 +173,38 @@ def measured(
     return Distances.of(benchmark.name, distances, benchmark.same, xnorm)
 
 
-def evaluate_distances(
-    name: str, distances: np.ndarray, same: np.ndarray, xnorm: float = 0.0
-) -> Verification:
-    """Return the result for squared distances, float64 [pairs], and issame, bool [pairs]."""
-    return Verification.of(Distances.of(name, distances, same, xnorm))
-
-
 def folds(count: int) -> list[np.ndarray]:
     """Return the consecutive test folds of `count` pairs; the first folds are one pair longer."""
     return np.array_split(np.arange(count), FOLDS)
 
 
-def fold_accuracies(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the accuracy of each fold and its threshold, both float64 [10].
-
-    The threshold is the lowest of the best ones on the other folds. A pair is accepted if its
-    distance is strictly below.
-    """
-    accuracies, chosen = np.zeros(FOLDS), np.zeros(FOLDS)
-    for fold, test in enumerate(folds(len(same))):
-        train = np.setdiff1d(np.arange(len(same)), test)
-        right = _accepted(distances[train][same[train]], ACCURACY_THRESHOLDS)
-        wrong = _accepted(distances[train][~same[train]], ACCURACY_THRESHOLDS)
-        best = ACCURACY_THRESHOLDS[np.argmax(right - wrong)]
-        accuracies[fold] = np.mean((distances[test] < best) == same[test])
-        chosen[fold] = best
-    return accuracies, chosen
+def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
+    """Return the lowest threshold of highest accuracy; pairs strictly below it are accepted."""
+    right = _accepted(distances[same], ACCURACY_THRESHOLDS)
+    wrong = _accepted(distances[~same], ACCURACY_THRESHOLDS)
+    return ACCURACY_THRESHOLDS[np.argmax(right - wrong)]
 
 
-def fold_tars(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return the true accept rate of each fold at the other folds' threshold for `far`, [10]."""
-    tars = np.zeros(FOLDS)
-    chosen = zip(folds(len(same)), far_thresholds(distances, same, far), strict=True)
-    for fold, (test, threshold) in enumerate(chosen):
-        genuine = distances[test][same[test]]
-        tars[fold] = np.mean(genuine < threshold) if len(genuine) else 0.0
-    return tars
-
-
-def far_thresholds(distances: np.ndarray, same: np.ndarray, far: float) -> np.ndarray:
-    """Return for each fold the threshold at which the other folds have FAR `far`, float64 [10].
+def far_threshold(impostor: np.ndarray, far: float) -> float:
+    """Return the threshold at which impostor pairs' distances have FAR `far`.
 
     It is interpolated linearly between steps of 0.001. It is 0 if `far` is never reached.
     """
-    found = np.zeros(FOLDS)
-    for fold, test in enumerate(folds(len(same))):
-        train = np.setdiff1d(np.arange(len(same)), test)
-        impostor = distances[train][~same[train]]
-        reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
-        if reached.max() >= far:
-            found[fold] = np.interp(far, reached, FAR_THRESHOLDS)
-    return found
+    reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
+    return float(np.interp(far, reached, FAR_THRESHOLDS)) if reached.max() >= far else 0.0
 
 
 def _accepted(distances: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(distances), thresholds, "left")
 
 
-def evaluate(
-    recognizer: NamedEmbedder,
-    folder: str | Path,
-    resize: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Verification]:
+def evaluate(recognizer: NamedEmbedder, folder: str | Path) -> dict[str, Verification]:
     """Measure a recognizer on every `.bin` file of a folder; return the results by name.
 
     Raises:
         InputError: the folder holds no `.bin` file, or a file is not a benchmark.
     """
-    found = {}
-    for name, file in bin_files(folder).items():
-        say(f"benchmark {name}")
-        found[name] = verify(recognizer, read_bin(file), resize)
-    return found
+    return {name: verify(recognizer, read_bin(file)) for name, file in bin_files(folder).items()}
 
 
 def bin_files(folder: str | Path) -> dict[str, Path]:
@@ -281,7 +237,7 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
     seen: dict[bytes, bytes] = {}  # equal bytes become one object, as pickle refers to objects
     content = ([seen.setdefault(i, bytes(i)) for i in images], [bool(s) for s in same])
     data = pickle.dumps(content, protocol=4)
-    Path(path).write_bytes(data)
+    write_file(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -120,7 +120,7 @@ cp {name}.yaml CVLFACE/cvlface/research/recognition/code/run_v1/dataset/configs/
 DATA_ROOT=$(dirname "$PWD") python train.py dataset=configs/{name}.yaml
 ```
 
-`ldmk_5points.csv` has the alignment template's points, the same for every face.
+`ldmk_5points.csv` has each face's five points where a detector found them, else the template's.
 """
     folder = f"""\
 ```

@@ -46,8 +46,9 @@ class HeldOut:
         self.identities = max(FEWEST, min(pairs // 2, len(people) // SHARE))
         if 2 * self.identities > len(people):
             raise InputError(
-                f"--pairs {pairs}: {self.identities} of {len(people)} identities would be held "
-                f"out; accepted are datasets of {2 * self.identities} or more"
+                f"--pairs {pairs}: its pairs would take {self.identities} of the {len(people)} "
+                f"identities out of the training images; the dataset needs {2 * self.identities} "
+                "identities or more"
             )
         self.first = people[-self.identities]
         images = [(who, n) for who in people[-self.identities :] for n in range(counts[who])]

@@ -1,7 +1,10 @@
 """Ready-made folders for arcface_torch and CVLface: records, labels, landmarks, configurations."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+
+import numpy as np
 
 from factory.export.about import About
 from factory.export.output import Output
@@ -96,7 +99,8 @@ def _write_records(items: Iterator[Spooled], about: About, out: Output, landmark
     """Write the records, and line by line the tables that belong to them.
 
     `train.tsv` has key, path and label. `ldmk_5points.csv` has the row's number and five points as
-    shares of the image; they are equal in all rows, because every face is aligned to the template.
+    shares of the image: where the detector found them, of a face that `prepare` aligned; otherwise
+    those of the template, to which such a face is aligned already.
     """
     check_counts(about.images, about.classes, about.dialect)
     with ExitStack() as stack:
@@ -104,7 +108,7 @@ def _write_records(items: Iterator[Spooled], about: About, out: Output, landmark
             stack.enter_context(out.open(f"train.{kind}")) for kind in ("rec", "idx", "tsv")
         )
         table = stack.enter_context(out.open("ldmk_5points.csv")) if landmarks else None
-        points = _template()
+        template = _shares(_template())
         if table is not None:
             table.write(b"idx," + b",".join(b"ldmk_%d" % n for n in range(10)) + b"\n")
         written = write_records(items, rec, idx, about.images, about.dialect)
@@ -112,11 +116,35 @@ def _write_records(items: Iterator[Spooled], about: About, out: Output, landmark
             path = f"{item.label}/{item.number:04d}.{about.extension}"
             tsv.write(f"{key}\t{path}\t{item.label}\n".encode())
             if table is not None:
-                table.write(b"%d,%s\n" % (row, points))
+                found = _found(item.sidecar)
+                table.write(b"%d,%s\n" % (row, template if found is None else _shares(found)))
 
 
-def _template() -> bytes:
-    """Return the points of ArcFace's template, x and y alternating, as shares of the image."""
+def _found(sidecar: bytes) -> np.ndarray | None:
+    """Return where the detector's points lie in the aligned image, float64 [5, 2]; None for none.
+
+    The sidecar has them in pixels of the photograph. The image was cut out by the rotation, scale
+    and shift that brings them nearest to the template; it brings them to their places in it.
+    """
+    if b'"points"' not in sidecar:
+        return None
+    from factory.studio.render import similarity
+
+    points = json.loads(sidecar).get("face", {}).get("points")
+    if points is None:
+        return None
+    placed = np.array(points, np.float64)
+    move = similarity(placed, _template())
+    return placed @ move[:, :2].T + move[:, 2]
+
+
+def _template() -> np.ndarray:
+    """Return the points of ArcFace's template in an image of 112 pixels, float64 [5, 2]."""
     from factory.studio.render import TEMPLATE_112
 
-    return ",".join(f"{value / 112:.6f}" for value in TEMPLATE_112.ravel().tolist()).encode()
+    return TEMPLATE_112.astype(np.float64)
+
+
+def _shares(points: np.ndarray) -> bytes:
+    """Return points of an image of 112 pixels, x and y alternating, as shares of it."""
+    return ",".join(f"{value / TRAINER_SIZE:.6f}" for value in points.ravel().tolist()).encode()

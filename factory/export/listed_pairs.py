@@ -123,7 +123,7 @@ def _is_head(cells: list[str]) -> bool:
     return len(cells) == 3 and not any(_is_path(cell) or cell.isdecimal() for cell in cells)
 
 
-def write_listed_pairs(store: Store, to: Path, path: Path, cache: Path | None = None) -> Packed:
+def write_listed_pairs(store: Store, to: Path, path: Path) -> Packed:
     """Write a benchmark file of listed pairs; images are copied as they are.
 
     Args:
@@ -131,7 +131,6 @@ def write_listed_pairs(store: Store, to: Path, path: Path, cache: Path | None = 
             sample's key, or the name that the source it was prepared from gave the image.
         to: the `.bin` file; an older one is replaced.
         path: the list.
-        cache: folder of indexes and of copies of remote shards.
 
     Raises:
         InputError: as `read_pairs`; or an image is not there, or is no JPEG or PNG.
@@ -139,7 +138,7 @@ def write_listed_pairs(store: Store, to: Path, path: Path, cache: Path | None = 
     pairs = read_pairs(path)
     if is_composition(store):
         raise InputError(f"--pairs {path}: {store.url} is a composition; accepted is a dataset")
-    images = _Samples(store, cache) if any(committed(store)) else _Files(store)
+    images = _Samples(store) if any(committed(store)) else _Files(store)
     read: dict[str, bytes] = {}
     absent: list[str] = []
     for pair in pairs:
@@ -198,10 +197,10 @@ class _Samples:
 
     accepted = "keys of samples, or the names their sidecars state as source"
 
-    def __init__(self, store: Store, cache: Path | None) -> None:
+    def __init__(self, store: Store) -> None:
         held = contents(store)
-        self._index = index(store, held, cache)
-        paths = Copies(store, held, cache).fetch(self._index.shards)
+        self._index = index(store, held)
+        paths = Copies(store, held).fetch(self._index.shards)
         self._paths, self._reader = paths, Reader()
         self._rows: dict[str, int] = {}
         for row, key in enumerate(self._index.keys.tolist()):

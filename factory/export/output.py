@@ -88,6 +88,15 @@ class Output:
         self.store.put(local, name)
         self._note(name, sha256)
 
+    def put_all(self, files: Iterable[tuple[Path, str, str]]) -> None:
+        """Move local files into the store while the next ones are made; several are on their way.
+
+        Args:
+            files: (path, name, sha256) of each file, which is deleted when it is stored.
+        """
+        for name, sha256 in in_order(self._moved, files, self.store.workers):
+            self._note(name, sha256)
+
     def finish(self) -> None:
         """Write the checksums of all files in the form of `sha256sum --check`."""
         self._sums.seek(0)
@@ -99,6 +108,12 @@ class Output:
         name, data = file
         self.store.write(name, data)
         return name, hashlib.sha256(data).hexdigest()
+
+    def _moved(self, file: tuple[Path, str, str]) -> tuple[str, str]:
+        path, name, sha256 = file
+        self.store.put(path, name)
+        path.unlink()
+        return name, sha256
 
     def _note(self, name: str, sha256: str) -> None:
         self._sums.write(f"{sha256}  {name}\n".encode())

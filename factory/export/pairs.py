@@ -81,7 +81,7 @@ def choose_pairs(
     if groups is not None:
         lost = next((who for who in rows if who not in groups), None)
         if lost is not None:
-            raise InputError(f"groups: identity {lost} has none; accepted is one for each")
+            raise InputError(f"groups: identity {lost} has no group; each identity needs one")
     shuffled = generator(seed64(seed, "pairs")).permutation(people)
     half = pairs // folds // 2
     chosen, same = [], []
@@ -104,7 +104,6 @@ def write_pairs(
     skip: int = 0,
     without: Store | None = None,
     groups: Mapping[int, str] | None = None,
-    cache: Path | None = None,
 ) -> Written:
     """Write a benchmark file of pairs from a dataset or composition; images are copied unchanged.
 
@@ -114,13 +113,12 @@ def write_pairs(
         pairs, folds, seed, groups: as in `choose_pairs`.
         skip: leave out the first N identities, which a training with `data.identities: N` saw.
         without: a composition; its identities of this dataset are left out.
-        cache: folder of indexes and of copies of remote shards.
 
     Raises:
         InputError: as `choose_pairs`; or there is no dataset, `without` holds none of its images,
             or a genuine pair would be an image of a composition and its own copy.
     """
-    images = images_of(store, cache)
+    images = images_of(store)
     people = np.unique(images.labels)
     held_out = people[skip:]
     if not len(held_out):
@@ -245,6 +243,7 @@ def _used(store: Store, without: Store) -> np.ndarray:
     pools = [n for n, p in enumerate(rows.pools) if composition.pools[p].content_digest == digest]
     if not pools:
         raise InputError(
-            f"--without {without.url}: no pool of it is {store.url} (by content digest)"
+            f"--without {without.url}: this composition holds no image of {store.url}: no pool of "
+            "it has that dataset's content digest"
         )
     return np.unique(rows.identity[np.isin(rows.pool, pools)])

@@ -2,11 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from factory.datasets.manifest import (
     MANIFEST,
@@ -16,7 +18,9 @@ from factory.datasets.manifest import (
     load_manifest,
     shard_file,
 )
+from factory.datasets.patience import in_order
 from factory.datasets.provenance import Model, sha256_file
+from factory.datasets.scratch import scratch
 from factory.datasets.store import Store
 from factory.datasets.tar import TarError, members
 from factory.recipe import FaultError, InputError
@@ -80,7 +84,7 @@ def open_source(store: Store) -> Source:
         licence=manifest.licence,
         bytes=manifest.totals.bytes,
         labels=max(stops, default=max(1, manifest.totals.kept)),
-        read=lambda: (item for entry in manifest.shards for _, item in _shard(store, entry)),
+        read=lambda: (item for samples in _shards(store, manifest.shards) for _, item in samples),
     )
 
 
@@ -149,9 +153,13 @@ def _composed(
         for row in rows:
             shard = wanted.setdefault((row["pool"], row["shard"]), {})
             shard[row["key"]] = row["label"], row["repeat"]
+        read = {  # the index is ordered, so that each pool's shards come in the order of `wanted`
+            pool: _shards(home, [entries[name] for other, name in wanted if other == pool])
+            for pool, (home, entries) in pools.items()
+        }
         for (pool, name), keys in wanted.items():
-            home, entries = pools[pool]
-            for key, item in _shard(home, entries[name]):
+            home = pools[pool][0]
+            for key, item in next(read[pool]):
                 label, repeat = keys.pop(key, (0, 0))
                 for _ in range(repeat):
                     yield item._replace(label=label)
@@ -162,11 +170,34 @@ def _composed(
                 )
 
 
-def _shard(store: Store, entry: ShardEntry) -> Iterator[tuple[str, SourceItem]]:
+def _shards(
+    store: Store, entries: Iterable[ShardEntry]
+) -> Iterator[Iterator[tuple[str, SourceItem]]]:
+    """Yield the samples of each shard; shards behind a URL are fetched ahead, several at once."""
+    if store.root is not None:
+        for entry in entries:
+            yield _shard(store, entry, partial(store.open_input, shard_file(entry.name, TAR)))
+        return
+    with scratch() as folder:
+
+        def fetched(entry: ShardEntry) -> ShardEntry:
+            with suppress(FileNotFoundError):  # as it is missing in `folder`, too
+                store.fetch(shard_file(entry.name, TAR), folder / entry.name)
+            return entry
+
+        for entry in in_order(fetched, entries, store.workers):
+            path = folder / entry.name
+            yield _shard(store, entry, partial(path.open, "rb"))
+            path.unlink(missing_ok=True)
+
+
+def _shard(
+    store: Store, entry: ShardEntry, opened: Callable[[], IO[bytes]]
+) -> Iterator[tuple[str, SourceItem]]:
     """Yield keys and samples of a shard; FaultError at its end if it is not the committed one."""
     sha, where, kept = hashlib.sha256(), f"{store.url}/{shard_file(entry.name, TAR)}", 0
     try:
-        with store.open_input(shard_file(entry.name, TAR)) as file:
+        with opened() as file:
             for key, group in groupby(members(file, sha.update), attrgetter("key")):
                 parts = {member.extension: member.data for member in group}
                 kept += 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from factory.datasets.scratch import scratch
 from factory.datasets.tar import write_tar
@@ -25,34 +26,8 @@ def write_wds(items: Iterator[Spooled], about: About, out: Output) -> None:
     Keys are positions in the export; the sidecar states the image's identity and slot.
     """
     listed: list[dict[str, str | int]] = []
-    each = shard_size(about.images)
     with scratch() as folder:
-        path = folder / "shard.tar"
-        for shard, first in enumerate(range(0, about.images, each)):
-            name = f"{about.name}-{shard:06d}.tar"
-            samples = (
-                (
-                    f"{first + number:09d}",
-                    {
-                        about.extension: item.encoded,
-                        "cls": b"%d" % item.label,
-                        "json": item.sidecar,
-                    },
-                )
-                for number, item in enumerate(islice(items, each))
-            )
-            sha256, size = write_tar(path, samples)
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-            out.put(path, name, sha256)
-            listed.append(
-                {
-                    "url": name,
-                    "md5sum": md5.hexdigest(),
-                    "nsamples": min(each, about.images - first),
-                    "filesize": size,
-                }
-            )
+        out.put_all(_tars(items, about, folder, listed))
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
@@ -60,3 +35,32 @@ def write_wds(items: Iterator[Spooled], about: About, out: Output) -> None:
         "shardlist": listed,
     }
     out.write("index.json", json.dumps(index, indent=1).encode() + b"\n")
+
+
+def _tars(
+    items: Iterator[Spooled], about: About, folder: Path, listed: list[dict[str, str | int]]
+) -> Iterator[tuple[Path, str, str]]:
+    """Write each tar into a local folder, list it for wids, and yield its path, name and sha256."""
+    each = shard_size(about.images)
+    for shard, first in enumerate(range(0, about.images, each)):
+        name = f"{about.name}-{shard:06d}.tar"
+        path = folder / name
+        samples = (
+            (
+                f"{first + number:09d}",
+                {about.extension: item.encoded, "cls": b"%d" % item.label, "json": item.sidecar},
+            )
+            for number, item in enumerate(islice(items, each))
+        )
+        sha256, size = write_tar(path, samples)
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        listed.append(
+            {
+                "url": name,
+                "md5sum": md5.hexdigest(),
+                "nsamples": min(each, about.images - first),
+                "filesize": size,
+            }
+        )
+        yield path, name, sha256

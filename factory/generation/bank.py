@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from factory.cluster import hardware
-from factory.cluster.capacity import makers
 from factory.cluster.workers import ActorPool, flow
 from factory.datasets.store import Store
 from factory.generation.identities import Bank, empty_bank, extend, load_bank, save_block
+from factory.nodes import makers
 from factory.recipe import FaultError, GenerateRecipe, bank_digest, parse
 from factory.systems import create
 

@@ -53,7 +53,8 @@ class Committer:
                 versions=self.versions | work.gpu,
                 rejects_sha256=sha256_file(rejects),
             )
-            commit_shard(self.store, tar, rejects, manifest)
+            with work.timed("commit"):
+                commit_shard(self.store, tar, rejects, manifest)
         return manifest
 
     def _member(self, sample: Sample) -> tuple[str, dict[str, bytes]]:

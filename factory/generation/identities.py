@@ -125,8 +125,8 @@ def load_bank(store: Store, bank_digest: str) -> Bank | None:
         manifest = json.loads(store.read(name))
         if manifest["bank_digest"] != bank_digest:
             raise InputError(
-                f"bank {name}: digest {manifest['bank_digest']}, accepted is {bank_digest}: "
-                "the folder holds the identities of another recipe"
+                f"bank {name}: the folder holds the identities of another recipe (digest "
+                f"{manifest['bank_digest']} there, {bank_digest} here)"
             )
         table = pq.read_table(io.BytesIO(store.read(name.removesuffix("json") + "parquet")))
         column = table["context"].combine_chunks()

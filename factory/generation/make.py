@@ -110,7 +110,8 @@ def _screen(recipe: GenerateRecipe, system: System, device: str) -> Screen:
     faces = known_faces(recipe)
     if faces is not None and faces.unit.shape[1] != teacher.dimension:
         raise InputError(
-            "recipe field screens.real_lookalike.embeddings: dimension "
-            f"{faces.unit.shape[1]}, accepted is the teacher's {teacher.dimension}"
+            "recipe field screens.real_lookalike.embeddings: they have "
+            f"{faces.unit.shape[1]} numbers each, the teacher's {teacher.dimension}; they must be "
+            "embeddings under that teacher"
         )
     return Screen(system, teacher, faces)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from factory.cluster import hardware
-from factory.cluster.capacity import makers
 from factory.cluster.precision import settled
 from factory.cluster.workers import each
 from factory.datasets.claim import CLAIM, DATASET, claimed, kept, read_claim
@@ -43,6 +42,7 @@ from factory.datasets.scratch import scratch
 from factory.datasets.store import Store, parted
 from factory.datasets.tar import write_tar
 from factory.generation.run import check_sources, fill
+from factory.nodes import makers
 from factory.plan import ListedShard, sample_key
 from factory.recipe import BankRecipe, FaultError, InputError, NamedDataset, digest
 from factory.recognition.attributes import load_predictor

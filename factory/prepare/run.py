@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,8 +187,9 @@ def prepare(
         InputError: the folder is another dataset's, or the cluster does not have so many CPUs.
         FaultError: a disk, store or source failed, or a planned shard is missing at the end.
     """
-    from factory.cluster.capacity import Reservation, cpus
+    from factory.cluster.capacity import cpus
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     check_claim(store, given.claim)
     PREPARED.write(store, given.claim)
@@ -207,12 +209,14 @@ def prepare(
         str(local_path(detector).absolute()) if detector else "",
         given.recognizer[0],
     )
-    rows = [{"task": _task(given.listing, shard)} for shard in todo]
-    reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(rows)))
+    rows = ({"task": _task(given.listing, shard)} for shard in todo)  # not the whole list again
+    reserved = Reservation("--actors", "--actors ", min(actors or cpus(), len(todo)))
     of_all = f"of {len(given.shards)} shards are committed"
     left = given, store
     changed: Counter[str] = Counter()
-    with stops.keeping(lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}"):
+    with stops.keeping(
+        lambda: f"{len(given.shards) - len(list(_todo(*left)))} {of_all}", store.sweep
+    ):
         for number, row in enumerate(each(rows, Preparer, assignment, reserved), 1):
             check_lock()
             changed.update(json.loads(str(np.ravel(row["made"])[0])))
@@ -284,9 +288,8 @@ def _image(source: Store, listing: Listing, wishes: Wishes) -> Image:
 
 def _peeked(source: Store, listing: Listing) -> Iterator[tuple[Item, bytes]]:
     reader = ItemReader(source, listing.kind)
-    entries = [entry for images in listing.images for entry in images]
-    step = max(len(entries) // PEEK, 1)
-    for entry in entries[::step]:
+    step = max(listing.count // PEEK, 1)
+    for entry in islice(chain.from_iterable(listing.images), 0, None, step):
         yield entry, reader.read(entry)
     reader.close()
 

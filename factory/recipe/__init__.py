@@ -69,6 +69,7 @@ from factory.recipe.train import (
     Schedule,
     TrainRecipe,
 )
+from factory.recipe.yaml_values import yaml_values
 
 __all__ = [
     "AUTO",
@@ -139,4 +140,5 @@ __all__ = [
     "stated_precision",
     "with_options",
     "with_precision",
+    "yaml_values",
 ]

@@ -4,18 +4,28 @@ import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from pydantic import AfterValidator
 
 from factory.recipe.errors import InputError
 
-# Names of query values that are secrets, in part: S3's, Google's and Azure's signatures among them.
-SECRET = (
-    *("key", "secret", "token", "sig", "password", "passwd", "pwd", "credential", "auth"),
-    *("x-amz-", "x-goog-", "jwt", "sas"),
+# What a query value's name is made of, word by word, where the value is a secret: S3's, Google's
+# and Azure's signatures among them. `author`, `keyboard` and `sassy` are no such words.
+SECRET = ("key", "sig", "auth", "authorization", "jwt", "sas", "pass", "pwd", "bearer")
+ENDINGS = ("secret", "token", "password", "passwd", "passphrase", "credential", "signature")
+BESIDE = (  # what stands before or after such a word without a mark between them
+    *("access", "account", "api", "app", "aws", "client", "google", "id", "my", "o", "private"),
+    *("refresh", "session", "shared", "ssl", "subscription", "user", "x"),
 )
-_QUERY = re.compile(rf"(?i)([?&;][^=&\s]*(?:{'|'.join(SECRET)})[^=&\s]*=)[^&\s'\"]*")
+SIGNED = ("x-amz-", "x-goog-")  # all of these belong to a signature
+_GLUED = re.compile(
+    rf"(?:{'|'.join(BESIDE)})*(?:{'|'.join((*SECRET, *ENDINGS))})"
+    rf"(?:{'|'.join((*SECRET, *ENDINGS, *BESIDE))})*s?"
+)
+_NAME = re.compile(r"(?<=[?&;#])([^=&;?#\s'\"]+)=")
+_VALUE = re.compile(r"[^&\s'\"]*")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Keys may hold slashes: what follows user: is one up to the @, unless it is a port.
 _KEYED_USER = re.compile(r"(?<=://)[^/@\s'\"]*:(?!\d+/)[^@\s'\"]*@")
 _USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
@@ -26,7 +36,23 @@ def public(address: str) -> str:
 
     Everything that shows an address goes through here: errors, logs, JSON, cards and MLflow.
     """
-    return _QUERY.sub(r"\1...", _USER.sub("", _KEYED_USER.sub("", address)))
+    text = _USER.sub("", _KEYED_USER.sub("", address))
+    shown, at = "", 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end())
+        if value is not None and name.start() >= at and _is_secret(name[1]):
+            shown, at = f"{shown}{text[at : name.end()]}...", value.end()
+    return shown + text[at:]
+
+
+def _is_secret(name: str) -> bool:
+    """Tell from the name of a query value, as `X-Amz-Credential` or `apiKey`, whether it is one."""
+    name = unquote(name)
+    runs = re.findall(r"[A-Za-z]+", name)
+    words = [word.lower() for run in runs for word in (run, *_WORD.findall(run))]
+    return name.lower().startswith(SIGNED) or any(
+        _GLUED.fullmatch(word) or word.removesuffix("s").endswith(ENDINGS) for word in words
+    )
 
 
 def keyless(address: str, *, what: str = "") -> str:
@@ -61,7 +87,7 @@ Address = Annotated[str, AfterValidator(keyless)]
 Addresses = Annotated[str | tuple[str, ...], AfterValidator(_all_keyless)]
 FOREIGN = (  # prefixes of weights others made
     *("onnx", "arcface_torch", "adaface", "magface", "mobilefacenet"),
-    *("diffusers", "ldm", "dcface", "idiff_face"),
+    *("diffusers", "transformers", "ldm", "dcface", "idiff_face"),
 )
 OPTIONS = (  # of such weights and of other references: FILE?option=value
     *("channels", "download", "licence", "name", "names", "pixels"),

@@ -61,11 +61,13 @@ class BankRecipe(Part):
     @model_validator(mode="after")
     def _complete(self) -> "BankRecipe":
         if (self.candidates is None) == (self.generate is None):
-            raise ValueError("exactly one of candidates and generate is accepted")
+            raise ValueError("candidates, generate: exactly one of the two must be given")
         if "recognizer" not in self.weights:
             raise ValueError("weights.recognizer is missing")
         if (self.rules or self.groups) and "attributes" not in self.weights:
             raise ValueError("weights.attributes is missing; rules and groups need it")
         if (self.draw == "balanced") != bool(self.groups):
-            raise ValueError(f"draw is {self.draw!r} and groups {self.groups}: balanced needs both")
+            raise ValueError(
+                f"draw is {self.draw!r} and groups {self.groups}; balanced needs groups, no other"
+            )
         return self

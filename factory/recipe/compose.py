@@ -44,10 +44,12 @@ class PoolView(Part):
     @model_validator(mode="after")
     def _fits(self) -> "PoolView":
         if self.centre_band is not None and not self.centre_band[0] < self.centre_band[1]:
-            raise ValueError(f"centre_band is {list(self.centre_band)}, accepted is low < high")
+            raise ValueError(
+                f"centre_band is {list(self.centre_band)}, the first must be the smaller one"
+            )
         if self.identities_of and self.identities is not None:
             raise ValueError(
-                f"identities is {self.identities}; with identities_of accepted is to leave it out"
+                f"identities is {self.identities}; with identities_of it is to be left out"
             )
         return self
 
@@ -59,7 +61,8 @@ class ComposeRecipe(Part):
     name: Name
     seed: Seed
     pools: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PoolView], Field(min_length=1)
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)], PoolView],
+        Field(min_length=1),
     ]
     images: Positive | None = Field(
         default=None, description="Images of an epoch, repeats counted; default: all of all pools."
@@ -78,7 +81,9 @@ class ComposeRecipe(Part):
                 raise ValueError(f"images is missing; pools.{name}.weight shares out a budget")
             other = view.identities_of
             if other and (other == name or other not in self.pools):
-                raise ValueError(f"pools.{name}.identities_of is {other!r}, accepted: another pool")
+                raise ValueError(
+                    f"pools.{name}.identities_of is {other!r}; it must name another pool"
+                )
             if other and self.pools[other].identities_of:
                 raise ValueError(
                     f"pools.{name}.identities_of is {other!r}, which has identities_of itself; "

@@ -25,7 +25,11 @@ from factory.recipe.parts import (
 )
 
 HOLD_TEACHER = ("dcface",)  # prefixes of denoisers with a recognizer inside their file
-LATER = ("spacing", "noiseless", "variance", "noise")  # fields that a sampler had not always
+LATER = ("spacing", "offset", "noiseless", "variance", "noise")  # a sampler had not always
+SPACED = {  # samplers of which the steps' spacing may be stated
+    **{"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")},
+    **{"dpmsolver++": ("even",)},
+}
 SCREENS = ("identity_drift", "near_duplicate", "real_lookalike")  # those that reject images
 Seconds = Annotated[Number, Field(gt=0.0, le=1e6)]
 
@@ -60,7 +64,13 @@ class Sampler(Part):
     spacing: Literal["trailing", "leading", "even"] | None = Field(
         default=None,
         description="Which steps of the process fewer steps are: leading begins below T - 1 and "
-        "ends at 0, even includes both. Default: trailing for ddim, leading for ddpm.",
+        "ends at 0, even includes both. Default: trailing for ddim, leading for ddpm; dpmsolver++ "
+        "accepts even, and by default spaces its steps evenly in log SNR.",
+    )
+    offset: Annotated[int, NUMBER, Field(ge=0, le=1)] = Field(
+        default=0,
+        description="For ddim's leading steps: added to each. With 1, as Stable Diffusion has it, "
+        "the last step ends at step 0 of the process instead of beyond it.",
     )
     noiseless: Positive = Field(
         default=1, description="For ddpm: so many of the last steps add no noise."
@@ -89,16 +99,21 @@ class Sampler(Part):
 
     @model_validator(mode="after")
     def _possible(self) -> "Sampler":
-        accepted = {"ddim": ("trailing", "leading"), "ddpm": ("leading", "even")}.get(self.name, ())
+        accepted = SPACED.get(self.name, ())
         if self.spacing and self.spacing not in accepted:
             raise ValueError(
-                f"spacing is {self.spacing}, name {self.name} accepts "
-                f"{' and '.join(accepted) or 'null'}"
+                f"spacing is {self.spacing}; with name {self.name} it must be "
+                f"{' or '.join(accepted) or 'null'}"
+            )
+        if self.offset and (self.name, self.spacing) != ("ddim", "leading"):
+            raise ValueError(
+                f"offset is {self.offset}; with name {self.name} and spacing "
+                f"{self.spacing or 'null'} it must be 0, for it belongs to ddim's leading steps"
             )
         for field, default in (("noiseless", 1), ("variance", "beta")):
             value = getattr(self, field)
             if value != default and self.name != "ddpm":
-                raise ValueError(f"{field} is {value}, name {self.name} accepts {default}")
+                raise ValueError(f"{field} is {value}; with name {self.name} it must be {default}")
         return self
 
 
@@ -141,7 +156,9 @@ class Cost(Part):
     def _low_first(self) -> "Cost":
         low, high = self.seconds_per_image
         if low > high:
-            raise ValueError(f"seconds_per_image is [{low:g}, {high:g}], accepted is low <= high")
+            raise ValueError(
+                f"seconds_per_image is [{low:g}, {high:g}], the first must be the smaller one"
+            )
         return self
 
 
@@ -184,9 +201,9 @@ class GenerateRecipe(Part):
         rejecting = [name for name in SCREENS if getattr(screens, name) is not None]
         if torch and rejecting and screens.max_attempts > 1:
             raise ValueError(
-                f"screens.max_attempts is {screens.max_attempts}, sampler.noise torch accepts 1 "
-                f"with screens.{rejecting[0]}: its noise follows from the order of images, which "
-                "retries would change"
+                f"screens.max_attempts is {screens.max_attempts}; with sampler.noise torch and "
+                f"screens.{rejecting[0]} it must be 1, since that noise follows from the order of "
+                "images, which retries would change"
             )
         return self
 

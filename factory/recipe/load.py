@@ -32,6 +32,12 @@ KINDS: dict[
 }
 RECIPES = "jobs/recipes"
 EXAMPLE = "desk/generate/studio.yaml"
+PATTERNS = {  # what a field's pattern accepts, in words
+    r"^([0-9a-f]{64})?$": "a sha256, 64 hex digits, or nothing",
+    r"^[0-9a-f]{64}$": "a sha256, 64 hex digits",
+    r"^([0-9a-f]{16})?$": "a content digest, 16 hex digits, or nothing",
+    r"^[A-Za-z0-9_-]+$": "letters, digits, - and _",
+}
 LONGEST = 200  # of a value that an error shows
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE.parent / RECIPES, PACKAGE / "recipes")  # of a checkout, and of a wheel
@@ -85,20 +91,25 @@ def load(path: str | Path, overrides: tuple[str, ...] | list[str] = (), kind: st
         raise InputError(f"recipe: {path} is not YAML: {error}") from error
     raw = yaml_values(text, f"recipe: {path}")
     if not isinstance(raw, dict):
-        raise InputError(f"recipe: {path} holds {type(raw).__name__}, accepted is a mapping")
+        held = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise InputError(f"recipe: {path} holds {held}; it must hold fields, as kind: generate")
     for override in overrides:
         apply(raw, override)
     if kind and raw.get("kind") != kind:
-        raise InputError(f"recipe field kind: {raw.get('kind')!r}; this job accepts {kind!r}")
+        raise InputError(f"recipe field kind: {_value(raw.get('kind'))}; this job accepts {kind!r}")
     return parse(raw)
 
 
 def parse(raw: dict[str, Any]) -> Recipe:
     """Validate a mapping as a recipe of the kind that it names; raises InputError."""
     if not isinstance(raw.get("kind"), str) or raw["kind"] not in KINDS:
-        raise InputError(f"recipe field kind: {raw.get('kind')!r}; accepted: {', '.join(KINDS)}")
+        given = _value(raw.get("kind"))
+        raise InputError(f"recipe field kind: {given}; accepted: {', '.join(KINDS)}")
     if not all(isinstance(name, str) for name in raw):
-        raise InputError("recipe: a field's name is not a text; accepted are texts")
+        wrong = next(name for name in raw if not isinstance(name, str))
+        raise InputError(
+            f"recipe: {_value(wrong)} stands where a field's name must be; names are texts"
+        )
     for field, part in (("", raw), ("generate.", raw.get("generate"))):
         if isinstance(part, dict) and "pool" in part:
             raise InputError(f"recipe field {field}pool: {RENAMED}")
@@ -143,19 +154,37 @@ def checked(model: type[P], raw: dict[str, Any], what: str) -> P:
 
 
 def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
-    field = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+    loc, named = fault["loc"], fault["loc"][-1:] == ("[key]",)
+    field = _shown(".".join(map(str, loc[:-2] if named else loc)))
     if fault["type"] == "extra_forbidden":
         names = _accepted(model, fault["loc"][:-1]) or ["no field"]
         return f"{what}{field}: unknown; accepted: {', '.join(names)}"
     if fault["type"] == "missing":
         return f"{what}{field}: missing"
     if fault["type"] == "value_error":
-        return f"{what}{field}: {fault['ctx']['error']}"
+        place = f"{what}{field}" if field else what.rstrip(". ").removesuffix(" field")
+        return f"{place}: {fault['ctx']['error']}"
     if fault["type"] in ("model_type", "dict_type"):
         fault = fault | {"msg": "accepted is a group of fields"}
-    given = public(repr(fault["input"]))
-    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}..."
+    if fault["type"] == "string_pattern_mismatch":
+        pattern = fault["ctx"]["pattern"]
+        fault = fault | {"msg": f"accepted is {PATTERNS.get(pattern, pattern)}"}
+    given = f"{'the name ' if named else ''}{_value(fault['input'])}"
     return f"{what}{field}: {given}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _value(value: Any) -> str:
+    """Return a value as an error shows it: in one short line, without credentials."""
+    return _short("null" if value is None else public(repr(value)))
+
+
+def _shown(field: str) -> str:
+    """Return a field's name as an error shows it: some names are the user's own words."""
+    return _short(public(field if field.isprintable() else repr(field)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _accepted(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -133,7 +133,7 @@ class Workers(Part):
     @model_validator(mode="after")
     def _ordered(self) -> "Workers":
         if self.least > self.max:
-            raise ValueError(f"min is {self.min}, accepted is 1 to max ({self.max})")
+            raise ValueError(f"min is {self.min}; it must be 1 to max ({self.max})")
         return self
 
 

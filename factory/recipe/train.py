@@ -125,7 +125,7 @@ class Engine(Part):
     def _torch_is_alone(self) -> "Engine":
         if self.name == "torch" and self.workers != 1:
             raise ValueError(
-                f"engine.workers is {self.workers}, engine.name torch accepts 1; use deepspeed"
+                f"engine.workers is {self.workers}; several need engine.name: deepspeed"
             )
         return self
 

@@ -5,6 +5,7 @@ texts. Aliases that make a text grow without end, or a list that holds itself, a
 anything walks through them.
 """
 
+import sys
 from typing import Any
 
 import yaml
@@ -51,6 +52,9 @@ def yaml_values(text: str, what: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
+        if "integer string conversion" in str(error):
+            most = sys.get_int_max_str_digits()
+            raise InputError(f"{what}: a number of more than {most} digits") from None
         raise InputError(f"{what} is not YAML: {' '.join(str(error).split())[:300]}") from error
     finally:
         if loader is not None:
@@ -61,11 +65,13 @@ def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
     """Walk through a node as often as it stands somewhere, and refuse what is not to be built."""
     seen[0] += 1
     if seen[0] > MOST_VALUES:
-        raise InputError(f"{what}: more than {MOST_VALUES} values, aliases written out")
+        raise InputError(f"{what}: its aliases, written out, make more than {MOST_VALUES} values")
     if len(above) > DEEPEST:
         raise InputError(f"{what}: nested too deep; accepted are {DEEPEST} levels")
     if any(node is one for one in above):
-        raise InputError(f"{what}: an alias that holds itself; accepted are values")
+        raise InputError(
+            f"{what}: an alias stands inside what it names; a value cannot hold itself"
+        )
     inner: list[Node] = []
     if isinstance(node, MappingNode):
         known: set[str] = set()
@@ -73,7 +79,9 @@ def _check(node: Node, what: str, above: list[Node], seen: list[int]) -> None:
             if not isinstance(key, ScalarNode):
                 continue
             if key.value in known:
-                raise InputError(f"{what}: {key.value[:100]!r} stands twice; accepted is once")
+                raise InputError(
+                    f"{what}: {key.value[:100]!r} stands twice; each field stands once"
+                )
             known.add(key.value)
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, SequenceNode):

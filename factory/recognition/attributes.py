@@ -20,7 +20,7 @@ from factory.datasets.provenance import sha256_file
 from factory.recipe import InputError, with_options
 from factory.recognition.backbones import channels_last
 from factory.recognition.recognizer import to_input
-from factory.recognition.recognizers import load_recognizer
+from factory.recognition.recognizers import load_recognizer, read_own
 
 FORMAT = "face-data-factory/attributes"
 FILE = "attributes.safetensors"
@@ -197,18 +197,7 @@ def load_predictor(reference: str = SHIPPED, device: torch.device | str = "cpu")
     path = local_file(reference, f"attributes {reference!r}", f"accepted: {ACCEPTED}", FILE)
     if path.suffix != ".safetensors":
         raise InputError(f"attributes {reference!r}: {path.name}; accepted: {ACCEPTED}")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"attributes {reference!r}: not a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"attributes {reference!r}: format {metadata.get('format')!r}, accepted is {FORMAT!r}"
-        )
+    weights, metadata = read_own(path, FORMAT, f"attributes {reference!r}")
     config = json.loads(metadata["config"])
     attributes = {name: STUDIO[name] for name in config["names"]}
     mean, scale = weights.pop("mean").to(device), weights.pop("scale").to(device)

@@ -6,12 +6,14 @@ is the network of ArcFace's first papers; the papers of DCFace and CemiFace eval
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from factory.recipe import Backbone, InputError
 
+M = TypeVar("M", bound=nn.Module)
 DEPTHS = {
     "r18": (2, 2, 2, 2),
     "r34": (3, 4, 6, 3),
@@ -246,8 +248,8 @@ class IRBlock(nn.Module):
         return made + x if self.shortcut else made
 
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """Store a network's weights channels last, which is fast for convolutions on a CPU."""
+def channels_last(module: M) -> M:
+    """Store a network's weights channels last, which is fast for convolutions, and return it."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

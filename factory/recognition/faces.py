@@ -35,18 +35,6 @@ def save_faces(path: str | Path, embeddings: np.ndarray, recognizer_sha256: str)
     return hashlib.sha256(content).hexdigest()
 
 
-def faces_sha256(location: str, field: str) -> str:
-    """Return the sha256 of a file or folder of embeddings.
-
-    A folder's sha256 is that of a text with one line `SHA256 NAME` for each .parquet file, sorted
-    by name.
-
-    Raises:
-        InputError: there is no such file, or no .parquet file in the folder.
-    """
-    return _sha256(*_found(location, field))
-
-
 def _found(location: str, field: str) -> tuple[list[Path], bool]:
     """Return the file, or the folder's files sorted by name, and whether it is a folder."""
     file = find_file(location, f"{field}.location")
@@ -70,7 +58,8 @@ def load_faces(location: str, sha256: str, recognizer_sha256: str, field: str) -
 
     Args:
         location: a path, package:PATH or URL, of one of the forms in `ACCEPTED`.
-        sha256: the result of `faces_sha256`.
+        sha256: of the file; for a folder that of a text with a line `SHA256 NAME` for each
+            .parquet file, sorted by name.
         recognizer_sha256: the recognizer that the embeddings must belong to. A .safetensors or
             .parquet file must state it in its metadata as `recognizer_sha256`; .npy cannot.
         field: the recipe field that names the embeddings, for errors.

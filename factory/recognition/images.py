@@ -1,6 +1,7 @@
 """Preparing images for a recognizer: decoding, checking sizes, embedding in batches."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,8 @@ from factory.datasets.decode import decode as decoded
 from factory.datasets.embeddings import Embedder
 from factory.datasets.feed import resized
 from factory.recipe import InputError
+
+BATCH = 256  # images of one call, where evaluations embed
 
 
 class NamedEmbedder(Embedder, Protocol):
@@ -53,15 +56,9 @@ def fitted(image: np.ndarray, size: int, what: str, resize: bool) -> np.ndarray:
     return resized(image, size)
 
 
-def batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+def batches(images: Iterator[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
     """Stack uint8 [S, S, 3] images into batches uint8 [B, S, S, 3], B up to `batch_size`."""
-    batch: list[np.ndarray] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == batch_size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
+    while batch := list(itertools.islice(images, batch_size)):
         yield np.stack(batch)
 
 

@@ -5,8 +5,9 @@ cosines that the scan's rounding leaves in doubt. The results therefore do not d
 threads or Ray tasks, nor on the arithmetic of the scan. Ties go to the lower row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -129,6 +130,7 @@ def packed(
     memory_bytes: int = MEMORY_BYTES,
     scan: Scan = SCANS[0],
     earlier: np.ndarray | None = None,
+    tasks: int = 0,
 ) -> np.ndarray:
     """Walk over faces and keep one if its cosine to every face kept before is below r.
 
@@ -142,6 +144,8 @@ def packed(
         memory_bytes: bound on memory beside the embeddings.
         scan: arithmetic of the scan; it changes the time but not the result.
         earlier: faces that are kept before the walk begins and never dropped, float [M, D].
+        tasks: number of Ray tasks of one CPU each that compare with faces kept before; the caller
+            connects Ray. 0 compares in this process, with torch's threads.
 
     Returns:
         bool [N], whether each face is kept.
@@ -153,13 +157,9 @@ def packed(
     before = np.zeros((0, unit.shape[1]), np.float32)
     before = before if earlier is None else _checked(earlier, "earlier faces")
     kept = np.zeros(len(unit), bool)
-    columns = _columns(memory_bytes)
-    for start in range(0, len(unit), ROWS):
-        rows = np.arange(start, min(start + ROWS, len(unit)))
-        for others in (before, unit[:start][kept[:start]]):
-            for first in range(0, len(others), columns):
-                taken, _ = _close(unit[rows], others[first : first + columns], r, scan)
-                rows = np.delete(rows, taken)
+    columns = _columns(memory_bytes // max(tasks, 1))
+    faraway = _Faraway(tasks, r, columns, scan, before)
+    for rows in faraway.rows(unit, kept):
         near = np.zeros((len(rows), len(rows)), bool)
         near[_close(unit[rows], unit[rows], r, scan)] = True
         free = np.ones(len(rows), bool)
@@ -168,6 +168,59 @@ def packed(
                 kept[rows[row]] = True
                 free[row + 1 :] &= ~near[row, row + 1 :]
     return kept
+
+
+class _Faraway:
+    """The faces of a walk that are not near any face kept before their block.
+
+    Several blocks are compared at a time, with the faces kept before the first of them, as Ray
+    tasks; a block is then compared with what was kept since, in this process.
+    """
+
+    def __init__(self, tasks: int, r: float, columns: int, scan: Scan, before: np.ndarray) -> None:
+        self.tasks = tasks
+        self.how: tuple[float, int, Scan] = (r, columns, scan)
+        self.before = before
+        if tasks:
+            import ray
+
+            if not ray.is_initialized():
+                raise ValueError(f"tasks is {tasks}, but Ray is not connected; accepted then is 0")
+            self.compare: Any = ray.remote(_apart)
+            self.put, self.get = ray.put, ray.get
+            self.held = [ray.put(before)]
+
+    def rows(self, unit: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the rows of each block; `kept` [N] must be right for all rows yielded before."""
+        stride = ROWS * max(self.tasks, 1)
+        for outset in range(0, len(unit), stride):
+            starts = range(outset, min(outset + stride, len(unit)), ROWS)
+            for start, left in zip(starts, self._compared(unit, kept, starts), strict=True):
+                rows = start + left
+                since = unit[outset:start][kept[outset:start]]
+                yield rows[_apart(unit[rows], *self.how, since)]
+
+    def _compared(self, unit: np.ndarray, kept: np.ndarray, starts: range) -> list[np.ndarray]:
+        """Return for each block which of its faces are apart from all kept before the first."""
+        blocks = [unit[start : start + ROWS] for start in starts]
+        first = starts[0]
+        if not self.tasks:
+            others = self.before, unit[:first][kept[:first]]
+            return [_apart(block, *self.how, *others) for block in blocks]
+        fresh = slice(max(first - ROWS * self.tasks, 0), first)
+        self.held.append(self.put(unit[fresh][kept[fresh]]))
+        tasks = [self.compare.remote(block, *self.how, *self.held) for block in blocks]
+        return self.get(tasks)
+
+
+def _apart(unit: np.ndarray, r: float, columns: int, scan: Scan, *others: np.ndarray) -> np.ndarray:
+    """Return the rows of faces whose cosine to all others is below r, int64, in order."""
+    rows = np.arange(len(unit))
+    for faces in others:
+        for first in range(0, len(faces), columns):
+            taken, _ = _close(unit[rows], faces[first : first + columns], r, scan)
+            rows = np.delete(rows, taken)
+    return rows
 
 
 def _checked(embeddings: np.ndarray, what: str) -> np.ndarray:

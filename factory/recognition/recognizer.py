@@ -18,7 +18,7 @@ BATCH = 128
 ACCEPTED = (
     "a checkpoint folder or a .safetensors file, by path or URL, package:FILE.safetensors, "
     "onnx:FILE, arcface_torch:FILE, adaface:FILE?channels=bgr, magface:FILE, "
-    "mobilefacenet:FILE?channels=rgb, insightface:NAME"
+    "mobilefacenet:FILE?channels=rgb, insightface:NAME, dcface:FILE"
 )
 CHANNELS = ("rgb", "bgr")
 TOLD = 3  # names that an error lists of many

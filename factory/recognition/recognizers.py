@@ -10,7 +10,7 @@ from torch import Tensor
 
 from factory.datasets.located import local_file
 from factory.datasets.provenance import RECOGNIZER
-from factory.recipe import Backbone, InputError, checked
+from factory.recipe import Backbone, InputError, Weights, checked, public
 from factory.recognition.backbones import make_backbone
 from factory.recognition.foreign import LOADERS
 from factory.recognition.inside import load_dcface
@@ -80,7 +80,23 @@ def load_recognizer(
     return _load_own(path, reference, dtype, device)
 
 
-def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:
+def checked_recognizer(recognizer: Weights) -> Recognizer:
+    """Load a composition's recognizer, and compare it with the stated sha256.
+
+    Raises:
+        InputError: the recognizer is missing, or its sha256 is not the stated one.
+    """
+    loaded = load_recognizer(recognizer.location)
+    if recognizer.sha256 and loaded.sha256 != recognizer.sha256:
+        raise InputError(
+            f"recipe field recognizer.sha256: {recognizer.sha256}, but "
+            f"{public(recognizer.location)} has {loaded.sha256}"
+        )
+    return loaded
+
+
+def read_own(path: Path, form: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a file of ours; InputError where it is of another format."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -88,11 +104,14 @@ def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"recognizer {reference!r}: not a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"recognizer {reference!r}: format {metadata.get('format')!r}, accepted is {FORMAT!r}"
-        )
+        raise InputError(f"{what}: not a safetensors file: {error}") from error
+    if metadata.get("format") != form:
+        raise InputError(f"{what}: format {metadata.get('format')!r}, accepted is {form!r}")
+    return weights, metadata
+
+
+def _load_own(path: Path, reference: str, dtype: str, device: torch.device | str) -> Recognizer:
+    weights, metadata = read_own(path, FORMAT, f"recognizer {reference!r}")
     config = json.loads(metadata["config"])
     backbone = checked(Backbone, config["backbone"], f"recognizer {reference!r} backbone")
     module = filled(make_backbone(backbone, config["size"]), weights, reference)

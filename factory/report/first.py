@@ -7,9 +7,10 @@ from typing import Any
 from factory.datasets.licences import FORBIDS, LICENCES
 from factory.datasets.manifest import DatasetManifest
 from factory.evaluation.gap import REAL, over_seeds
+from factory.plan import human
 from factory.recipe import public
 from factory.report.few import error_interval, pairs_of
-from factory.report.words import figure, human, interval, named, percent
+from factory.report.words import figure, interval, named, percent
 
 JUDGE = "judge"
 MOST = 5  # figures that say how good a dataset is

@@ -1,7 +1,6 @@
 """The report of a run or a dataset: one HTML file that opens offline."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ import jinja2
 from markupsafe import Markup
 
 from factory.datasets.manifest import MANIFEST, DatasetManifest, load_manifest
-from factory.datasets.store import Store, below
+from factory.datasets.store import Store, below, write_file
 from factory.evaluation.gap import REAL, Gap, gap, over_seeds
 from factory.evaluation.published import COLUMNS, NOTE, PUBLISHED
+from factory.plan import human
 from factory.recipe import InputError, public
 from factory.report.charts import SERIES, accuracies, histograms
 from factory.report.contact import A_ROW, HALF, ROOM, contact_sheet
@@ -27,7 +27,7 @@ from factory.report.measures import (
     sections,
     sorted_measures,
 )
-from factory.report.words import ORDER, duration, figure, human, interval, named, percent
+from factory.report.words import ORDER, duration, figure, interval, named, percent
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -76,12 +76,8 @@ def collect(url: str, measures: Sequence[str] = ()) -> dict[str, Any]:
 
 def write_page(path: str | Path, text: str) -> Path:
     """Write a page to a local file, which is never seen half-written, and return its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path
+    write_file(path, text.encode())
+    return Path(path)
 
 
 def page(results: Mapping[str, Any]) -> str:

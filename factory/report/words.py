@@ -30,14 +30,6 @@ def interval(ends: tuple[float, float], digits: int = 1) -> str:
     return f"{percent(ends[0], digits)} to {percent(ends[1], digits)}"
 
 
-def human(size: int) -> str:
-    """Write a number of bytes with a decimal unit."""
-    value, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"
-
-
 def duration(seconds: float) -> str:
     """Write seconds as hours, minutes and seconds, with tenths below a minute."""
     if seconds < 60:

@@ -1,7 +1,6 @@
 """Leakage as an objective: how similar a composition's images are to faces of real people."""
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +9,7 @@ from factory.datasets.composition import Composition, read_rows
 from factory.datasets.index import index
 from factory.datasets.manifest import load_manifest
 from factory.datasets.store import Store
-from factory.recipe import InputError, KnownFaces, Weights, public
-
-if TYPE_CHECKING:
-    from factory.recognition.recognizer import Recognizer
+from factory.recipe import KnownFaces, Weights
 
 
 def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownFaces) -> float:
@@ -33,6 +29,7 @@ def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownF
             sha256 is not the stated one.
     """
     from factory.recognition.faces import load_faces
+    from factory.recognition.recognizers import checked_recognizer
 
     load = functools.cache(functools.partial(checked_recognizer, recognizer))
     sha256 = recognizer.sha256 or load().sha256
@@ -47,20 +44,3 @@ def leakage(folder: Store, made: Composition, recognizer: Weights, known: KnownF
         unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
         nearest.append(faces.nearest(unit.astype(np.float32)).cosines[:, 0])
     return float(np.concatenate(nearest).mean())
-
-
-def checked_recognizer(recognizer: Weights) -> "Recognizer":
-    """Load a composition's recognizer, and compare it with the stated sha256.
-
-    Raises:
-        InputError: the recognizer is missing, or its sha256 is not the stated one.
-    """
-    from factory.recognition.recognizers import load_recognizer
-
-    loaded = load_recognizer(recognizer.location)
-    if recognizer.sha256 and loaded.sha256 != recognizer.sha256:
-        raise InputError(
-            f"recipe field recognizer.sha256: {recognizer.sha256}, but "
-            f"{public(recognizer.location)} has {loaded.sha256}"
-        )
-    return loaded

@@ -267,9 +267,13 @@ class Space:
                 f"space {self.name}: search {self.search!r}; accepted: random, grid, tpe"
             )
         if ("leakage" in self.objectives) != (self.known is not None):
-            raise InputError(f"space {self.name}: known goes with the objective leakage")
+            raise InputError(
+                f"space {self.name}: known is needed with the objective leakage, and with no other"
+            )
         if self.asha and "accuracy" not in self.objectives:
-            raise InputError(f"space {self.name}: asha needs the objective accuracy")
+            raise InputError(
+                f"space {self.name}: asha goes by accuracy, which must be an objective"
+            )
         if self.reports < 1 or self.pairs < 1:
             raise InputError(
                 f"space {self.name}: reports {self.reports}, pairs {self.pairs}; accepted are 1 "
@@ -445,7 +449,7 @@ def _explained(error: Exception) -> str:
 def pool_name(recipe: GenerateRecipe) -> str:
     """Return the name of a pool's folder; equal names mean equal bytes."""
     counts = recipe.identities
-    digest = content_digest(recipe, versions())
+    digest = content_digest(recipe, versions(recipe.weights))
     return f"{recipe.name}-{digest}-{counts.count}x{counts.images_each}"
 
 

@@ -13,7 +13,6 @@ results in the folder, and a trial that had begun finds its own checkpoints.
 import functools
 import json
 import os
-import shutil
 import time
 from dataclasses import replace
 from typing import Any
@@ -32,9 +31,9 @@ from factory.evaluation.verification import bin_files
 from factory.generation.run import check_sources, preflight
 from factory.recipe import FaultError, InputError, keyless, public
 from factory.recognition.faces import load_faces
+from factory.recognition.recognizers import checked_recognizer
 from factory.search.book import Book
 from factory.search.following import Following, Say
-from factory.search.leakage import checked_recognizer
 from factory.search.pools import Pools
 from factory.search.results import BEST
 from factory.search.space import Space, Trial
@@ -113,7 +112,9 @@ def sweep(
                 env=runtime_env(ahead[0].fr.engine.threads),
                 known=space.known,
             )
-            with stops.keeping(lambda: f"{len(book.results())} of {samples} trials are done"):
+            with stops.keeping(
+                lambda: f"{len(book.results())} of {samples} trials are done", store.sweep
+            ):
                 run(objective, Suggestions(space, book, list(todo), pools), following, concurrent)
         results = book.results()
         spent = round(time.time() - started, 2)
@@ -214,10 +215,7 @@ def run(
         tuner.fit()
     finally:
         ray.kill(objective.pools)
-        for name in list(store.list(RAY)):
-            store.delete(name)
-        if store.root is not None:
-            shutil.rmtree(store.root / RAY, ignore_errors=True)
+        store.clear(RAY)
 
 
 def _call(objective: Objective, config: dict[str, Any]) -> None:

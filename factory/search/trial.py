@@ -210,11 +210,11 @@ def composing(
     recipe: ComposeRecipe, out: Store, pools: dict[str, Any], folder: str
 ) -> dict[str, Any]:
     """Compose in a Ray task, and return the result of `composed`."""
-    from factory.recognition.recognizers import load_recognizer
+    from factory.recognition.recognizers import checked_recognizer
 
     enter(folder)
     with held(out):
-        made = compose(recipe, out, load=load_recognizer)
+        made = compose(recipe, out, load=checked_recognizer)
     return composed(out, made, pools)
 
 

@@ -7,7 +7,7 @@ Hence the sets are disjoint and each is unbounded. All other properties are Phil
 the position. The left and the right side are drawn separately, so that faces are asymmetric.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -67,10 +67,6 @@ HEAD_SHAPES = ("oval", "rectangular", "round", "square", "triangular", "inverted
 MINOR_LIMIT = 0.55  # half-width of the uniform draw of every local change not named above
 SIDE_LIMIT = 0.22  # half-width of the further difference between left and right
 
-HAIR_STYLES = (
-    "bald", "buzz", "short", "crop", "sidepart", "quiff", "fringe", "receding", "horseshoe",
-    "curly", "afro", "tied", "bob", "long", "wavy", "curtains",
-)  # fmt: skip
 MALE_STYLES = (
     "bald", "buzz", "short", "crop", "sidepart", "quiff", "fringe", "receding", "horseshoe",
     "curly", "short", "afro", "long", "buzz", "curtains", "sidepart",
@@ -79,7 +75,6 @@ FEMALE_STYLES = (
     "tied", "bob", "long", "wavy", "fringe", "curtains", "long", "bob", "curly", "sidepart",
     "wavy", "afro", "tied", "crop", "long", "bob",
 )  # fmt: skip
-BEARD_STYLES = ("none", "stubble", "moustache", "goatee", "chin", "short", "full", "sideburns")
 HAIR_COLOURS = np.array([
     [0.045, 0.035, 0.032], [0.10, 0.065, 0.045], [0.19, 0.115, 0.07], [0.30, 0.19, 0.11],
     [0.46, 0.32, 0.18], [0.66, 0.52, 0.32], [0.82, 0.72, 0.52], [0.50, 0.20, 0.08],
@@ -343,8 +338,8 @@ def person(split: str, index: int, plain: bool = False) -> Person:
 
 def _plain(rich: Person) -> Person:
     """Return the same face with plain skin and hair, as `studio_plain` shows it."""
-    values = dict(vars(rich))
-    values.update(
+    return replace(
+        rich,
         blotches=0.0,
         freckles=0.0,
         moles=rich.moles[:0],
@@ -358,6 +353,5 @@ def _plain(rich: Person) -> Person:
         beard_style="none",
         glasses_habit=0.0,
         resting=np.zeros_like(rich.resting),
+        brow={**rich.brow, "monobrow": 0.0, "side": 0.0, "density": 0.8},
     )
-    values["brow"] = {**rich.brow, "monobrow": 0.0, "side": 0.0, "density": 0.8}
-    return Person(**values)

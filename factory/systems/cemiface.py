@@ -82,6 +82,11 @@ class CemiFaceConfig(Part):
     tokens: Positive = 1
     learn_empty_context: bool = False
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of an image or latent."""
+        return self.unet.shape
+
 
 class InquiryDenoiser(nn.Module):
     """The ADM U-Net with the inquiry and m as outside keys and values of its attention.
@@ -165,11 +170,6 @@ class CemiFace(DiffusionSystem):
         self.length = float(config["length"])
         return InquiryDenoiser(self.model)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.model.unet.shape
-
     def fits(self) -> None:
         """Refuse a teacher of another size, and an empty inquiry that was never learned."""
         self.suits(self.model.context_size, self.model.learn_empty_context)
@@ -239,11 +239,7 @@ class CemiFaceTraining(DenoiserTraining):
 
     def check(self) -> None:
         """Refuse an empty inquiry that is not learned; read norms if embeddings are raw."""
-        if self.options.empty_context_prob and not self.config.learn_empty_context:
-            raise InputError(
-                f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
-                "model.learn_empty_context false accepts 0"
-            )
+        self.check_empty()
         if self.config.context == "raw":
             self.kinds = ("embeddings", "norms")
         self.values = self.options.levels.values()
@@ -251,11 +247,6 @@ class CemiFaceTraining(DenoiserTraining):
     def build(self) -> nn.Module:
         """Make the denoiser."""
         return InquiryDenoiser(self.config)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.config.unet.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
         """Take each image as its own inquiry, and draw m uniformly from the levels."""

@@ -1,7 +1,6 @@
 """Identity contexts: unit vectors that are drawn at random, spread evenly or perturbed."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,8 +29,7 @@ def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
     draws = [
         generator(seed64(root, "context", index)).standard_normal(dimension) for index in indices
     ]
-    vectors = np.stack(draws)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit(np.stack(draws))
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,7 +45,7 @@ def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarr
         dimension: size D of a vector.
         seed: seed of the random start.
         steps: number of gradient steps; after 200 steps, 200 anchors in 128 dimensions are within
-            0.03 of `least_max_cosine`.
+            0.03 of the least largest cosine there is (Levenshtein's bound).
 
     Returns:
         float32 [N, D], unit length, read-only.
@@ -67,24 +65,6 @@ def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarr
         found = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     found.flags.writeable = False
     return found
-
-
-def least_max_cosine(count: int, dimension: int) -> float:
-    """Return a lower bound on the largest cosine between any two of N unit vectors.
-
-    Up to 2 D vectors this is Rankin's bound, which is reached: -1 / (N - 1) up to D + 1 vectors, 0
-    up to 2 D. For more vectors it is Levenshtein's bound of the third degree,
-    N = D (1 - s) (2 + (D + 1) s) / (1 - D s^2), which holds up to D (D + 3) / 2 vectors; beyond
-    them its value there remains a lower bound.
-    """
-    if count <= dimension + 1:
-        return -1.0 / (count - 1) if count > 1 else -1.0
-    if count <= 2 * dimension:
-        return 0.0
-    d, n = dimension, min(count, dimension * (dimension + 3) // 2)
-    # The formula solved for s: d (n - d - 1) s^2 + d (d - 1) s - (n - 2 d) = 0.
-    a, b, c = d * (n - d - 1), d * (d - 1), n - 2 * d
-    return (math.sqrt(b * b + 4 * a * c) - b) / (2 * a)
 
 
 def perturb(contexts: np.ndarray, cosines: np.ndarray, seeds: Sequence[int]) -> np.ndarray:

@@ -110,8 +110,8 @@ class DCFace(DiffusionSystem):
         self.banked = source != "noise"
         if source == "noise" and recipe.screens.identity_drift is not None:
             raise InputError(
-                "recipe field screens.identity_drift: faces of nobody drift from nobody; "
-                "identities.source noise accepts none"
+                "recipe field screens.identity_drift: given; leave it out with identities.source "
+                "noise, whose faces are of nobody whom they could drift from"
             )
 
     def open(self) -> None:
@@ -134,11 +134,6 @@ class DCFace(DiffusionSystem):
         model = sized(config["model"], self.recipe.image.size)
         self.model = checked(DCFaceConfig, model, "denoiser file: model.")
         return DCFaceNet(self.model)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.model.unet.shape
 
     def fits(self) -> None:
         """Refuse a denoiser that does not suit the recipe, and another teacher than its own."""
@@ -347,11 +342,6 @@ class DCFaceTraining(DenoiserTraining):
         return network
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of images or latents."""
-        return self.config.unet.shape
-
-    @property
     def embedding_size(self) -> int:
         """Return the dimensions of the embeddings that the network takes."""
         return (self.sizes or ConditionsConfig()).embedding_size
@@ -364,7 +354,7 @@ class DCFaceTraining(DenoiserTraining):
         if count.min() < 2:
             raise InputError(
                 f"recipe field data.train: identity {int(count.argmin())} has {count.min()} image; "
-                "dcface accepts two or more of each"
+                "dcface needs two or more of each"
             )
         first = np.zeros(1, np.int64)
         early = self._early(torch.from_numpy(self.data.pixels(first, first)))

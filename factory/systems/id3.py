@@ -202,9 +202,9 @@ class ID3(DiffusionSystem):
             return
         if spread is None or spread < wanted.count:
             raise InputError(
-                f"recipe field options.anchors: {spread}, identities.count is {wanted.count}; "
-                "accepted is at least that. Anchors are spread together: those of another number "
-                "are other anchors, so a dataset grows no further than its own"
+                f"recipe field options.anchors: {spread}; it must be identities.count, "
+                f"{wanted.count}, or more: as many as the dataset may ever grow to, since anchors "
+                "are spread together and another number makes others"
             )
         if wanted.max_cosine != 1.0:
             raise InputError(
@@ -220,11 +220,6 @@ class ID3(DiffusionSystem):
         ]
         self.histograms = {one.name: one for one in held}
         return UNet(self.model)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.model.shape
 
     @property
     def dimension(self) -> int:

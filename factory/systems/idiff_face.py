@@ -20,32 +20,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from factory.datasets.located import local_file
-from factory.datasets.provenance import sha256_file
-from factory.diffusion.autoencoder import VQ
+from factory.diffusion.autoencoder import KL, VQ
 from factory.diffusion.sampling import Given
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.recipe import Address, Fraction, InputError, Part, checked
-from factory.recognition.tensors import read_tensors
+from factory.recipe import Fraction, InputError, checked
 from factory.systems.base import Conditions, Position, Rendered
-from factory.systems.contexts import uniform, unit
+from factory.systems.context_file import ContextsFile, check_source, read_contexts
+from factory.systems.contexts import uniform
 from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import DenoiserBatch, DenoiserTraining, Drawn, TrainingOptions
-
-CONTEXTS = "accepted is a file of vectors by name, as torch.save writes a dictionary"
-
-
-class ContextsFile(Part):
-    """A file of contexts, named by where it lies and what it holds."""
-
-    url: Address = Field(description="Path or URL of vectors by name, as torch.save writes them.")
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
-        description="The first 16 digits of its sha256; a wrong one is answered with the right one."
-    )
 
 
 class IDiffFaceSampling(SamplingOptions):
@@ -74,15 +60,11 @@ class IDiffFace(DiffusionSystem):
         super().check()
         recipe, source = self.recipe, self.recipe.identities.source
         self.banked = source != "noise"
-        if (self.options.contexts is not None) != (source == "file"):
-            raise InputError(
-                f"recipe field options.contexts: {'given' if self.options.contexts else 'missing'};"
-                f" identities.source is {source}, and contexts go with file"
-            )
+        check_source(self.options.contexts, source)
         if source == "noise" and (self.options.perturb or recipe.screens.identity_drift):
             raise InputError(
-                "recipe field identities.source: noise draws faces of nobody; accepted are no "
-                "options.perturb and no screens.identity_drift"
+                "recipe field identities.source: noise, which draws faces of nobody; leave out "
+                "options.perturb and screens.identity_drift"
             )
         assert recipe.sampler is not None
         if source == "two_stage" and recipe.sampler.noise == "torch":
@@ -93,34 +75,12 @@ class IDiffFace(DiffusionSystem):
     def open(self) -> None:
         """Open the bank of identities, or the file of contexts, where the recipe names one."""
         super().open()
-        self.contexts = np.zeros((0, 0), np.float32)
-        named = self.options.contexts
-        if named is None:
-            return
-        field = "recipe field options.contexts"
-        path = local_file(named.url, f"{field}.url", CONTEXTS)
-        found = sha256_file(path)[: len(named.digest)]
-        if found != named.digest:
-            raise InputError(f"{field}.digest: {named.digest}, but {path} has {found}")
-        vectors = [v.flatten() for v in read_tensors(path, f"{field}.url", (), CONTEXTS).values()]
-        if len({len(vector) for vector in vectors}) > 1:
-            raise InputError(f"{field}.url: vectors of several sizes in {path}; {CONTEXTS}")
-        if len(vectors) < self.recipe.identities.count:
-            raise InputError(
-                f"recipe field identities.count: {self.recipe.identities.count}; {path} has "
-                f"{len(vectors)} contexts"
-            )
-        self.contexts = unit(torch.stack(vectors).numpy())
+        self.contexts = read_contexts(self.options.contexts, self.recipe.identities.count)
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the denoiser."""
         self.model = checked(UNetConfig, config["model"], "denoiser file: model.")
         return UNet(self.model)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.model.shape
 
     def fits(self) -> None:
         """Refuse teacher, contexts and images of other sizes, and what was never learned."""
@@ -137,7 +97,7 @@ class IDiffFace(DiffusionSystem):
                 f"recipe field options.contexts.url: vectors of {self.contexts.shape[1]}; the "
                 f"denoiser accepts {model.context_size}"
             )
-        if isinstance(self.autoencoder, VQ):
+        if isinstance(self.autoencoder, VQ | KL):
             made = model.latent_size * 2 ** (len(self.autoencoder.config.widths) - 1)
             if made != recipe.image.size:
                 raise InputError(
@@ -172,21 +132,14 @@ class IDiffFace(DiffusionSystem):
         With options.perturb, each image has a context of its own. Its cosine to the identity's
         context is the target.
         """
-        if self.options.perturb is None:
-            return Conditions(contexts, np.ones(len(positions), np.float32))
-        drawn, cosines = self.perturbed(contexts, positions)
-        return Conditions(contexts, cosines, {"drawn": drawn})
+        return self.turned(contexts, positions)
 
     def sample(self, conditions: Conditions, positions: Sequence[Position]) -> Rendered:
         """Return the images of one batch, uint8 [B, S, S, 3]."""
         seeds = [position.seed(self.recipe.seed) for position in positions]
-        drawn = conditions.extras.get("drawn")
-        used = np.ascontiguousarray(conditions.context if drawn is None else drawn, np.float32)
-        given = torch.from_numpy(used).to(self.device) if self.banked else None
-        images = self.images(given, seeds, draw=self.noise(positions))
-        if drawn is None:
-            return Rendered(images, [{} for _ in positions])
-        return Rendered(images, [{"v": round(float(v), 6)} for v in conditions.target])
+        used, truth = self.used(conditions)
+        images = self.images(used if self.banked else None, seeds, draw=self.noise(positions))
+        return Rendered(images, truth)
 
 
 class IDiffFaceOptions(TrainingOptions):
@@ -207,21 +160,12 @@ class IDiffFaceTraining(DenoiserTraining):
 
     def check(self) -> None:
         """Refuse to draw an empty context if the model learns none."""
-        if self.options.empty_context_prob and not self.config.learn_empty_context:
-            raise InputError(
-                f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
-                "model.learn_empty_context false accepts 0"
-            )
+        self.check_empty()
         self.mask_channels, self.cpd_rate = self.config.context_channels, self.config.cpd_rate
 
     def build(self) -> nn.Module:
         """Make the denoiser."""
         return UNet(self.config)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image's latents."""
-        return self.config.shape
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
         """Draw each context: the image's own embedding, or that of another image of the person."""

@@ -55,7 +55,7 @@ from factory.seeding import generator, seed64
 from factory.studio.people import person
 from factory.studio.render import render
 from factory.studio.views import draw_view_kind
-from factory.systems.base import Position, System
+from factory.systems.base import Conditions, Position, System
 from factory.systems.contexts import cosine_bounds, perturb
 
 
@@ -94,10 +94,11 @@ class SamplingOptions(Part):
 class DiffusionSystem(System):
     """A system that samples a trained denoiser, in latents or in pixels.
 
-    Subclasses build their network (`build`), return the shape that it denoises (`shape`), and check
-    that the weights fit the recipe (`fits`). They make images with `images`.
+    Subclasses build their network and keep its sizes as `model` (`build`), and check that the
+    weights fit the recipe (`fits`). They make images with `images`.
 
     Attributes:
+        model: the network's sizes, a part whose `shape` is that of what the network denoises.
         network: the denoiser, in evaluation mode.
         config: the config in its file: `model`, `process`, and facts that the training kept for
             sampling.
@@ -108,6 +109,7 @@ class DiffusionSystem(System):
         bank: the images of identities.source bank; None for another source.
     """
 
+    model: Any
     Options = SamplingOptions
     unperturbed: ClassVar[str] = ""  # why the system refuses options.perturb, if it does
     weights = ("denoiser", "teacher")
@@ -146,8 +148,8 @@ class DiffusionSystem(System):
         source, bank = recipe.identities.source, self.options.bank
         if (bank is not None) != (source == "bank"):
             raise InputError(
-                f"recipe field options.bank: {'given' if bank else 'missing'}; "
-                f"identities.source is {source}, and bank goes with a bank"
+                f"recipe field options.bank: {'given' if bank else 'missing'}, and "
+                f"identities.source is {source}; the source bank needs one, and no other does"
             )
         self.bounds = np.zeros(0)
         self._check_perturb()
@@ -162,8 +164,8 @@ class DiffusionSystem(System):
             )
         if asked.among not in (None, count):
             raise InputError(
-                f"recipe field options.perturb.among: {asked.among}; identities.count is {count} "
-                "and accepted, or none: bounds among other identities are other bounds"
+                f"recipe field options.perturb.among: {asked.among}; it must be identities.count, "
+                f"{count}, or be left out, since bounds among other identities are other bounds"
             )
 
     def open(self) -> None:
@@ -175,7 +177,7 @@ class DiffusionSystem(System):
         self.bank: ImageBank | None = None
         if named is None:
             return
-        self.bank = ImageBank(named, recipe.image.size, "recipe field options.bank", firsts=True)
+        self.bank = ImageBank(named, self.bank_size, "recipe field options.bank", firsts=True)
         if len(self.bank) < recipe.identities.count:
             raise InputError(
                 f"recipe field identities.count: {recipe.identities.count}; the bank "
@@ -186,14 +188,19 @@ class DiffusionSystem(System):
         """Return the bank of identities, if there is one."""
         return () if self.bank is None else (self.bank.store,)
 
+    @property
+    def bank_size(self) -> int:
+        """Return height and width of the bank's images; those that are made unless overridden."""
+        return self.recipe.image.size
+
     @abstractmethod
     def build(self, config: dict[str, Any]) -> nn.Module:
         """Make the network that a denoiser file's `config` describes, with fresh weights."""
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of the tensors that the network denoises."""
+        return self.model.shape
 
     def fits(self) -> None:
         """Raise InputError if network, teacher and recipe do not fit together."""
@@ -308,7 +315,8 @@ class DiffusionSystem(System):
         if latent != given:
             raise InputError(
                 f"recipe field weights.autoencoder: {'given' if given else 'missing'}; the "
-                f"denoiser was trained on {'latents' if latent else 'pixels'}"
+                f"denoiser was trained on {'latents and needs' if latent else 'pixels and takes'} "
+                f"{'one' if latent else 'none'}"
             )
         return latent
 
@@ -384,6 +392,23 @@ class DiffusionSystem(System):
         cosines = low + (1.0 - low) * share
         drawn = perturb(contexts, cosines, [place.seed(seed, "context") for place in positions])
         return drawn.astype(np.float32), cosines.astype(np.float32)
+
+    def turned(self, contexts: np.ndarray, positions: Sequence[Position]) -> Conditions:
+        """Return contexts as they are, target cosine 1, or each turned as options.perturb says.
+
+        The turned ones are `extras["drawn"]`, and the target is their cosine to the identity's.
+        """
+        if self.options.perturb is None:
+            return Conditions(contexts, np.ones(len(positions), np.float32))
+        drawn, cosines = self.perturbed(contexts, positions)
+        return Conditions(contexts, cosines, {"drawn": drawn})
+
+    def used(self, conditions: Conditions) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return the contexts of `turned` conditions on the device, and facts of each image."""
+        drawn = conditions.extras.get("drawn")
+        used = np.ascontiguousarray(conditions.context if drawn is None else drawn, np.float32)
+        told = [{} if drawn is None else {"v": round(float(v), 6)} for v in conditions.target]
+        return torch.from_numpy(used).to(self.device), told
 
     @torch.inference_mode()
     def embedded(self, images: np.ndarray) -> np.ndarray:

@@ -178,9 +178,17 @@ class DenoiserTraining(Trainable):
         """Make the network; it is called as (x, t, given, keep=, empty=), see `taken`."""
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of the tensors that the network denoises."""
+        return self.config.shape
+
+    def check_empty(self) -> None:
+        """Refuse to draw an empty context if the model learns none."""
+        if self.options.empty_context_prob and not self.config.learn_empty_context:
+            raise InputError(
+                f"recipe field options.empty_context_prob is {self.options.empty_context_prob}, "
+                "model.learn_empty_context false accepts 0"
+            )
 
     @abstractmethod
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:

@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.util.placement_group import placement_group_table
 
-from factory.cluster.capacity import Reservation
 from factory.cluster.waiting import FIRST_SEC, NEXT_SEC, lacking
+from factory.nodes import Reservation
 
 UNPLACED = ("PENDING", "RESCHEDULING")  # states of Ray's placement groups
 WRAPPED = "health_check_failure"  # attribute of Ray Train's error about the death of an actor

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from factory.cluster import hardware
+from factory.datasets.claim import Claim
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import load_manifest
+from factory.datasets.scratch import scratch
 from factory.datasets.store import Store
 from factory.evaluation.dataset import samples
 from factory.recipe import InputError
@@ -35,6 +37,7 @@ from factory.seeding import generator, seed64
 HELD_OUT = 16  # one identity in so many is held out
 BATCH = 128
 PEAK, DECAY = 3e-3, 1e-2
+ATTRIBUTES = Claim("recipe.json", "the predictor")
 BLURRED = 0.3  # share of images shown at half the resolution
 
 
@@ -78,16 +81,27 @@ def read_truth(store: Store, identities: int | None = None) -> Truth:
     return Truth(np.stack(images), np.array(values, np.float32), np.array(labels))
 
 
-def train_attributes(
-    url: str,
-    out: str | Path,
-    epochs: int,
-    seed: int,
-    licence: str,
-    say: Callable[[str], None],
-    identities: int | None = None,
-) -> dict[str, Any]:
-    """Train a predictor, measure it on held-out people and write it with its record.
+@dataclass(frozen=True)
+class Training:
+    """A training whose input and output have been checked.
+
+    Attributes:
+        claim: what the output folder says it is for.
+        train: the images to learn from.
+        test: the images of the people who are held out.
+        target: the output folder.
+    """
+
+    claim: dict[str, Any]
+    train: Truth
+    test: Truth
+    target: Store
+
+
+def plan(
+    url: str, out: str | Path, epochs: int, seed: int, licence: str, identities: int | None = None
+) -> Training:
+    """Read and check what a training learns from, and where it writes; writes nothing.
 
     Args:
         url: a dataset of the studio; every sixteenth identity is held out.
@@ -95,17 +109,26 @@ def train_attributes(
         epochs: passes over the other identities.
         seed: root seed of weights, order and augmentation.
         licence: licence of the new weights; the dataset's replaces it if that is stricter.
-        say: is called with a line for each epoch.
         identities: use only labels below this.
 
-    Returns:
-        The record: among others the mean absolute error of each attribute on the held-out people,
-        and the error of a constant answer, the training median.
-
     Raises:
-        InputError: there are too few identities or images, or a sidecar states no truth.
+        InputError: there are too few identities or images, a sidecar states no truth, or the folder
+            holds something else or a predictor of other settings.
     """
-    store = Store(url)
+    store, made, target = Store(url), load_manifest(Store(url)), Store(out)
+    claim = {
+        "kind": "attributes",
+        "train": made.content_digest,
+        "epochs": epochs,
+        "seed": seed,
+        "licence": strictest([licence, made.licence]),
+        "identities": identities,
+    }
+    found = ATTRIBUTES.read(target)
+    if found is not None:  # a finished one's has the figures as well
+        differing = ATTRIBUTES.differing({name: found.get(name) for name in claim}, claim)
+        if differing:
+            raise ATTRIBUTES.another(target, differing)
     truth = read_truth(store, identities)
     held = truth.labels % HELD_OUT == HELD_OUT - 1
     if held.all() or not held.any():
@@ -116,13 +139,30 @@ def train_attributes(
             f"dataset {url}: {len(train.labels)} images of people who are not held out; accepted "
             f"are {BATCH} or more"
         )
+    return Training(claim, train, test, target)
+
+
+def train_attributes(training: Training, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train a predictor, measure it on held-out people and write it with its record.
+
+    Args:
+        training: what `plan` returned; the caller holds the lock of its target.
+        say: is called with a line for each epoch.
+
+    Returns:
+        The record: among others the mean absolute error of each attribute on the held-out people,
+        and the error of a constant answer, the training median.
+    """
+    train, test, target = training.train, training.test, training.target
+    if not target.exists(FILE):
+        ATTRIBUTES.write(target, training.claim)
     mean, scale = train.values.mean(axis=0), train.values.std(axis=0)
     size = train.images.shape[1]
+    epochs, seed = training.claim["epochs"], training.claim["seed"]
     net = _fit(train, mean, scale, size, epochs, seed, say)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_predictor(folder / FILE, net, size, mean, scale)
-    predicted = load_predictor(str(folder / FILE)).predict(test.images)
+    with scratch() as folder:
+        save_predictor(folder / FILE, net, size, mean, scale)
+        predicted = load_predictor(str(folder / FILE)).predict(test.images)
     median = np.median(train.values, axis=0)
     error, baseline, reference = {}, {}, {}
     for column, name in enumerate(STUDIO):
@@ -130,20 +170,17 @@ def train_attributes(
         error[name] = float(np.abs(predicted[name] - known).mean())
         baseline[name] = float(np.abs(median[column] - known).mean())
         reference[name] = STUDIO[name].histogram(predicted[name])
-    made = load_manifest(store)
     record = {
-        "kind": "attributes",
-        "train": made.content_digest,
-        "epochs": epochs,
-        "seed": seed,
-        "licence": strictest([licence, made.licence]),
+        **training.claim,
         "images": len(train.labels),
         "held_out_images": len(test.labels),
         "error": error,
         "error_of_the_median": baseline,
     }
-    save_predictor(folder / FILE, net, size, mean, scale, reference=reference, **record)
-    (folder / "recipe.json").write_text(json.dumps(record, indent=1) + "\n")
+    with scratch() as folder:
+        save_predictor(folder / FILE, net, size, mean, scale, reference=reference, **record)
+        target.put(folder / FILE, FILE)
+    target.write(ATTRIBUTES.file, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 

@@ -42,7 +42,8 @@ class Centres:
     ) -> None:
         if classes < world:
             raise InputError(
-                f"recipe field engine.workers: {world}; {classes} identities accept 1 to {classes}"
+                f"recipe field engine.workers: {world}; with {classes} identities it must be 1 to "
+                f"{classes}, since each worker holds a part of them"
             )
         self.recipe, self.rank, self.world = recipe, rank, world
         self.first, self.end = (classes * part // world for part in (rank, rank + 1))

@@ -6,7 +6,6 @@ checkpoint holds everything that a training needs to continue: weights, averages
 position.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from factory.datasets.provenance import sha256_file
 from factory.datasets.store import Store
 from factory.recipe import FaultError
 
@@ -66,7 +66,7 @@ def upload(store: Store, step: int, folder: Path) -> Files:
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         name = path.relative_to(folder).as_posix()
         store.put(path, f"{_folder(step)}/{name}")
-        files[name] = _sha256(path)
+        files[name] = sha256_file(path)
     return files
 
 
@@ -127,7 +127,7 @@ def fetch(store: Store, step: int) -> Iterator[Path]:
                 store.fetch(f"{_folder(step)}/{name}", path)
             except FileNotFoundError:
                 raise FaultError(f"checkpoint {_folder(step)}: {name} is missing") from None
-            if _sha256(path) != sha256:
+            if sha256_file(path) != sha256:
                 raise FaultError(
                     f"checkpoint {_folder(step)}: {name} is damaged (sha256); delete this "
                     "checkpoint's folder to continue from the one before"
@@ -162,8 +162,3 @@ def _folder(step: int) -> str:
 
 def _step(name: str) -> int:
     return int(name.split("/")[1].removeprefix("step-"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from factory.datasets.claim import Claim
-from factory.datasets.composition import source_licence
+from factory.datasets.composition import is_composition, source_licence
 from factory.datasets.licences import strictest
+from factory.datasets.manifest import committed
 from factory.datasets.provenance import licence_of, sha256_file
 from factory.datasets.store import Store
 from factory.diffusion.files import RANDOM_INIT
 from factory.recipe import (
     AUTO,
     FRRecipe,
+    InputError,
     TrainRecipe,
     digest,
     kept_precision,
@@ -68,6 +70,16 @@ def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
     assert stated_precision(recipe) != AUTO, "what auto means is settled before a claim"
     check_output(store, recipe)
     TRAINING.write(store, recipe.model_dump(mode="json"))
+
+
+def check_data(recipe: TrainRecipe | FRRecipe) -> None:
+    """Raise InputError if there is no dataset where the recipe says; reads no image."""
+    for store in map(Store, recipe.data.urls()):
+        if not is_composition(store) and not committed(store):
+            raise InputError(
+                f"recipe field data.train: {store.url} holds no committed shards; it must be the "
+                "folder or URL of a dataset or composition"
+            )
 
 
 def finished(store: Store) -> dict[str, Any] | None:

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from factory.cluster import hardware
-from factory.datasets.composition import is_composition
 from factory.datasets.feed import Batch, Feed
-from factory.datasets.manifest import committed
 from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError
 from factory.recognition.backbones import make_backbone
@@ -29,7 +27,7 @@ from factory.training.centres import Centres
 from factory.training.checkpoint import STATE
 from factory.training.engines import check_engine, make_engine, micro_batches
 from factory.training.faults import explained
-from factory.training.output import RECORD, claim, licence
+from factory.training.output import RECORD, check_data, claim, licence
 from factory.training.progress import Curve
 from factory.training.schedules import learning_rate, total_steps
 from factory.training.workers import Worker, launch
@@ -98,12 +96,7 @@ def check(recipe: FRRecipe) -> None:
 
 def check_inputs(recipe: FRRecipe) -> None:
     """Raise InputError if a dataset or the benchmarks are missing; reads no image."""
-    for url in recipe.data.urls():
-        if not is_composition(Store(url)) and not committed(Store(url)):
-            raise InputError(
-                f"recipe field data.train: {Store(url).url} holds no committed shards; accepted is "
-                "the folder or URL of a dataset or composition"
-            )
+    check_data(recipe)
     if recipe.benchmarks and not any(Path(recipe.benchmarks).glob("*.bin")):
         raise InputError(
             f"recipe field benchmarks: {recipe.benchmarks}; accepted is a folder of .bin files"

@@ -21,7 +21,7 @@ from factory.recipe import InputError, TrainRecipe, parse, public
 from factory.systems import training_class
 
 if TYPE_CHECKING:
-    from factory.cluster.capacity import Reservation
+    from factory.nodes import Reservation
 
 
 def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
@@ -45,8 +45,8 @@ def precompute(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
             "recipe field precompute: an autoencoder is trained on the images themselves; "
             "accepted is none"
         )
-    from factory.cluster.capacity import Reservation
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     random = [name for name, part in recipe.weights.items() if part.location == RANDOM_INIT]
     if random:

@@ -5,7 +5,6 @@ continues from the newest checkpoint.
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,13 +124,16 @@ def launch(
         return _kept(Store(out))
 
     absence = Absence(trainers(wanted), kept, print)
-    with stops.keeping(kept), _relayed(board, row, picture, check_lock, absence):
+    with (
+        stops.keeping(kept, Store(out).sweep),
+        _relayed(board, row, picture, check_lock, absence),
+    ):
         try:
             _beside(trainer.fit)
         except ray_train.TrainingFailedError as error:
             failure = " ".join(str(error).split())
     check_lock()  # after a loss of the lock, the files belong to the other writer
-    _sweep(Store(out))
+    Store(out).clear(SCRATCH)
     fault = ray.get(board.fault.remote())
     if fault:
         raise (InputError if fault[0] == "input" else FaultError)(fault[1])
@@ -338,10 +340,3 @@ def _work(config: dict[str, Any]) -> None:
     else:
         if worker.rank == 0:
             ray.get(board.finish.remote(result))
-
-
-def _sweep(store: Store) -> None:
-    for name in list(store.list(SCRATCH)):
-        store.delete(name)
-    if store.root is not None:
-        shutil.rmtree(store.root / SCRATCH, ignore_errors=True)

@@ -27,5 +27,5 @@ def test_counted_shards_are_real_but_for_their_tars(tmp_path: Path) -> None:
     recipe = shards.fake(tmp_path, 7)
     for part in (shards.planning, shards.resuming, shards.merging):
         assert part(tmp_path, recipe) == 7
-    found = {(fault.kind, fault.name[-4:]) for fault in verify(Store(tmp_path), deep=False)}
+    found = {(fault.kind, fault.name[-4:]) for fault in verify(Store(tmp_path))}
     assert found == {("truncated_tar", ".tar")}

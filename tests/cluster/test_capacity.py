@@ -2,7 +2,8 @@
 
 import pytest
 
-from factory.cluster.capacity import GROWS_TO, Reservation, cpus, gpus, grows_to, makers, require
+from factory.cluster.capacity import cpus, gpus, require
+from factory.nodes import GROWS_TO, Group, Reservation, grows_to, makers
 from factory.recipe import InputError, Workers
 
 
@@ -27,7 +28,7 @@ def test_the_preflight_names_what_the_cluster_lacks(ray_cluster) -> None:
 
 
 def test_what_a_cluster_says_of_its_growth_is_what_jobs_check(monkeypatch) -> None:
-    assert grows_to("8x16, 2x4+1") == [({"CPU": 16, "GPU": 0}, 8), ({"CPU": 4, "GPU": 1}, 2)]
+    assert grows_to("8x16, 2x4+1") == [Group("8x16", 8, 16, 0), Group("2x4+1", 2, 4, 1)]
     with pytest.raises(InputError, match=r"FACTORY_GROWS_TO '8x': accepted is COUNTxCPUS\+GPUS"):
         grows_to("8x")
     monkeypatch.setenv(GROWS_TO, "8x16,2x4+1")

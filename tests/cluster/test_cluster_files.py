@@ -21,8 +21,7 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.aws.config import DEFAULT_AMI, _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from factory.cluster.capacity import GROWS_TO, grows_to
-from factory.generation.run import reservations
+from factory.nodes import GROWS_TO, cluster_groups, grows_to, reservations
 from factory.recipe import BankRecipe, FRRecipe, GenerateRecipe, TrainRecipe, load
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +225,13 @@ def test_jobs_are_told_what_it_grows_to(cluster: Config) -> None:
     (said,) = [line for line in cluster["docker"]["run_options"] if GROWS_TO in line]
     groups = [n for name, n in cluster["available_node_types"].items() if name != "head"]
     told = [({"CPU": 0, "GPU": 0} | n["resources"], n["max_workers"]) for n in groups]
-    assert grows_to(said.partition("=")[2]) == told
+    assert grown(said.partition("=")[2]) == told
+    below = [group for group in cluster_groups(cluster, "cluster.yaml") if group.cpus]
+    assert [({"CPU": g.cpus, "GPU": g.gpus}, g.count) for g in below] == told
+
+
+def grown(said: str) -> list[tuple[Resources, int]]:
+    return [({"CPU": g.cpus, "GPU": g.gpus}, g.count) for g in grows_to(said)]
 
 
 def test_images_are_pinned_to_the_ray_of_the_constraints(cluster: Config) -> None:
@@ -394,7 +399,7 @@ def test_kuberay_holds_every_paper_recipe_and_nothing_without_work(kuberay: Conf
         (container,) = pod["containers"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
         told = {variable["name"]: variable["value"] for variable in container["env"]}
-        assert "MLFLOW_TRACKING_URI" in told and grows_to(told[GROWS_TO]) == nodes
+        assert "MLFLOW_TRACKING_URI" in told and grown(told[GROWS_TO]) == nodes
 
 
 def test_kuberay_is_reached_by_port_forward_alone(kuberay: Config) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from desk import IDIFF, TRAIN, faces, recognizer
 
 from factory.cluster import hardware, precision
 from factory.cluster.hardware import Processor
@@ -22,7 +23,6 @@ from factory.recipe import (
     GenerateRecipe,
     InputError,
     content_digest,
-    load,
     stated_precision,
 )
 from factory.search.book import Book
@@ -31,22 +31,7 @@ from factory.search.space import load_space
 from factory.training import output
 
 ROOT = Path(__file__).parents[2]
-IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
-TRAIN = ROOT / "jobs/recipes/desk/train/idiff_face.yaml"
-FR = ROOT / "jobs/recipes/desk/fr/desk.yaml"
 NEW, OLD = Processor("a", "Sapphire", True), Processor("b", "Milan", False)
-
-
-def faces(*overrides: str) -> GenerateRecipe:
-    recipe = load(IDIFF, overrides)
-    assert isinstance(recipe, GenerateRecipe)
-    return recipe
-
-
-def recognizer(*overrides: str) -> FRRecipe:
-    recipe = load(FR, overrides)
-    assert isinstance(recipe, FRRecipe)
-    return recipe
 
 
 def test_nodes_of_one_kind_decide_and_unlike_ones_are_one_error() -> None:

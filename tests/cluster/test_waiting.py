@@ -6,8 +6,8 @@ import pytest
 import ray
 
 from factory.cluster import waiting
-from factory.cluster.capacity import Reservation
-from factory.cluster.waiting import wait_for
+from factory.cluster.waiting import tell_of_room, wait_for
+from factory.nodes import Reservation
 
 pytestmark = pytest.mark.ray
 
@@ -59,3 +59,26 @@ def test_what_is_taken_is_said_and_then_waited_for(
 def test_a_cluster_that_has_none_yet_says_so(ray_cluster: str) -> None:
     wanted = Reservation("a", "a.", 1, 0.0, 8.0)
     assert waiting.lacking(wanted) == "waiting for 8 GPU; the cluster has 1, of which 1 are free"
+
+
+def test_a_pool_that_begins_with_fewer_actors_says_so_in_one_line(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    pool = Reservation("workers.max", "workers.", 9, 1.0)
+    tell_of_room(pool, 9, said.append)
+    assert said == [], "a Ray of this process's own does not grow"
+    monkeypatch.setattr(waiting, "started_here", lambda: False)
+    monkeypatch.setattr(
+        *(waiting.state, "available_resources_per_node"),
+        lambda: {"head": {}, "a": {"CPU": 2.5}, "b": {"CPU": 1.0, "GPU": 1.0}},
+    )
+    tell_of_room(pool, 3, said.append)
+    assert said == [], "there is room"
+    tell_of_room(pool, 4, said.append)
+    tell_of_room(Reservation("workers.max", "workers.", 2, 0.5, 0.5), 2, said.append)
+    tell_of_room(Reservation("workers.max", "workers.", 2, 0.5, 2.0), 1, said.append)
+    assert said == [
+        "3 of 4 actors begin (workers.max 9); the others wait for free CPUs and GPUs, or for "
+        "nodes to join the 1 there",
+    ]

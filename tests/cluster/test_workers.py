@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import ray
 import torch
 
 from factory.cluster import workers
-from factory.cluster.capacity import Reservation
+from factory.cluster.watch import Watch
 from factory.cluster.workers import FAILED, REFUSED, ActorPool, Guarded, column, each, flow
+from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError
 
 PART = Reservation("workers.max", "workers.", 1, 0.25)
@@ -38,15 +40,18 @@ class Doubles:
 class Data(list):
     """Rows that nothing has passed through."""
 
-    def iter_rows(self) -> list[dict[str, Any]]:
-        return list(self)
+    def iter_batches(self, **how: Any) -> Iterator[dict[str, Any]]:
+        for row in self:
+            yield {name: column(value) for name, value in row.items()}
 
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> list[ActorPool]:
     """Return a pool that rows pass through as they are, without Ray."""
     monkeypatch.setattr(workers, "wait_for", lambda reserved: None)
-    monkeypatch.setattr(workers, "_through", lambda data, pool: data)
+    monkeypatch.setattr(workers, "tell_of_room", lambda reserved, least: None)
+    monkeypatch.setattr(Watch, "watching", lambda watch: nullcontext())
+    monkeypatch.setattr(workers, "_through", lambda data, pool, tries: data)
     monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
     return [ActorPool("Same", Doubles, (1,), PART, 1)]
 

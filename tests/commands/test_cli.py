@@ -45,7 +45,7 @@ FLAGS: dict[str, set[str]] = {
         *("--against", "--held-out", "--tasks", "--embeddings", "--centres"),
         *("--real", "--features", "--same-identities", "--k", "--coverage"),
     },
-    "plan": set(),
+    "plan": {"--cluster"},  # a plan is made where no cluster says what it may become
     "prepare": {
         *("--out", "--licence", "--name", "--size", "--format", "--resize", "--align"),
         *("--detector", "--recognizer", "--synthetic", "--unlabelled"),

@@ -24,14 +24,14 @@ def test_rows_are_datasets_of_one_size_and_unlike_names(tmp_path: Path) -> None:
     real, made = (make_pool(tmp_path / name, 3, 2) for name in ("studio", "made"))
     assert named_datasets(real, [made + "/"]) == {"real": real, "made": made + "/"}
     assert set(sizes({"real": real, "made": made}, Share()).values()) == {Size(6, 3)}
-    with pytest.raises(InputError, match="two rows 'made'"):
+    with pytest.raises(InputError, match="two folders are called 'made'"):
         named_datasets(real, [made, made])
     smaller = make_pool(tmp_path / "smaller", 2, 2)
     rows = named_datasets(real, [smaller])
     with pytest.raises(InputError, match=r"real 6 images of 3 .* 4 images of 2 .*; accepted"):
         sizes(rows, Share())
     assert sizes(rows, Share(2, 2)) == {"real": Size(4, 2), "smaller": Size(4, 2)}
-    with pytest.raises(InputError, match="--identities 3: smaller has 2"):
+    with pytest.raises(InputError, match="--identities 3: dataset smaller has only 2"):
         sizes(rows, Share(3, 2), unequal=True)
     with pytest.raises(InputError, match="nowhere"):
         named_datasets(real, [str(tmp_path / "nowhere")])

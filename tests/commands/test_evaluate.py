@@ -91,7 +91,7 @@ def test_measure_prints_and_writes(work):
         (("measure", "none", "--recognizer", "net.safetensors"), "no finished shard"),
         (
             ("measure", "faces", "--recognizer", "net.safetensors", "--held-out", "unseen"),
-            "--held-out, --tasks: accepted with --against only",
+            "--held-out: this goes with --against, which is missing",
         ),
         (("report", "bench"), "neither results.json nor manifest.json"),
     ],

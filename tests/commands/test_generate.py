@@ -55,7 +55,7 @@ def test_a_folder_with_another_recipes_dataset_is_left_alone(tmp_path: Path) -> 
     assert ran.returncode == 2
     assert "image.size is 64 there, 32 here, seed is 7 there, 8 here" in ran.stderr
     ran = generate(STUDIO, "--out", tmp_path)
-    assert ran.returncode == 2 and "other library versions" in ran.stderr
+    assert ran.returncode == 2 and "other versions of the libraries" in ran.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
     assert (tmp_path / "recipe.json").read_bytes() == before
 

@@ -24,12 +24,40 @@ def test_the_plan_says_what_will_be_made() -> None:
     assert rows["source"] == "somebody"
 
 
+def test_the_plan_says_what_it_reserves_and_costs_and_on_which_nodes() -> None:
+    done = ready.run(
+        *("jobs/plan.py", RECIPE, "--cluster", "cluster.yaml"),
+        *("--set", "identities.count=3600", "--set", "identities.images_each=4"),
+        *("--set", "workers={max: 6, min: 2, num_cpus: 4, num_gpus: 0.5, committers: 5}"),
+        *("--set", "cost={seconds_per_image: [0.5, 1], source: somebody}"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["reserves"] == "2 to 6 makers x 4 CPU + 0.5 GPU, 5 committers x 1 CPU"
+    assert rows["together"] == "29 CPU + 3 GPU"
+    assert rows["nodes"] == "gpu_spot 3 of 16"
+    assert rows["GPU-hours"] == "1.0 h to 2.0 h"  # 14,400 images, half a GPU each
+
+
+HELD = "workers={max: 17, num_gpus: 1}"
+HOLDS = "--cluster", "cluster.yaml"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("nowhere.yaml",), "no file nowhere.yaml"),
         ((RECIPE, "--set", "identities.count=x"), "identities.count: 'x'"),
         ((RECIPE, "--set", "kind=fr"), "this job accepts 'generate'"),
+        ((RECIPE, "--set", "workers={max: 2, min: 3}"), "workers: min is 3, accepted is 1 to max"),
+        ((RECIPE, *HOLDS, "--set", HELD), "workers.max 17 x 1: 17 GPU together, but the cluster"),
+        ((RECIPE, *HOLDS, "--set", "workers={max: 1, num_cpus: 17}"), "num_cpus: 17, but the larg"),
+        (
+            (RECIPE, *HOLDS, "--set", "workers={max: 25, num_cpus: 9}"),
+            "workers.max: 25, but the nodes of the cluster have room for 24 actors of 9 CPU, each",
+        ),
+        ((RECIPE, "--cluster", "nowhere.yaml"), "--cluster nowhere.yaml: [Errno 2]"),
+        ((RECIPE, "--cluster", "README.md"), "--cluster README.md"),
     ],
 )
 def test_wrong_recipes_are_exit_code_2(arguments: tuple[str, ...], words: str) -> None:

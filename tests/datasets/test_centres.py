@@ -47,15 +47,13 @@ def test_cosines_are_to_the_mean_of_the_others() -> None:
     assert np.isnan(found[7])
 
 
-def test_each_image_is_embedded_once_and_new_shards_only(tmp_path: Path) -> None:
+def test_each_image_is_embedded_once_and_new_shards_only(cache: Path, tmp_path: Path) -> None:
     store = Store(make_pool(tmp_path / "data", 6, 3, world=1, per=2))
-    network, cache = Means(), tmp_path / "cache"
+    network = Means()
 
     def found() -> np.ndarray:
         shards = contents(store)
-        return pool_embeddings(
-            store, shards, index(store, shards, cache), SHA, lambda: network, cache
-        )
+        return pool_embeddings(store, shards, index(store, shards), SHA, lambda: network)
 
     first = found()
     assert first.shape == (18, 12) and network.images == 18
@@ -68,22 +66,22 @@ def test_embeddings_beside_the_shards_are_taken(tmp_path: Path) -> None:
     store = Store(make_pool(tmp_path / "data", 2, 2, world=1))
     shards = contents(store)
     [(name, tar)] = shards.items()
-    held = index(store, shards, tmp_path / "cache")
+    held = index(store, shards)
     keys, vectors = [k.decode() for k in held.keys.tolist()], np.eye(4, dtype=np.float32)
     write_embeddings(store, name, tar, ("known", SHA), keys, vectors)
 
     def never() -> Means:
         raise AssertionError
 
-    found = pool_embeddings(store, shards, held, SHA, never, tmp_path / "cache")
+    found = pool_embeddings(store, shards, held, SHA, never)
     assert np.array_equal(found, vectors)
     write_embeddings(store, name, tar, ("known", SHA), ["x", *keys[1:]], vectors)
-    with pytest.raises(InputError, match=r"embeddings of shard .* are of other keys"):
-        pool_embeddings(store, shards, held, SHA, never, tmp_path / "cache")
+    with pytest.raises(InputError, match=r"kept embeddings of shard .* belong to other images"):
+        pool_embeddings(store, shards, held, SHA, never)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     store = Store(make_pool(tmp_path / "data", 2, 2, world=1, size=48))
-    shards, cache = contents(store), tmp_path / "cache"
+    shards = contents(store)
     with pytest.raises(InputError, match=r"0000000_0000: 48 x 48 pixels, .* takes 32 x 32"):
-        pool_embeddings(store, shards, index(store, shards, cache), SHA, Means, cache)
+        pool_embeddings(store, shards, index(store, shards), SHA, Means)

@@ -31,7 +31,7 @@ from factory.datasets.index import Index
 from factory.datasets.materialise import materialise
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
-from factory.recipe import ComposeRecipe, InputError, PoolView, parse
+from factory.recipe import ComposeRecipe, InputError, PoolView, Weights, parse
 
 SIZE = 32
 
@@ -212,15 +212,15 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"location": str(path), "sha256": sha256, "licence": "CC0-1.0"}
 
 
-def load_recognizer(reference: str) -> Any:
+def load_recognizer(weights: Weights) -> Any:
     from factory.recognition import recognizers
 
-    return recognizers.load_recognizer(reference)
+    return recognizers.checked_recognizer(weights)
 
 
 def cosines_by_hand(url: str, location: str) -> dict[str, float]:
     """Compute each image's cosine to its leave-one-out centre, image by image."""
-    found, network = files(url), load_recognizer(location)
+    found, network = files(url), load_recognizer(Weights(location=location))
     vectors = {}
     for name in sorted(found):
         if name.endswith(".jpg"):
@@ -243,7 +243,6 @@ def test_bands_agree_with_brute_force_and_share_out_the_pool(pools, recognizer, 
         made = compose(
             recipe(recognizer=recognizer, pools={"a": view}),
             Store(tmp_path / name),
-            cache=tmp_path / "cache",
             load=load_recognizer,
         )
         found = {row["key"]: row["cosine"] for row in rows(tmp_path / name)}
@@ -260,7 +259,9 @@ def test_bands_agree_with_brute_force_and_share_out_the_pool(pools, recognizer, 
     assert sorted(seen) == sorted(truth)
 
 
-def test_kept_embeddings_are_enough_and_torch_stays_away(pools, recognizer, tmp_path) -> None:
+def test_kept_embeddings_are_enough_and_torch_stays_away(
+    pools, recognizer, cache, tmp_path
+) -> None:
     raw = {
         "kind": "compose",
         "name": "view",
@@ -270,15 +271,15 @@ def test_kept_embeddings_are_enough_and_torch_stays_away(pools, recognizer, tmp_
     }
     made = recipe(**{k: v for k, v in raw.items() if k not in ("kind", "name", "seed")})
     store = Store(tmp_path / "one")
-    first = compose(made, store, cache=tmp_path / "cache", load=load_recognizer)
+    first = compose(made, store, load=load_recognizer)
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom factory.datasets.compose import compose\n"
+        "import json, sys\nfrom factory.datasets.compose import compose\n"
         "from factory.recipe import parse\nfrom factory.datasets.store import Store\n"
-        "made = compose(parse(json.loads(sys.argv[1])), Store(sys.argv[2]), Path(sys.argv[3]))\n"
+        "made = compose(parse(json.loads(sys.argv[1])), Store(sys.argv[2]))\n"
         "print(made.content_digest, [m for m in ('torch', 'ray') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(raw), tmp_path / "two", tmp_path / "cache"],
+        [sys.executable, "-c", code, json.dumps(raw), tmp_path / "two"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -292,7 +293,7 @@ def test_a_person_of_one_image_has_no_centre(recognizer, tmp_path) -> None:
     url = make_pool(tmp_path / "pool", 3, 3, world=8, lost=lost)
     view = {"url": url, "centre_band": [-1, 1]}
     asked, out = recipe(recognizer=recognizer, pools={"a": view}), Store(tmp_path / "out")
-    made = compose(asked, out, tmp_path / "c", load=load_recognizer)
+    made = compose(asked, out, load=load_recognizer)
     assert made.pools["a"].removed.no_centre == 1
     assert {row["identity"] for row in rows(tmp_path / "out")} == {0, 2}
 
@@ -310,12 +311,15 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
             {"pools": {"a": {"url": "s3://key:secret@bucket/x"}}},
             r"pools.a.url: s3://bucket/x holds credentials",
         ),
-        "twice": ({"pools": {"a": a, "z": a}}, r"pools.z.url: .*accepted is identities_of: a"),
+        "twice": ({"pools": {"a": a, "z": a}}, r"pools.z.url: .*identities_of: a gives them one"),
         "sizes": (
             {"pools": {"a": a, "large": {"url": large}}},
-            r"pools.large.url: images of 64 pixels, pool a has 32",
+            r"pools.large.url: its images have 64 pixels, those of pool a have 32",
         ),
-        "identities": ({"pools": {"b": {**b, "identities": 10}}}, r"pools.b.identities: 10; 9 "),
+        "identities": (
+            {"pools": {"b": {**b, "identities": 10}}},
+            r"pools.b.identities: 10, but only 9 ",
+        ),
         "least": ({"pools": {"b": {**b, "least_images": 5}}}, r"pools.b: no image qualifies"),
         "budget": (
             {"images": 40, "pools": {"b": b}},
@@ -323,7 +327,7 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
         ),
         "budget cuts identities": (
             {"images": 10, "pools": {"b": {**b, "identities": 5, "images_each": 4}}},
-            r"pools.b.identities: 5; its share of 10 images ends after 3",
+            r"pools.b.identities: 5, but the pool's share of 10 images is used up after 3",
         ),
         "share of the other": (
             {"images": 4, "pools": {"a": {**a, "weight": 1e-3}, "b": {**b, "identities_of": "a"}}},
@@ -331,7 +335,7 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
         ),
         "repeat": (
             {"images": 4, "pools": {"b": {**b, "repeat": 5}}},
-            r"pools.b.repeat: 5; its share is 4 images",
+            r"pools.b.repeat: 5, but the pool's share is only 4 images",
         ),
         "weight": ({"pools": {"b": {**b, "weight": 2}}}, r"images is missing; pools.b.weight"),
         "weights": ({"images": 4, "pools": {"b": {**b, "weight": 0}}}, r"every weight is 0"),
@@ -341,7 +345,7 @@ def faults(pools: dict[str, str], home: Path) -> dict[str, tuple[dict[str, Any],
         ),
         "band": (
             {"pools": {"b": {**b, "centre_band": [0.5, 0.5]}}},
-            r"pools.b: centre_band is \[0.5, 0.5\], accepted is low < high",
+            r"pools.b: centre_band is \[0.5, 0.5\], the first must be the smaller one",
         ),
         "stranger": ({"pools": {"b": {**b, "identities_of": "q"}}}, r"identities_of is 'q'"),
         "name": ({"pools": {"b/c": b}}, r"pools.b/c"),
@@ -383,7 +387,9 @@ def test_a_damaged_index_is_refused(pools, tmp_path) -> None:
         load_composition(Store(pools["c"]))
 
 
-def test_remote_pools_are_composed_and_read_where_they_lie(s3, tmp_path, monkeypatch) -> None:
+def test_remote_pools_are_composed_and_read_where_they_lie(
+    s3, cache, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     home = (s3 % tmp_path.name).replace("a-key:a-secret@", "")
@@ -394,20 +400,19 @@ def test_remote_pools_are_composed_and_read_where_they_lie(s3, tmp_path, monkeyp
             Store(far).put(path, path.relative_to(local).as_posix())
     view = {"identities": 3, "images_each": 2}
     out = Store(home.replace("?", "/view?"))
-    made = compose(recipe(pools={"a": {"url": far, **view}}), out, cache=tmp_path / "cache")
+    made = compose(recipe(pools={"a": {"url": far, **view}}), out)
     near = compose(recipe(pools={"a": {"url": local, **view}}), Store(tmp_path / "view"))
     assert made.content_digest == near.content_digest
     assert made.index_sha256 == near.index_sha256
     feeds = [
-        Feed([url], 3, 1, SIZE, cache=tmp_path / "cache")
-        for url in (home.replace("?", "/view?"), str(tmp_path / "view"))
+        Feed([url], 3, 1, SIZE) for url in (home.replace("?", "/view?"), str(tmp_path / "view"))
     ]
     for one, two in zip(*(feed.batches(0, 4) for feed in feeds), strict=True):
         assert one.keys == two.keys and np.array_equal(one.images, two.images)
-    copied = list((tmp_path / "cache" / "shards").iterdir())
+    copied = list((cache / "shards").iterdir())
     assert len(copied) == 2  # of three: no more than the composition needs
     to = Store(home.replace("?", "/made?"))
-    assert materialise(out, to, cache=tmp_path / "cache").totals.kept == 6
+    assert materialise(out, to).totals.kept == 6
     assert verify(to) == []
 
 

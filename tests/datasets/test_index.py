@@ -1,3 +1,4 @@
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from factory.recipe import InputError
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(cache: Path, tmp_path: Path) -> Store:
     return Store(make_dataset(tmp_path / "data", 7, 3, per=2, lost=((3, 1),)))
 
 
-def test_it_says_where_tarfile_finds_each_sample(store: Store, tmp_path: Path) -> None:
-    found = index(store, cache=tmp_path / "cache")
+def test_it_says_where_tarfile_finds_each_sample(store: Store) -> None:
+    found = index(store)
     assert len(found) == 20
     assert found.keys.tolist() == sorted(found.keys.tolist())
     for row, key in enumerate(k.decode() for k in found.keys.tolist()):
@@ -36,39 +37,41 @@ def test_it_says_where_tarfile_finds_each_sample(store: Store, tmp_path: Path) -
             assert found.labels[row] == int(label.read())
 
 
-def test_it_is_kept_and_read_again_without_the_shards(store: Store, tmp_path: Path) -> None:
-    first, held = index(store, cache=tmp_path / "cache"), contents(store)
+def test_it_is_kept_and_read_again_without_the_shards(store: Store) -> None:
+    first, held = index(store), contents(store)
     assert store.root is not None
     for path in store.root.glob("shards/*.tar"):
         path.unlink()
-    again = index(store, held, cache=tmp_path / "cache")
+    again = index(store, held)
     assert again.shards == first.shards
     for name in ("shard", "keys", "labels", "offset", "size", "sidecar_offset", "sidecar_size"):
         one, two = getattr(first, name), getattr(again, name)
         assert one.dtype == two.dtype and np.array_equal(one, two)
 
 
-def test_a_dataset_that_has_grown_is_indexed_again(store: Store, tmp_path: Path) -> None:
-    index(store, cache=tmp_path / "cache")
+def test_a_dataset_that_has_grown_is_indexed_again(
+    store: Store, cache: Path, tmp_path: Path
+) -> None:
+    index(store)
     make_dataset(tmp_path / "data", 9, 3, per=2, lost=((3, 1),))
-    assert len(index(store, cache=tmp_path / "cache")) == 20 + 3 + 6 - 0
-    assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 2
+    assert len(index(store)) == 20 + 3 + 6 - 0
+    assert len(list((cache / "indexes").iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "cache").write_text("a file where a folder would be")
-    assert len(index(store, cache=tmp_path / "cache")) == 20
+    cache.parent.write_text("a file where a folder would be")
+    assert len(index(store)) == 20
     assert "not kept" in capsys.readouterr().out
 
 
-def test_a_truncated_shard_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named(store: Store) -> None:
     assert store.root is not None
     path = next(store.root.glob("shards/i0000002*.tar"))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match=r"shard i0000002-.*truncated.*verify"):
-        index(store, cache=tmp_path / "cache")
+        index(store)
 
 
 def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
@@ -76,7 +79,9 @@ def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
         index(Store(tmp_path))
 
 
-def test_copies_of_a_remote_dataset_are_named_by_content(store: Store, tmp_path: Path) -> None:
+def test_copies_of_a_remote_dataset_are_named_by_content(
+    store: Store, cache: Path, tmp_path: Path
+) -> None:
     import fsspec
 
     held = contents(store)
@@ -84,10 +89,11 @@ def test_copies_of_a_remote_dataset_are_named_by_content(store: Store, tmp_path:
     memory.put(f"{tmp_path}/data/shards/", "/index-test/shards/", recursive=True)
     remote = Store("memory://index-test")
     assert contents(remote) == held
-    read = index(remote, cache=tmp_path / "one")
-    assert not (tmp_path / "one" / "shards").exists()  # streamed
-    assert read.keys.tolist() == index(store, cache=tmp_path / "two").keys.tolist()
-    paths = Copies(remote, held, tmp_path / "one").fetch(list(held))
+    read = index(remote)
+    assert not (cache / "shards").exists()  # streamed
+    shutil.rmtree(cache / "indexes")  # named by content, the same for both
+    assert read.keys.tolist() == index(store).keys.tolist()
+    paths = Copies(remote, held).fetch(list(held))
     assert [path.name for path in paths] == [f"{sha}.tar" for sha in held.values()]
 
 

@@ -116,6 +116,13 @@ def test_versions_match_the_libraries_and_import_none_of_them():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_library_that_some_weights_alone_are_run_by_counts_for_those():
+    assert "transformers" not in provenance.versions()
+    used = {"encoder": Weights(location="transformers:encoder/model.safetensors")}
+    found = provenance.versions(used)
+    assert found["transformers"] and found.keys() - {"transformers"} == provenance.versions().keys()
+
+
 def file_of_ours(path, **facts):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"w": np.zeros(1, np.float32)}, path, {"format": f"{provenance.OURS}x", **facts})

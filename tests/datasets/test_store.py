@@ -154,10 +154,13 @@ def test_sweep_removes_the_parts_of_the_dead_only(tmp_path: Path) -> None:
     store, host = Store(tmp_path), socket.gethostname()
     dead, alive = f"a.tar.part-{host}.{dead_pid()}.00", f"a.tar.part-{host}.{os.getpid()}.00"
     old, fresh = "shards/b.part-far.example.1.00", "shards/c.part-far.example.1.00"
-    for name in (dead, alive, old, fresh, "shards/a.tar"):
-        store.write(name, b"")
-    os.utime(tmp_path / old, (0, 0))
-    assert store.sweep() == tuple(sorted((dead, old)))
+    with subprocess.Popen(["true"]) as unburied:  # ended, but nobody has asked for its code
+        os.waitid(os.P_PID, unburied.pid, os.WEXITED | os.WNOWAIT)
+        killed = f"a.tar.part-{host}.{unburied.pid}.00"
+        for name in (dead, alive, old, fresh, killed, "shards/a.tar"):
+            store.write(name, b"")
+        os.utime(tmp_path / old, (0, 0))
+        assert store.sweep() == tuple(sorted((dead, old, killed)))
     assert sorted(store.list()) == sorted((alive, fresh, "shards/a.tar"))
 
 
@@ -183,6 +186,23 @@ def test_a_dead_holders_lock_is_taken_over(
     with store.lock("generate"):
         assert json.loads(store.read(LOCK))["pid"] == os.getpid()
     assert why in capsys.readouterr().out
+
+
+def test_a_folder_that_was_made_for_the_lock_goes_with_it_unless_something_is_in_it(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "new")
+    with pytest.raises(ZeroDivisionError), store.lock("generate"):
+        assert (tmp_path / "new" / LOCK).exists()
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    with store.lock("generate"):
+        store.write("a", b"")
+    assert list(store.list()) == ["a"]
+    (tmp_path / "mine").mkdir()
+    with Store(tmp_path / "mine").lock("generate"):
+        pass
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_living_holder_elsewhere_is_respected(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from factory.datasets.manifest import COMMIT, MANIFEST, REJECTS, TAR, shard_file
 from factory.datasets.store import Store
-from factory.datasets.tar import index_tar, read_tar, write_tar
+from factory.datasets.tar import read_tar, write_tar
 from factory.datasets.verify import Fault, repair, verify
 from factory.recipe import InputError
 
@@ -44,7 +45,6 @@ def edit(store: Store, name: str, **changes: object) -> None:
 
 def test_a_whole_dataset_has_no_faults(store: Store) -> None:
     assert verify(store) == []
-    assert verify(store, deep=False) == []
 
 
 def test_no_dataset(tmp_path: Path) -> None:
@@ -56,10 +56,12 @@ def test_no_dataset(tmp_path: Path) -> None:
 def test_one_flipped_byte_is_named(store: Store, part: str) -> None:
     path = file_of(store, shard_file(SECOND, TAR))
     data = bytearray(path.read_bytes())
-    _, _, offset, size = next(row for row in index_tar(path) if row[1] == "jpg")
+    with tarfile.open(path) as tar:
+        label, image = (next(m for m in tar if m.name.endswith(end)) for end in (".cls", ".jpg"))
+    offset, size = image.offset_data, image.size
     at = {
         "header": offset - 512 + 3,
-        "label": index_tar(path)[0][2],
+        "label": label.offset_data,
         "padding": offset + size,
         "image": offset + 9,
         "end": len(data) - 1,
@@ -71,19 +73,17 @@ def test_one_flipped_byte_is_named(store: Store, part: str) -> None:
     assert {fault.name for fault in faults} == {shard_file(SECOND, TAR)}
 
 
-@pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("keep", [0, 1, 511, 5000, -1])
-def test_a_truncated_tar(store: Store, keep: int, deep: bool) -> None:
+def test_a_truncated_tar(store: Store, keep: int) -> None:
     path = file_of(store, shard_file(FIRST, TAR))
     path.write_bytes(path.read_bytes()[:keep])
-    assert kinds(verify(store, deep)) == [("truncated_tar", shard_file(FIRST, TAR))]
+    assert kinds(verify(store)) == [("truncated_tar", shard_file(FIRST, TAR))]
 
 
 def test_bytes_after_the_end(store: Store) -> None:
     with file_of(store, shard_file(FIRST, TAR)).open("ab") as file:
         file.write(bytes(512))
     assert kinds(verify(store)) == [("changed_tar", shard_file(FIRST, TAR))]
-    assert kinds(verify(store, deep=False)) == [("changed_tar", shard_file(FIRST, TAR))]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_a_label_of_another_shard_is_a_duplicate(store: Store) -> None:
 def test_a_key_twice_in_one_tar(store: Store) -> None:
     path = file_of(store, shard_file(SECOND, TAR))
     data = path.read_bytes()
-    rows = index_tar(path)
-    start, stop = rows[3][2] - 512, rows[6][2] - 512  # the second sample's three members
+    with tarfile.open(path) as tar:
+        start, stop = (tar.getmembers()[n].offset for n in (3, 6))  # the second sample's three
     path.write_bytes(data[:stop] + data[start:stop] + data[stop:])
     assert ("duplicate_key", shard_file(SECOND, TAR)) in kinds(verify(store))
     path.write_bytes(data[:stop] + data[:start] + data[stop:])  # the first one again, later

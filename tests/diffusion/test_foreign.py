@@ -1,4 +1,4 @@
-"""A VQModel of diffusers as an autoencoder, against what diffusers makes of the same folder."""
+"""Autoencoders of diffusers, against what diffusers makes of the same folder."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
 from faces import make_pool
 from safetensors.torch import load_file, save_file
 from tiny import IDIFF, SIZE, generating, save_frozen, training
@@ -15,7 +15,7 @@ from tiny import IDIFF, SIZE, generating, save_frozen, training
 from factory.datasets.provenance import models
 from factory.datasets.store import Store
 from factory.diffusion import foreign
-from factory.diffusion.autoencoder import VQ, VQConfig
+from factory.diffusion.autoencoder import KL, VQ, VQConfig
 from factory.diffusion.files import load_autoencoder, load_state, read_metadata
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, Weights
@@ -111,7 +111,9 @@ def test_ldms_vq_f4_is_what_the_defaults_build(tmp_path: Path) -> None:
         "up_block_types": ["UpDecoderBlock2D"] * 3,
     }
     (tmp_path / "config.json").write_text(json.dumps(stated))
-    found = foreign.vq_config(Weights(location=f"diffusers:{tmp_path}/{FILE}.bin"), "autoencoder")
+    found = foreign.foreign_config(
+        Weights(location=f"diffusers:{tmp_path}/{FILE}.bin"), "autoencoder"
+    )
     assert found == VQConfig()
     with torch.device("meta"):
         ours, theirs = VQ(found).model, VQModel.from_config(stated)
@@ -157,7 +159,10 @@ def changed(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"_class_name": "AutoencoderKL"}, r"is of AutoencoderKL; accepted is diffusers:FOLDER"),
+        (
+            {"_class_name": "AutoencoderTiny"},
+            r"is of AutoencoderTiny; accepted is diffusers:FOLDER",
+        ),
         ({"num_vq_embeddings": None}, "states no num_vq_embeddings; accepted is diffusers:FOLDER"),
         ({"num_vq_embeddings": "many"}, r"config\.json codes: 'many'"),
         ({"num_vq_embeddings": 21}, "does not fit the network"),
@@ -181,7 +186,7 @@ def test_files_that_are_no_vqmodel_are_one_error(model: VQModel, tmp_path: Path)
     location = written(model, tmp_path)
     with pytest.raises(InputError, match=r"recipe field image\.size: 15; .* multiples of 2"):
         load_autoencoder(Weights(location=location), 15)
-    with pytest.raises(InputError, match="option scale; diffusers: accepts none"):
+    with pytest.raises(InputError, match="option scale; diffusers: accepts licence=NAME"):
         load_autoencoder(Weights(location=f"{location}?scale=1"), SIZE)
     with pytest.raises(InputError, match=r"no file .*absent\.bin; accepted is"):
         load_autoencoder(Weights(location=f"diffusers:{tmp_path}/absent.bin"), SIZE)
@@ -193,7 +198,7 @@ def test_files_that_are_no_vqmodel_are_one_error(model: VQModel, tmp_path: Path)
             load_autoencoder(Weights(location=f"diffusers:{tmp_path}/{name}"), SIZE)
     with pytest.raises(InputError, match=r"weights\.start\.location: .* does not fit"):
         load_state(Weights(location=location), torch.nn.Linear(1, 1), "start")
-    with pytest.raises(InputError, match="accepted is 'face-data-factory/denoiser'"):
+    with pytest.raises(InputError, match=r"is of VQModel; accepted .* UNet2DConditionModel"):
         read_metadata(Weights(location=location), "denoiser", "denoiser")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json is not JSON"):
@@ -201,6 +206,38 @@ def test_files_that_are_no_vqmodel_are_one_error(model: VQModel, tmp_path: Path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=r"no file .*config\.json; accepted is diffusers:FOLDER"):
         load_autoencoder(Weights(location=location), SIZE)
+
+
+def test_stable_diffusions_autoencoder_is_scaled_and_read_under_old_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+    ).eval()
+    made.save_pretrained(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(tmp_path / f"{FILE}.safetensors")
+    for new, name in old.items():
+        keys = [key for key in state if f".attentions.0.{new}." in key]
+        state |= {key.replace(f".{new}.", f".{name}."): state.pop(key) for key in keys}
+    torch.save(state, tmp_path / f"{FILE}.bin")
+    for suffix in (".safetensors", ".bin"):
+        weights = Weights(location=f"diffusers:{tmp_path / FILE}{suffix}?licence=OpenRAIL")
+        found = load_autoencoder(weights, SIZE)
+        assert isinstance(found, KL) and found.config.size == SIZE
+        with torch.no_grad():
+            latents = made.encode(IMAGES).latent_dist.mean * 0.18215
+            near = {"atol": 1e-5, "rtol": 1e-5}
+            torch.testing.assert_close(found.encode(IMAGES), latents, **near)
+            wanted = made.decode(latents / 0.18215).sample
+            torch.testing.assert_close(found.decode(latents), wanted, **near)
+    (named,) = models({"autoencoder": weights})
+    assert named.licence == "unknown"  # the recipe's own, the stricter of the two
+    changed(tmp_path, shift_factor=0.1)
+    with pytest.raises(InputError, match=r"has shift_factor 0\.1; accepted is None"):
+        load_autoencoder(weights, SIZE)
 
 
 class Trap:

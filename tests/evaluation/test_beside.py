@@ -74,7 +74,7 @@ def test_nothing_asked_is_nothing_measured(work):
     found = Beside.of(given(work)).measure(Store(work / "made"))
     assert (found.content, found.tables, found.metrics) == ({}, [], {})
     for words in (["--k", "2"], ["--features", "x"], ["--same-identities"]):
-        with pytest.raises(InputError, match="with --real only"):
+        with pytest.raises(InputError, match="they need --real"):
             Beside.of(given(work, *words))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from factory.evaluation.gap import benchmark_error, gap, over_seeds
+from factory.evaluation.gap import gap, over_seeds
 
 
 def test_published_gaps_come_out():
@@ -32,8 +32,3 @@ def test_one_seed_has_no_spread():
     assert over_seeds([0.9]).sd is None
     with pytest.raises(ValueError, match="no values"):
         over_seeds([])
-
-
-def test_benchmark_error():
-    assert benchmark_error([0.5], [100]) == pytest.approx(0.05)
-    assert benchmark_error([0.9] * 5, [1000] * 5) == pytest.approx((0.09 / 5000) ** 0.5)

@@ -95,10 +95,11 @@ def nearest(scores, same, fars):
 
 
 @pytest.mark.parametrize("switches", EVERY, ids=str)
-def test_scores_equal_plain_loops_for_every_switch(tmp_path, switches):
+def test_scores_equal_plain_loops_for_every_switch(tmp_path, switches, monkeypatch):
+    monkeypatch.setattr(ijb, "BATCH", 7)
     known, pairs = release(tmp_path)
     read = ijb.read_release(tmp_path)
-    order, unit = ijb.templates_of(Grid(), read, [switches], batch_size=7)[str(switches)]
+    order, unit = ijb.templates_of(Grid(), read, [switches])[str(switches)]
     scores = ijb.pair_scores(unit, np.searchsorted(order, read.pairs))
     expected = by_loops(known, pairs, switches)
     np.testing.assert_allclose(scores, expected, atol=1e-6)

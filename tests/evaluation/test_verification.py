@@ -57,11 +57,10 @@ def independent(recognizer, images, same):
 
 
 @pytest.mark.parametrize("pairs", [40, 97])
-def test_equals_the_independent_protocol_to_the_last_digit(pairs):
+def test_equals_the_independent_protocol_to_the_last_digit(pairs, monkeypatch):
     images, same = faces(pairs)
-    found = verification.verify(
-        Means(), verification.Pairs("toy", tuple(images), np.array(same)), batch_size=16
-    )
+    monkeypatch.setattr(verification, "BATCH", 16)
+    found = verification.verify(Means(), verification.Pairs("toy", tuple(images), np.array(same)))
     mean, std = independent(Means(), images, same)
     assert found.accuracy == mean
     assert found.accuracy_std == std
@@ -72,9 +71,9 @@ def test_equals_the_independent_protocol_to_the_last_digit(pairs):
 def test_first_of_equally_good_thresholds_and_strictly_below():
     distances = np.tile([0.5, 0.9], 10)
     same = np.tile([True, False], 10)
-    accuracies, thresholds = verification.fold_accuracies(distances, same)
-    assert (accuracies == 1.0).all()
-    assert (thresholds == np.arange(0, 4, 0.01)[51]).all()  # 0.50 does not accept 0.5
+    found = verification.Distances.of("toy", distances, same)
+    assert verification.Verification.of(found).accuracy == 1.0
+    assert (found.thresholds == np.arange(0, 4, 0.01)[51]).all()  # 0.50 does not accept 0.5
 
 
 def test_folds_are_consecutive_and_the_first_are_larger():
@@ -88,24 +87,31 @@ def test_one_bad_fold_shows_in_the_spread():
     distances = np.tile([0.5, 1.5], 50)
     same = np.tile([True, False], 50)
     same[:10] = ~same[:10]  # the first fold is labelled the wrong way round
-    accuracies, _ = verification.fold_accuracies(distances, same)
-    assert accuracies.tolist() == [0.0] + [1.0] * 9
-    found = verification.evaluate_distances("toy", distances, same)
+    measured = verification.Distances.of("toy", distances, same)
+    right = (distances < measured.thresholds) == same
+    assert right.tolist() == [False] * 10 + [True] * 90
+    found = verification.Verification.of(measured)
     assert found.accuracy == pytest.approx(0.9)
     assert found.accuracy_std == pytest.approx(0.3)  # population, not sample
 
 
-def test_tar_at_far_interpolates_the_threshold():
+def evaluated(distances, same):
+    return verification.Verification.of(verification.Distances.of("toy", distances, same))
+
+
+def test_tar_at_far_interpolates_the_threshold(monkeypatch):
     impostor = np.linspace(1.0, 2.0, 1000, endpoint=False)
     genuine = np.linspace(0.5, 1.5, 1000, endpoint=False)
     distances = np.stack([genuine, impostor], axis=1).ravel()
     order = np.random.default_rng(0).permutation(1000)
     distances = distances.reshape(1000, 2)[order].ravel()
     same = np.tile([True, False], 1000)
-    tars = verification.fold_tars(distances, same, 0.1)  # FAR 0.1 at threshold 1.1
-    assert np.mean(tars) == pytest.approx(0.6, abs=0.01)
-    assert not verification.evaluate_distances("toy", distances, same).tar_resolved
-    assert (verification.fold_tars(np.full(40, 5.0), np.tile([True, False], 20), 0.1) == 0).all()
+    monkeypatch.setattr(verification, "FAR", 0.1)  # at threshold 1.1
+    found = evaluated(distances, same)
+    assert found.tar == pytest.approx(0.6, abs=0.01) and found.tar_resolved
+    assert evaluated(np.full(40, 5.0), np.tile([True, False], 20)).tar == 0
+    monkeypatch.undo()
+    assert not evaluated(distances, same).tar_resolved
 
 
 def test_bin_round_trip_and_equal_content_equal_bytes(tmp_path):
@@ -253,7 +259,7 @@ def test_embeddings_that_are_no_numbers_are_refused():
 
 def test_all_distances_equal_judge_nobody():
     same = np.tile([True, False], 20)
-    found = verification.evaluate_distances("toy", np.full(40, 1.0), same)
+    found = evaluated(np.full(40, 1.0), same)
     assert found.accuracy == 0.5
     assert (found.auc, found.eer) == (0.5, 0.5)
 

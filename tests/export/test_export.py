@@ -179,38 +179,17 @@ def test_images_of_two_sizes_need_a_size(dataset: Made) -> None:
         assert fitted.startswith(b"\xff\xd8\xff") and pixels(fitted).shape == (24, 24, 3)
 
 
-def test_from_s3_to_s3(tmp_path: Path) -> None:
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        fs.S3FileSystem(
-            access_key="a-key",
-            secret_key="a-secret",
-            endpoint_override=f"{host}:{port}",
-            scheme="http",
-            region="us-east-1",
-            allow_bucket_creation=True,
-        ).create_dir("faces")
-        url = (
-            f"s3://a-key:a-secret@faces/%s?endpoint_override={host}:{port}"
-            "&scheme=http&region=us-east-1"
-        )
-        remote = patches.make(url % "data", tmp_path / "work")
-        local = patches.make(tmp_path / "data", tmp_path / "work")
-        for format in ("cvlface", "edm"):
-            target = Store(url % f"{format}/acme_v1")
-            export(remote.store, target, Options(format))
-            folder = tmp_path / format / "acme_v1"
-            export(local.store, Store(folder), Options(format))
-            files = {name: target.read(name) for name in target.list()}
-            assert files == tree(folder)
-            assert not any(b"a-secret" in data for data in files.values())
-    finally:
-        server.stop()
+def test_from_s3_to_s3(s3: str, tmp_path: Path) -> None:
+    remote = patches.make(s3 % f"{tmp_path.name}/data", tmp_path / "work")
+    local = patches.make(tmp_path / "data", tmp_path / "work")
+    for format in ("cvlface", "edm"):
+        target = Store(s3 % f"{tmp_path.name}/{format}/acme_v1")
+        export(remote.store, target, Options(format))
+        folder = tmp_path / format / "acme_v1"
+        export(local.store, Store(folder), Options(format))
+        files = {name: target.read(name) for name in target.list()}
+        assert files == tree(folder)
+        assert not any(b"a-secret" in data for data in files.values())
 
 
 PEAKS = """

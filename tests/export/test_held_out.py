@@ -18,7 +18,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from factory.datasets.compose import compose
 from factory.datasets.materialise import materialise
 from factory.datasets.store import Store
-from factory.evaluation.verification import evaluate_distances, read_bin
+from factory.evaluation.verification import Distances, Verification, read_bin
 from factory.export.export import Options, export
 from factory.export.pairs import write_pairs
 from factory.recipe import ComposeRecipe, InputError, parse
@@ -102,7 +102,8 @@ def test_labels_teach_and_pairs_judge(format: str, tmp_path: Path) -> None:
     unit = learned.transform(reducer.transform(rows(images)))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     distances = np.square(unit[::2] - unit[1::2]).sum(1)
-    assert evaluate_distances("val", distances, np.array(same)).accuracy > 0.8
+    found = Verification.of(Distances.of("val", distances, np.array(same)))
+    assert found.accuracy > 0.8
 
 
 def test_more_pairs_than_images_allow_are_refused(many: Made, tmp_path: Path) -> None:
@@ -118,8 +119,8 @@ def view(made: Made, folder: Path, **pools: Any) -> Store:
     parsed = parse(raw)
     assert isinstance(parsed, ComposeRecipe)
     store = Store(folder / "mix")
-    compose(parsed, store, cache=folder / "cache")
-    materialise(store, Store(folder / "shards"), cache=folder / "cache")
+    compose(parsed, store)
+    materialise(store, Store(folder / "shards"))
     return store
 
 

@@ -63,7 +63,7 @@ def test_impostors_are_of_one_group_when_groups_are_given() -> None:
     assert (impostors[:, 0] % 2 == impostors[:, 1] % 2).all()
     free = labels[choose_pairs(labels, 40, 2).rows]
     assert (free[:, 0] % 2 != free[:, 1] % 2).any()
-    with pytest.raises(InputError, match="identity 3 has none"):
+    with pytest.raises(InputError, match="identity 3 has no group"):
         choose_pairs(labels, 40, 2, groups={0: "a", 1: "a", 2: "a"})
     with pytest.raises(InputError, match="too few impostors of one group"):
         choose_pairs(labels, 40, 2, groups={n: str(n) for n in range(40)})
@@ -97,7 +97,7 @@ def test_what_a_composition_holds_is_left_out(store: Store, tmp_path: Path) -> N
     inside = write_pairs(view, tmp_path / "in.bin", 20, folds=5)
     assert inside.identities <= 25
     other = Store(make_pool(tmp_path / "b", 30, 2, world=2))
-    with pytest.raises(InputError, match="no pool of it is"):
+    with pytest.raises(InputError, match="this composition holds no image of"):
         write_pairs(other, tmp_path / "x.bin", 20, without=view)
 
 

@@ -5,18 +5,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patches import MAGIC, Made, colours_kept, digest, make, pixels
 
 from factory.datasets.store import Store
+from factory.datasets.tar import read_tar
 from factory.export.about import About
 from factory.export.export import Options, export
 from factory.export.recordio import check_counts, frame
 from factory.recipe import InputError
+from factory.recognition.alignment import aligned
+from factory.studio.render import TEMPLATE_112
 
 
 class Record(NamedTuple):
@@ -138,6 +142,58 @@ def test_the_tables_agree_with_the_records(
     left_eye, right_eye = (list(map(float, points[1].split(",")[a : a + 2])) for a in (1, 3))
     assert left_eye == pytest.approx([38.2946 / 112, 51.6963 / 112], abs=1e-6)
     assert right_eye == pytest.approx([73.5318 / 112, 51.5014 / 112], abs=1e-6)
+
+
+def test_landmarks_are_where_the_detectors_points_came_to_lie(tmp_path: Path) -> None:
+    """Photographs with a dot at each point: the dots are found in the aligned images."""
+    scattered = np.random.default_rng(0).normal(0.0, 4.0, (9, 4, 5, 2))
+    points = (TEMPLATE_112 @ np.array([[1.2, 0.5], [-0.5, 1.2]]) + [190, 60] + scattered).round(2)
+    detected = {place: points[place].tolist() for place in np.ndindex(9, 3)}  # of the fourth, none
+
+    def facts(identity: int, slot: int) -> dict[str, Any]:
+        place = identity, slot
+        return {"face": {"points": detected[place], "score": 0.9}} if place in detected else {}
+
+    made = make(tmp_path / "data", tmp_path / "work", facts=facts)
+    folder = tmp_path / "kit"
+    export(made.store, Store(folder), Options("cvlface"))
+    rows = [line.split(",")[1:] for line in (folder / "ldmk_5points.csv").read_text().splitlines()]
+    shares = np.array(rows[1:], np.float64).reshape(-1, 5, 2)
+    template = np.abs(shares - TEMPLATE_112 / 112).max((1, 2)) < 1e-6
+    images = {encoded: place for place, encoded in stored(made.store).items()}
+    records = read_indexed(folder)
+    seen = 0
+    for number, (share, plain) in enumerate(zip(shares, template, strict=True)):
+        identity, slot = images[records[number].image]
+        assert plain == (slot == 3)
+        if plain:
+            continue
+        photograph = np.zeros((400, 400, 3), np.uint8)
+        for x, y in points[identity, slot]:
+            across, down = np.meshgrid(np.arange(400) - x, np.arange(400) - y)
+            dot = 255 * np.exp(-(across**2 + down**2) / 18)
+            photograph = np.maximum(photograph, dot.astype(np.uint8)[..., None])
+        view = aligned(photograph, points[identity, slot], 112)[..., 0].astype(float)
+        for x, y in share * 112:
+            left, top = round(x) - 4, round(y) - 4
+            near = view[top : top + 9, left : left + 9]
+            across, down = np.meshgrid(np.arange(9), np.arange(9))
+            middle = np.array([(near * across).sum(), (near * down).sum()]) / near.sum()
+            assert np.hypot(middle[0] + left - x, middle[1] + top - y) < 0.6
+            seen += 1
+    assert seen > 100
+
+
+def stored(store: Store) -> dict[tuple[int, int], bytes]:
+    """Return the bytes of each image of a dataset by identity and slot."""
+    found = {}
+    for name in store.list("shards"):
+        if name.endswith(".tar"):
+            with store.local(name) as path:
+                for key, parts in read_tar(path):
+                    identity, slot = map(int, key.split("_"))
+                    found[identity, slot] = parts["jpg"]
+    return found
 
 
 def test_what_float32_cannot_count_is_refused() -> None:

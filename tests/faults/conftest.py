@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -88,12 +89,18 @@ class Front:
     Attributes:
         fail_every: the n-th PUT is answered 503 and not passed on; 0 passes all.
         puts, failed: PUTs seen, and those answered 503.
+        slow: so many requests of any kind are answered as S3 does when it is asked too much.
+        slowed: how many were.
+        expired: keys of credentials that have expired.
+        expires: so many more PUTs are taken from a key that then expires; None: any number.
     """
 
     def __init__(self, behind: str) -> None:
         """Serve on a free port of the loopback what `behind` (host:port) answers."""
         self.behind, self.fail_every, self.puts, self.failed = behind, 0, 0, 0
-        self.port = 0
+        self.port = self.slow = self.slowed = 0
+        self.expired: set[str] = set()
+        self.expires: int | None = None
         self.start()
 
     def start(self) -> None:
@@ -116,8 +123,33 @@ class Front:
                 self.rfile.readline()
                 return b"".join(pieces)
 
+            def refuse(self, status: int, code: str, words: str) -> None:
+                """Answer as S3 does: the reason is in a body, which a HEAD has not."""
+                said = f"<Error><Code>{code}</Code><Message>{words}</Message></Error>".encode()
+                said = b"" if self.command == "HEAD" else said
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
             def relay(self) -> None:
                 body = self.body()
+                if front.slow > 0:
+                    front.slow -= 1
+                    front.slowed += 1
+                    self.refuse(503, "SlowDown", "Please reduce your request rate.")
+                    return
+                found = re.search(r"Credential=([\w-]+)/", self.headers.get("Authorization", ""))
+                key = found[1] if found else ""
+                if front.expires is not None and self.command == "PUT":
+                    front.expires -= 1
+                    if front.expires < 0:
+                        front.expired.add(key)
+                        front.expires = None
+                if key in front.expired:
+                    self.refuse(400, "ExpiredToken", "The provided token has expired.")
+                    return
                 if self.command == "PUT":
                     front.puts += 1
                     if front.fail_every and front.puts % front.fail_every == 0:

@@ -1,9 +1,11 @@
-"""Generates on a local cluster that loses its nodes and gets others midway: `node.py FOLDER`.
+"""Generates on a local cluster whose nodes come and go midway: `node.py FOLDER MOODS`.
 
-The head has no CPU: whatever is made is made on the nodes that come and go.
+The head has no CPU: whatever is made is made on the other nodes. One is there at the start; a
+second joins; the first is killed; the second is taken away; a third comes.
 """
 
 import sys
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
@@ -17,11 +19,11 @@ from factory.generation.run import generate
 from factory.recipe import GenerateRecipe, parse
 from factory.training.workers import start_board
 
-store = Store(sys.argv[1])
+store, moods = Store(sys.argv[1]), Path(sys.argv[2])
 recipe = parse(read_claim(store)["recipe"])
 assert isinstance(recipe, GenerateRecipe)
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-killed, drained = (cluster.add_node(num_cpus=1) for _ in range(2))
+nodes = [cluster.add_node(num_cpus=1)]
 ray.init(address=cluster.address, log_to_driver=False)
 connect("")
 boards = [start_board() for _ in range(3)]  # of trainings that this driver would wait for
@@ -30,15 +32,20 @@ counters.shard = lambda recipe, system, kept, *rest: counted.append(kept)
 
 
 def say(line: str) -> None:
-    """Kill a node with no farewell; later take the other away, and add one for both actors."""
+    """Add a node; kill the first with no farewell; take the other away and add one for both."""
+    if line.startswith("shards 1/"):
+        nodes.append(cluster.add_node(num_cpus=1))
+        print("a node joined", flush=True)
     if line.startswith("shards 3/"):
-        cluster.remove_node(killed, allow_graceful=False)
+        cluster.remove_node(nodes[0], allow_graceful=False)
         print("killed a node", flush=True)
     if line.startswith("shards 6/"):
-        cluster.remove_node(drained)
+        cluster.remove_node(nodes[1])
         print(f"no node left at {len(committed(store))} shards", flush=True)
         cluster.add_node(num_cpus=2)
         print("added a node", flush=True)
+        for gate in moods.glob("*.gate"):
+            gate.unlink()
 
 
 generate(recipe, store, (), say)

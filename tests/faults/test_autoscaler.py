@@ -1,4 +1,4 @@
-"""Ray's autoscaler, with nodes that are processes of this machine: none, some, none again.
+"""Ray's autoscaler, with nodes that are processes of this machine: none, three, one, none again.
 
 The wheel lacks a file that Ray's local provider reads, so the test runs on a copy of the installed
 Ray (links to its files) that has one. Nothing is installed, and .venv is left alone.
@@ -19,12 +19,16 @@ from pathlib import Path
 import pytest
 import ray
 from heads import end
+from moody import moody
 
 from factory.datasets.claim import write_claim
 from factory.datasets.provenance import versions
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
+from factory.nodes import GROWS_TO
+from factory.plan import shards
 from factory.recipe import content_digest
+from factory.systems import ELSEWHERE
 
 HERE = Path(__file__).parent
 HEAD_ID = "f" * 51 + "00000"  # what Ray's local provider calls its head
@@ -38,7 +42,7 @@ START = "from ray.scripts.scripts import main; main()"
 
 @pytest.fixture
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    """A head without CPUs that may start two nodes of one; yields its address and environment."""
+    """A head without CPUs that may start three nodes of one; yields its address and environment."""
     folder = Path(tempfile.mkdtemp(prefix="auto-"))  # short: the paths of sockets are limited
     installed = Path(ray.__file__).parent
     shutil.copytree(
@@ -50,7 +54,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = {
         "cluster_name": "local",
-        "max_workers": 2,
+        "max_workers": 3,
         "idle_timeout_minutes": 0.1,
         "provider": {
             "type": "fake_multinode",
@@ -68,7 +72,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
                 "resources": {"CPU": 1, "object_store_memory": 150 * 2**20},
                 "node_config": {},
                 "min_workers": 0,
-                "max_workers": 2,
+                "max_workers": 3,
             },
         },
     }
@@ -76,14 +80,14 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     for path in (folder / "cluster.json", provider / "example.yaml"):
         path.write_text(json.dumps(config))  # JSON is YAML
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-        "PYTHONPATH": f"{folder}/site",
+        "PYTHONPATH": f"{folder}/site:{HERE.parent}:{HERE.parents[1]}",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_AUTH_MODE": "disabled",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "FACTORY_GROWS_TO": "2x1",
+        GROWS_TO: "3x1",
     }
     started = subprocess.Popen(
         [
@@ -107,20 +111,28 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_autoscaler_starts_nodes_and_takes_them_back(
-    head, plain, make_alone, tars, tmp_path: Path
+def test_a_pool_grows_with_the_autoscalers_nodes_loses_one_and_gives_them_back(
+    head, make_alone, tars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = plain("workers.max=2", "identities.count=24", "identities.images_each=16")
+    """From none to three, one of which is killed, to one, to none: as on spot nodes."""
+    monkeypatch.setenv(ELSEWHERE, "moody")
+    moods = tmp_path / "moods"
+    recipe = moody(moods, 12, max=3, min=2)
     make_alone(recipe, Store(tmp_path / "whole"))
+    names = [shard.name for shard in shards(recipe)]
+    (moods / f"{names[2]}.nodes").write_text("3")  # it waits until three nodes are used
+    (moods / f"{names[-1]}.gate").touch()
     store = Store(tmp_path / "scaled")
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     address, env = head
     ran = subprocess.run(
-        [sys.executable, str(HERE / "autoscaled.py"), str(tmp_path / "scaled"), address],
-        capture_output=True, text=True, env=env,
+        [sys.executable, str(HERE / "autoscaled.py"), str(tmp_path / "scaled"), address, moods],
+        capture_output=True, text=True, env=env | {ELSEWHERE: "moody"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    before, at_work, after = (int(n) for n in re.findall(r"(\d) nodes", ran.stdout))
-    assert (before, after) == (0, 0) and at_work in (1, 2)  # the second may come when all is made
+    found = [int(number) for number in re.findall(r"(\d) nodes? (?:before|at|after)", ran.stdout)]
+    assert found == [0, 1, 3, 0], ran.stdout
+    assert "killed a node" in ran.stdout and "is made again" not in ran.stdout
+    assert "1 of 2 actors begin (workers.max 3); the others wait" in ran.stdout
     assert tars(store) == tars(Store(tmp_path / "whole"))
     assert verify(store) == []

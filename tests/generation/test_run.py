@@ -20,7 +20,6 @@ import ready
 import tiny
 import torch
 
-from factory.cluster.capacity import Reservation
 from factory.cluster.workers import FAILED, REFUSED, Guarded, column
 from factory.datasets.claim import check_claim, read_claim, write_claim
 from factory.datasets.manifest import load_shard_manifest, merged
@@ -35,9 +34,9 @@ from factory.generation.run import (
     fill,
     generate,
     pools,
-    reservations,
 )
 from factory.generation.work import Assignment, ShardWork
+from factory.nodes import Reservation, reservations
 from factory.plan import Shard, shards
 from factory.recipe import FaultError, GenerateRecipe, InputError, bank_digest, content_digest, load
 from factory.systems import create

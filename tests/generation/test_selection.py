@@ -115,14 +115,14 @@ def test_too_few_and_unknown_attributes_are_named(seen: Seen):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"candidates": None}, "exactly one of candidates and generate"),
+        ({"candidates": None}, "candidates, generate: exactly one of the two must"),
         ({"weights": {}}, r"weights\.recognizer is missing"),
         (
             {"weights": {"recognizer": {"location": "r"}}, "rules": [{"attribute": "age"}]},
             r"weights\.attributes is missing",
         ),
-        ({"draw": "balanced"}, "balanced needs both"),
-        ({"groups": {"gender": [0.5]}}, "balanced needs both"),
+        ({"draw": "balanced"}, "balanced needs groups, no other"),
+        ({"groups": {"gender": [0.5]}}, "balanced needs groups, no other"),
         ({"candidates": {"url": "here", "digest": "x"}}, r"candidates\.digest"),
     ],
 )

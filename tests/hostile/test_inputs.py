@@ -1,8 +1,4 @@
-"""Inputs as people hand them in, in one table: each is right, or one line that says what would be.
-
-A row is a command, a function that makes its input below a folder and returns its arguments, the
-exit code, and words that must stand on the screen. A name in `STATES` has a test of its own.
-"""
+"""Data as people hand them in, in one table: each is right, or one line that says what would be."""
 
 import json
 import os
@@ -11,10 +7,8 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import faces
-import hands
 import made
 import numpy as np
 import pytest
@@ -23,6 +17,7 @@ from hypothesis import strategies as st
 from made import archive, claiming, files, in_json, jpg, named, people, png, samples, tar
 from others import face, im2rec, write_rec
 from PIL import Image
+from rows import Make, Row, answered
 
 from factory.evaluation.verification import read_bin, write_bin
 from factory.prepare.reader import ItemReader
@@ -30,17 +25,6 @@ from factory.prepare.sources import list_source
 from factory.recipe import InputError
 
 TEACHER = "package:weights/teacher/recognizer.safetensors"
-Make = Callable[[Path], list[object]]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    name: str
-    command: str
-    make: Make
-    code: int
-    words: tuple[str, ...]
 
 
 def prepared(source: Path, out: Path, *more: object) -> list[object]:
@@ -995,18 +979,7 @@ TABLE = [
 def test_it_is_right_or_one_line(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    hands.handed(monkeypatch)
-    arguments = row.make(tmp_path)
-    ended = hands.run(row.command, arguments, monkeypatch, capfd)
-    screen = ended.out + ended.err
-    assert ended.code in ((1, 2) if row.code == -2 else (row.code,)), screen[-2000:]
-    assert "Traceback" not in screen
-    assert [word for word in row.words if word not in screen] == [], screen[-2000:]
-    if ended.code == 2:
-        assert len(ended.err.strip().splitlines()) == 1, ended.err
-        assert len(ended.err) < 2000, len(ended.err)
-        for name in ("out", "x.bin", "r.html"):
-            assert not (tmp_path / name).exists(), f"{name} was begun"
+    answered(row, tmp_path, monkeypatch, capfd)
 
 
 def test_the_table_is_long_enough_and_names_no_row_twice() -> None:

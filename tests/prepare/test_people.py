@@ -230,7 +230,7 @@ def test_pairs_of_ones_own_of_a_folder_and_of_a_dataset(here, tmp_path: Path) ->
     ]
     for number, url in enumerate((source, tmp_path / "out")):
         to = tmp_path / f"{number}.bin"
-        packed = write_listed_pairs(Store(url), to, tmp_path / "pairs.txt", tmp_path / "cache")
+        packed = write_listed_pairs(Store(url), to, tmp_path / "pairs.txt")
         assert (packed.pairs, packed.images) == (11, 12)
         read = read_bin(to)
         assert list(read.images) == wanted and read.same.tolist() == [True] * 6 + [False] * 5
@@ -239,5 +239,5 @@ def test_pairs_of_ones_own_of_a_folder_and_of_a_dataset(here, tmp_path: Path) ->
     lines += [f"{keys[2 * n]},{keys[2 * n + 3]},0" for n in range(5)]
     (tmp_path / "keys.csv").write_text("\n".join(lines))
     to = tmp_path / "keys.bin"
-    write_listed_pairs(Store(tmp_path / "out"), to, tmp_path / "keys.csv", tmp_path / "cache")
+    write_listed_pairs(Store(tmp_path / "out"), to, tmp_path / "keys.csv")
     assert list(read_bin(to).images) == wanted

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the workers in this process; what Ray does with them has a test of its own."""
 
-    def each(rows: list[dict[str, Any]], actor: type, assignment: Any, *_: Any) -> Iterator[Any]:
+    def each(
+        rows: Iterable[dict[str, Any]], actor: type, assignment: Any, *_: Any
+    ) -> Iterator[Any]:
         worker = actor(assignment)
         for row in rows:
             column = np.empty(1, object)
@@ -132,7 +135,7 @@ def test_labels_and_bytes_of_every_kind_of_source(here, tmp_path: Path, kind: st
 
 def test_a_training_is_fed_and_tars_are_read_by_others(here, tmp_path: Path) -> None:
     make(folders(tmp_path / "source"), tmp_path / "out", shard_images=4)
-    feed = Feed([str(tmp_path / "out")], 5, 1, SIZE, cache=tmp_path / "cache")
+    feed = Feed([str(tmp_path / "out")], 5, 1, SIZE)
     assert (feed.classes, len(feed)) == (4, 10)
     batch = next(feed.batches(0, 1))
     for key, label, image in zip(batch.keys, batch.labels, batch.images, strict=True):
@@ -206,8 +209,8 @@ def test_a_stopped_run_is_completed_by_the_same_call(here, tmp_path: Path, monke
     given, store = plan(Wishes(str(source), "CC-BY-4.0", shard_images=2)), Store(tmp_path / "out")
     inner, said = workers.each, []
 
-    def stopping(rows: list, *rest: Any) -> Iterator[Any]:
-        yield from inner(rows[:3], *rest)  # type: ignore[call-arg]
+    def stopping(rows: Iterable, *rest: Any) -> Iterator[Any]:
+        yield from inner(islice(rows, 3), *rest)  # type: ignore[call-arg]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "each", stopping)
@@ -227,6 +230,22 @@ def test_a_stopped_run_is_completed_by_the_same_call(here, tmp_path: Path, monke
     next((tmp_path / "out" / "shards").glob("*.tar")).unlink()
     prepare(given, store, 1, lambda line: None)
     assert verify(store) == []
+
+
+def test_shards_are_handed_over_as_they_are_asked_for(here, tmp_path: Path, monkeypatch) -> None:
+    """The list of all images is in memory once, and never a second time as tasks."""
+    given = plan(Wishes(str(folders(tmp_path / "source")), "MIT", shard_images=2))
+    inner, task, made = workers.each, run._task, []
+
+    def each(rows: Iterable, *rest: Any) -> Iterator[Any]:
+        for number, row in enumerate(inner(rows, *rest), 1):  # type: ignore[call-arg]
+            assert len(made) == number, "no task is made before the one ahead of it is done"
+            yield row
+
+    monkeypatch.setattr(workers, "each", each)
+    monkeypatch.setattr(run, "_task", lambda *what: made.append(what) or task(*what))
+    prepare(given, Store(tmp_path / "out"), 1, lambda line: None)
+    assert len(made) == 6
 
 
 def test_a_worker_with_other_libraries_makes_nothing(

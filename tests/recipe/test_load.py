@@ -90,7 +90,12 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         (TRAIN, "schedule.epochs", 3, "exactly one of schedule.steps (10) and schedule.epochs (3)"),
         (TRAIN, "schedule.steps", None, "exactly one of schedule.steps (None)"),
-        (FR, "engine.workers", 2, "engine.workers is 2, engine.name torch accepts 1"),
+        (
+            FR,
+            "engine.workers",
+            2,
+            "engine.workers is 2; several need engine.name: deepspeed",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other(
@@ -136,7 +141,11 @@ def test_files_that_are_no_recipe(tmp_path: Path, path: Path) -> None:
         load(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="this job accepts 'fr'"):
         load(path, kind="fr")
-    for content, words in (("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+    for content, words in (
+        ("a: [", "is not YAML"),
+        ("- 1", "holds a list; it must"),
+        ("", "holds nothing"),
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match=words):
             load(path)
@@ -227,7 +236,7 @@ def test_fewest_workers_are_at_most_as_many_as_most() -> None:
     assert isinstance(made, GenerateRecipe) and made.workers.least == 1
     every = parse(GENERATE | {"workers": {"max": 2}})
     assert isinstance(every, GenerateRecipe) and every.workers.least == 2
-    said = r"^recipe field workers: min is 3, accepted is 1 to max \(2\)$"
+    said = r"^recipe field workers: min is 3; it must be 1 to max \(2\)$"
     with pytest.raises(InputError, match=said):
         parse(GENERATE | {"workers": {"max": 2, "min": 3}})
     with pytest.raises(InputError, match=r"^recipe field workers\.min: 0; "):

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
+from desk import FR, IDIFF, faces, recognizer
 
 from factory.recipe import (
     AUTO,
-    FRRecipe,
-    GenerateRecipe,
     InputError,
     bank_digest,
     content_digest,
@@ -19,20 +18,6 @@ from factory.recipe import (
 )
 
 ROOT = Path(__file__).parents[2]
-IDIFF = ROOT / "jobs/recipes/desk/generate/idiff_face.yaml"
-FR = ROOT / "jobs/recipes/desk/fr/desk.yaml"
-
-
-def faces(*overrides: str) -> GenerateRecipe:
-    recipe = load(IDIFF, overrides)
-    assert isinstance(recipe, GenerateRecipe)
-    return recipe
-
-
-def recognizer(*overrides: str) -> FRRecipe:
-    recipe = load(FR, overrides)
-    assert isinstance(recipe, FRRecipe)
-    return recipe
 
 
 def test_every_desk_recipe_leaves_the_precision_to_the_machine() -> None:

@@ -3,10 +3,8 @@
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from factory.recipe import InputError, parse
+from factory.recipe import InputError
 from factory.recipe.yaml_values import yaml_values
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -27,13 +25,13 @@ def test_an_alias_is_the_value_it_names() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{seed: 7, seed: 99}", "x: 'seed' stands twice; accepted is once"),
+        ("{seed: 7, seed: 99}", "x: 'seed' stands twice; each field stands once"),
         ("a: {b: 1, b: 1}", "'b' stands twice"),
-        (BOMB, "more than 100000 values"),
-        ("a: &a {b: *a}", "an alias that holds itself"),
+        (BOMB, "make more than 100000 values"),
+        ("a: &a {b: *a}", "an alias stands inside what it names"),
         ("a: " + "[" * 60 + "]" * 60, "nested too deep; accepted are 50 levels"),
         ("a: " + "[" * 5000 + "]" * 5000, "nested too deep"),
-        ("a: " + "9" * 5000, "x is not YAML: Exceeds the limit"),
+        ("a: " + "9" * 5000, "x: a number of more than 4300 digits"),
         ("[", "x is not YAML"),
         ("!!python/object/apply:os.system ['exit 3']", "could not determine a constructor"),
         ("{a: \x00}", "x is not YAML"),
@@ -45,29 +43,3 @@ def test_what_is_no_recipe_is_one_error(text: str, words: str) -> None:
         yaml_values(text, "x")
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert time.process_time() - started < 30  # of its own time, not of the clock's
-
-
-FIELDS = (
-    *("name", "seed", "image", "identities", "workers", "cost", "weights", "sampler", "screens"),
-    *("options", "licence", "system"),
-)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(field=st.sampled_from(FIELDS), value=values)
-def test_any_value_anywhere_is_a_recipe_or_one_error(field: str, value: object) -> None:
-    raw = {
-        "kind": "generate", "name": "x", "seed": 1, "system": "studio", "licence": "MIT",
-        "image": {"size": 32}, "identities": {"count": 2, "images_each": 2, "source": "train"},
-        "shard": {"identities": 1}, "workers": {"max": 1},
-        "cost": {"seconds_per_image": [0.1, 0.2], "source": "test"},
-    }  # fmt: skip
-    try:
-        parse(raw | {field: value})
-    except InputError as error:
-        assert str(error).startswith("recipe field ")

@@ -125,6 +125,16 @@ def test_packing_is_the_greedy_walk(case: str, r: float, scan, monkeypatch) -> N
             np.testing.assert_array_equal(packed(rows, r, memory, scan), greedy(rows, r))
 
 
+@pytest.mark.ray
+def test_packing_by_ray_tasks_keeps_the_same(ray_cluster, monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "ROWS", 16)
+    rows = np.repeat(unit(90), 2, axis=0)[np.random.default_rng(0).permutation(180)]
+    for r, earlier in ((0.2, None), (0.3, unit(7, seed=1)), (1.0, None)):
+        alone = packed(rows, r, earlier=earlier)
+        np.testing.assert_array_equal(packed(rows, r, earlier=earlier, tasks=3), alone)
+        assert 0 < alone.sum() < len(rows)
+
+
 def test_packing_at_a_cosine_that_is_reached_exactly() -> None:
     """`below r` is strict, also where a scan cannot tell."""
     rows = unit(40)

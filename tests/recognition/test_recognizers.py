@@ -5,6 +5,8 @@ import torch
 from factory.datasets.store import Store
 from factory.recipe import Backbone, InputError
 from factory.recognition.backbones import IResNet, make_backbone
+from factory.recognition.foreign import LOADERS
+from factory.recognition.recognizer import ACCEPTED
 from factory.recognition.recognizers import FILE, load_recognizer, save_recognizer
 
 SIZE = 32
@@ -138,6 +140,13 @@ def test_refuses_code_in_weights(tmp_path, capsys):
     with pytest.raises(InputError, match="without running code"):
         load_recognizer(f"arcface_torch:{tmp_path}/trap.pt")
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_what_is_accepted_names_every_prefix():
+    for prefix in (*LOADERS, "dcface"):
+        assert f"{prefix}:" in ACCEPTED
+    with pytest.raises(InputError, match=r"unknown prefix 'keras'; accepted: .*dcface:FILE"):
+        load_recognizer("keras:x.h5")
 
 
 def test_refusals_name_what_is_accepted(folder, tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def evaluated(seed):
         "toy", np.clip(np.where(same, 0.9, 1.5) + rng.normal(0, 0.3, 200), 0, 4), same
     )
     groups = by_group(found, rng.choice(["old", "young"], 200).tolist()).as_dict()
-    result = {**Verification.of(found).as_dict(), "fairness": groups}
+    result = {**asdict(Verification.of(found)), "fairness": groups}
     return {
         "recognizer": {"name": "desk"},
         "benchmarks": {"toy": result},

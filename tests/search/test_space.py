@@ -101,7 +101,7 @@ def test_pools_are_named_by_what_changes_their_bytes():
         ({"objectives": ("speed",)}, "objectives"),
         ({"search": "guess"}, "search 'guess'; accepted: random, grid, tpe"),
         ({"sets": ("seed=3",)}, "--set seed=3: accepted are fr.FIELD=, generate.FIELD="),
-        ({"objectives": ("images",), "asha": Asha()}, "asha needs the objective accuracy"),
+        ({"objectives": ("images",), "asha": Asha()}, "asha goes by accuracy"),
         ({"reports": 0}, "reports 0, pairs 100; accepted are 1 and more"),
         ({"seeds": ()}, r"seeds \(\); accepted are whole numbers, each once"),
         ({"seeds": (1, 2, 1)}, r"seeds \(1, 2, 1\); accepted"),

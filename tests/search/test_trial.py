@@ -131,7 +131,7 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "ended", "why"),
     [
-        ({"identities": 9}, "refused", "9; 3 qualify"),
+        ({"identities": 9}, "refused", "9, but only 3 qualify"),
         ({"url": "elsewhere"}, "failed", "no finished dataset there"),  # it may be there tomorrow
     ],
 )

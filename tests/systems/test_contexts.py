@@ -1,5 +1,7 @@
 """Unit vectors against brute force and the statistics of the sphere."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,6 @@ from factory.systems import contexts
 from factory.systems.contexts import (
     anchors,
     cosine_bounds,
-    least_max_cosine,
     perturb,
     uniform,
 )
@@ -24,6 +25,24 @@ def test_uniform_contexts_are_unit_spread_and_keyed_by_position() -> None:
     assert cosines.std() == pytest.approx(1 / 8, rel=0.02)
     np.testing.assert_array_equal(uniform(5, [1999, 7], 64), drawn[[1999, 7]])
     assert not np.allclose(uniform(6, [7], 64), drawn[7])
+
+
+def least_max_cosine(count: int, dimension: int) -> float:
+    """Return a lower bound on the largest cosine between any two of N unit vectors.
+
+    Up to 2 D vectors this is Rankin's bound, which is reached: -1 / (N - 1) up to D + 1 vectors, 0
+    up to 2 D. For more vectors it is Levenshtein's bound of the third degree,
+    N = D (1 - s) (2 + (D + 1) s) / (1 - D s^2), which holds up to D (D + 3) / 2 vectors; beyond
+    them its value there remains a lower bound.
+    """
+    if count <= dimension + 1:
+        return -1.0 / (count - 1) if count > 1 else -1.0
+    if count <= 2 * dimension:
+        return 0.0
+    d, n = dimension, min(count, dimension * (dimension + 3) // 2)
+    # The formula solved for s: d (n - d - 1) s^2 + d (d - 1) s - (n - 2 d) = 0.
+    a, b, c = d * (n - d - 1), d * (d - 1), n - 2 * d
+    return (math.sqrt(b * b + 4 * a * c) - b) / (2 * a)
 
 
 @pytest.mark.parametrize(

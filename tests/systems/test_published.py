@@ -79,6 +79,8 @@ def test_the_published_statistic_is_mean_less_mean_of_squares() -> None:
         ({"name": "ddim", "steps": 4, "spacing": "leading"}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4}, [750, 500, 250, 0]),
         ({"name": "ddpm", "steps": 4, "spacing": "even"}, [999, 666, 333, 0]),
+        ({"name": "ddim", "steps": 4, "spacing": "leading", "offset": 1}, [751, 501, 251, 1]),
+        ({"name": "dpmsolver++", "steps": 4, "spacing": "even"}, [999, 749, 500, 250]),
     ],
 )
 def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
@@ -88,11 +90,19 @@ def test_spacings(fields: dict[str, Any], steps: list[int]) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "ddim", "spacing": "even"}, "name ddim accepts trailing and leading"),
-        ({"name": "ddpm", "spacing": "trailing"}, "name ddpm accepts leading and even"),
-        ({"name": "unipc", "spacing": "leading"}, "name unipc accepts null"),
-        ({"name": "ddim", "noiseless": 2}, "noiseless is 2, name ddim accepts 1"),
-        ({"name": "ddim", "variance": "learned"}, "variance is learned, name ddim accepts beta"),
+        ({"name": "ddim", "spacing": "even"}, "with name ddim it must be trailing or leading"),
+        ({"name": "ddpm", "spacing": "trailing"}, "with name ddpm it must be leading or even"),
+        ({"name": "unipc", "spacing": "leading"}, "with name unipc it must be null"),
+        ({"name": "ddim", "noiseless": 2}, "noiseless is 2; with name ddim it must be 1"),
+        (
+            {"name": "ddim", "variance": "learned"},
+            "variance is learned; with name ddim it must be beta",
+        ),
+        ({"name": "dpmsolver++", "spacing": "leading"}, "with name dpmsolver.. it must be even"),
+        (
+            {"name": "dpmsolver++", "offset": 1},
+            "offset is 1; with name dpmsolver.. and spacing null it must be 0",
+        ),
     ],
 )
 def test_a_sampler_refuses_what_it_has_not(fields: dict[str, Any], message: str) -> None:
@@ -145,6 +155,7 @@ def test_older_claims_are_of_the_default_sampler() -> None:
     after = held(before)["sampler"]
     assert after == before["sampler"] | {
         "spacing": None,
+        "offset": 0,
         "noiseless": 1,
         "variance": "beta",
         "noise": "position",
@@ -187,7 +198,9 @@ def test_torchs_noise_follows_the_order_of_a_shard(files: dict[str, Path]) -> No
 def test_torchs_noise_accepts_no_retries_and_no_other_system(files: dict[str, Path]) -> None:
     sampler = {**ANCESTRAL, "noise": "torch"}
     screens = {"near_duplicate": {"max_cosine": 0.9}}
-    with pytest.raises(InputError, match=r"max_attempts is 3, .* torch accepts 1"):
+    with pytest.raises(
+        InputError, match=r"max_attempts is 3; with sampler.noise torch .* must be 1"
+    ):
         generating("idiff_face", files, "uniform", sampler=sampler, screens=screens)
     generating(
         "idiff_face", files, "uniform", sampler=sampler, screens=screens | {"max_attempts": 1}

@@ -113,5 +113,7 @@ def test_a_sample_holds_the_batch_and_moves_nothing_else() -> None:
 
 
 def test_more_workers_than_identities_are_refused() -> None:
-    with pytest.raises(InputError, match=r"engine\.workers: 3; 2 identities accept 1 to 2"):
+    with pytest.raises(
+        InputError, match=r"engine\.workers: 3; with 2 identities it must be 1 to 2"
+    ):
         Centres(engine_recipe(), 2, CPU, 0, 3)
