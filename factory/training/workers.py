@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from factory import stops
-from factory.cluster.progress import ProgressLine
+from factory.cluster.progress import ProgressLine, notice
 from factory.datasets.store import Store, below
 from factory.recipe import FaultError, FRRecipe, InputError, TrainRecipe, parse
 from factory.training import checkpoint
@@ -123,7 +123,7 @@ def launch(
     def kept() -> str:
         return _kept(Store(out))
 
-    absence = Absence(trainers(wanted), kept, print)
+    absence = Absence(trainers(wanted), kept, notice)
     with (
         stops.keeping(kept, Store(out).sweep),
         _relayed(board, row, picture, check_lock, absence),

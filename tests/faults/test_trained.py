@@ -20,6 +20,7 @@ SHARDS = 4
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_training_goes_on_with_the_nodes_that_there_are(
     s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -33,7 +34,7 @@ def test_a_training_goes_on_with_the_nodes_that_there_are(
     recipe = tiny.training(
         *("idiff_face", tiny.save_frozen(tmp_path), data, tiny.IDIFF),
         engine=ENGINE,
-        schedule={"name": "constant", "steps": 36, "batch_size": 8},
+        schedule={"name": "constant", "steps": 24, "batch_size": 8},
         checkpoint={"every_steps": 3},
         precompute={"sidecar": str(tmp_path / "sidecar"), "actors": 2},
     )
@@ -55,14 +56,14 @@ def test_a_training_goes_on_with_the_nodes_that_there_are(
     whole, lost = (
         json.loads((tmp_path / out / "training.json").read_text()) for out in ("whole", "lost")
     )
-    assert whole["steps"] == lost["steps"] == 36
+    assert whole["steps"] == lost["steps"] == 24
     pairs = [
         (one["loss"], other["loss"])
         for one, other in zip(whole["curve"], lost["curve"], strict=True)
     ]
-    assert pairs[:12] == [(one, one) for one, _ in pairs[:12]]  # two workers all the time
+    assert pairs[:9] == [(one, one) for one, _ in pairs[:9]]  # two workers all the time
     for one, other in pairs:
-        assert other == pytest.approx(one, rel=1e-3)
+        assert other == pytest.approx(one, rel=1e-5)
     for node in ("a", "b"):
         assert len(list((tmp_path / node).rglob("shards/*.tar"))) == SHARDS
     assert not list((tmp_path / "driver").rglob("*.tar"))

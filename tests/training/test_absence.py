@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from factory.cluster.capacity import Reservation
+from factory.nodes import Reservation
 from factory.training import absence
 from factory.training.absence import Absence, lost, unplaced, waited_for
 from factory.training.workers import Board
