@@ -87,7 +87,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the workers in this process; what Ray does with them has a test of its own."""
 
-    def each(rows: Iterable[dict[str, Any]], actor: type, assignment: Any, *_: Any) -> Iterator[Any]:
+    def each(
+        rows: Iterable[dict[str, Any]], actor: type, assignment: Any, *_: Any
+    ) -> Iterator[Any]:
         worker = actor(assignment)
         for row in rows:
             column = np.empty(1, object)
