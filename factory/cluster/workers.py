@@ -23,7 +23,7 @@ from factory.cluster.capacity import Reservation, require
 from factory.cluster.waiting import wait_for
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 4000, 50  # see `flow`
+WINDOW_ROWS, WINDOW_TURNS = 2000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
 HANDED_ON = ("FACTORY_SYSTEMS",)  # the driver's environment that actors need, too
