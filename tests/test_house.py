@@ -25,7 +25,7 @@ LIGHT_COMMANDS = ("cli", "plan", "verify", "export", "make_pairs", "compose")
 LONGEST, SHORTEST = 500, 15  # lines of a file of the factory's
 COMES_WITH = {  # parts of what is declared
     **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
-    **{"botocore": "boto3", "prometheus_client": "ray"},
+    **{"botocore": "boto3", "prometheus_client": "ray", "werkzeug": "moto"},
 }
 NAMELESS = {"utils", "common", "helpers", "misc"}
 
