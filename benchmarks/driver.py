@@ -56,7 +56,7 @@ def measured(count: int, actors: int, url: str, seconds: float) -> dict[str, Any
         driver = context.Process(target=drive, args=(its, count, actors, url, seconds))
         driver.start()
     its.close()
-    watch, marks = Watch(driver.pid or 0), {}
+    watch, marks = Lookout(driver.pid or 0), {}
     while True:
         try:
             if not mine.poll(LOOK_SEC):
@@ -75,7 +75,7 @@ def measured(count: int, actors: int, url: str, seconds: float) -> dict[str, Any
     return _figures(count, marks) | watch.weights
 
 
-class Watch:
+class Lookout:
     """Looks at a driver and the processes below it, from outside.
 
     Attributes:

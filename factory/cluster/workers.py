@@ -27,7 +27,7 @@ from factory.cluster.watch import FlowWatch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 4000, 50  # see `flow`
+WINDOW_ROWS, WINDOW_TURNS = 2000, 50  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
 PASSAGE = "passage"  # column of a row on its way, see `Followed`

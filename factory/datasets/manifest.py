@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from factory.datasets.claim import CLAIM, read_claim
 from factory.datasets.licences import strictest
-from factory.datasets.patience import OverRanges, alone, in_order
+from factory.datasets.patience import InRanges, alone, in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
 from factory.datasets.store import Store
 from factory.plan import Extent, Shard, Slice
@@ -195,7 +195,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def merge(
-    store: Store, shards: Iterable[Shard | Slice], spread: OverRanges = alone
+    store: Store, shards: Iterable[Shard | Slice], spread: InRanges = alone
 ) -> DatasetManifest:
     """Merge the manifests of all planned shards into the dataset's manifest, and write it.
 
@@ -304,7 +304,7 @@ def _read(store: Store, names: Sequence[str]) -> list[ShardManifest | Unread]:
 
 
 def _loaded(
-    store: Store, shards: Iterable[Shard | Slice], spread: OverRanges
+    store: Store, shards: Iterable[Shard | Slice], spread: InRanges
 ) -> Iterator[ShardManifest]:
     unread: list[Unread] = []
     for found in spread(partial(_read, store), (shard.name for shard in shards)):

@@ -26,7 +26,7 @@ P = ParamSpec("P")
 RANGE = 500  # items that are handed to a function at once
 
 
-class OverRanges(Protocol):
+class InRanges(Protocol):
     """A way to run a function over ranges of items: in this process, or as tasks elsewhere."""
 
     def __call__(self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
@@ -42,7 +42,7 @@ def ranges(items: Iterable[A]) -> Iterator[list[A]]:
 
 
 def alone(work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
-    """Run a function over ranges of items in this process: a `OverRanges`."""
+    """Run a function over ranges of items in this process: an `InRanges`."""
     for part in ranges(items):
         yield from work(part)
 

@@ -25,7 +25,7 @@ from factory.datasets.manifest import (
     shard_file,
     to_bytes,
 )
-from factory.datasets.patience import OverRanges, alone, in_order
+from factory.datasets.patience import InRanges, alone, in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.store import LOCK, PART, Store
 from factory.datasets.tar import Member, TarError, grouped, members
@@ -108,7 +108,7 @@ class Checked:
     faults: list[Fault]
 
 
-def verify(store: Store, spread: OverRanges = alone) -> list[Fault]:
+def verify(store: Store, spread: InRanges = alone) -> list[Fault]:
     """Return every fault of a dataset, in the order of the plan; an empty list if it is whole.
 
     Every byte of the folder is read.

@@ -338,7 +338,7 @@ def generate(
     return Generated(totals, made, progress, found)
 
 
-def finish(store: Store, spread: patience.OverRanges) -> tuple[DatasetTotals, int]:
+def finish(store: Store, spread: patience.InRanges) -> tuple[DatasetTotals, int]:
     """Merge the manifests of a dataset that is made; return its totals and number of shards.
 
     A large dataset's driver has a task do it, so that it holds no list of shards itself.

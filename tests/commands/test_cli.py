@@ -59,7 +59,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "train_diffusion": {"--out", "--max-steps"},
     "train_recognizer": {"--out", "--onnx"},
-    "verify": {"--repair"},
+    "verify": {"--repair", "--tasks"},
 }
 POSITIONAL: dict[str, list[str]] = {
     "compare": ["RECIPE"],

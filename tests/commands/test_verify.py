@@ -11,6 +11,7 @@ from factory.commands import verify as command
 from factory.datasets.manifest import TAR, shard_file
 from factory.datasets.store import LOCK, Store
 from factory.datasets.verify import Fault, verify
+from factory.recipe import InputError
 
 FIRST = "i0000000-0000003-s0000-0004"
 
@@ -45,13 +46,13 @@ def test_repair_looks_only_once_nobody_else_writes(
     """A shard without a manifest may be one that generate commits right now."""
     store, held = made_dataset(), []
 
-    def looked(store: Store) -> list[Fault]:
+    def looked(store: Store, **_: object) -> list[Fault]:
         held.append(store.exists(LOCK))
         return verify(store)
 
     monkeypatch.setattr(command, "verify", looked)
     for repair in (False, True):
-        assert command.job(argparse.Namespace(url=str(store.root), repair=repair)) == 0
+        assert command.job(argparse.Namespace(url=str(store.root), repair=repair, tasks=0)) == 0
     assert held == [False, True] and not store.exists(LOCK)
 
 
@@ -60,3 +61,8 @@ def test_verify_without_a_dataset_is_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no dataset there" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_are_none_or_more(made_dataset: Callable[..., Store]) -> None:
+    with pytest.raises(InputError, match="--tasks -1: accepted is 0 or more"):
+        command.job(argparse.Namespace(url=str(made_dataset().root), repair=False, tasks=-1))
