@@ -5,6 +5,7 @@ process of its actor is then ended from outside, whatever it hangs in; Ray start
 it the same row. A row whose process ended too often is left out (`tries.AGAIN`).
 """
 
+import gc
 import os
 import signal
 import statistics
@@ -28,6 +29,7 @@ STUCK = "FACTORY_STUCK_SEC"  # the environment variable for the least time of a 
 STUCK_SEC = 300.0  # longer than a store is waited for
 TIMES = 10.0  # so many times what others took is stuck
 LOOK_SEC = 5.0
+COLLECT_SEC = 30.0
 REMEMBERED = 999  # rows whose times the median is of
 
 
@@ -117,7 +119,11 @@ class FlowWatch:
         period = min(LOOK_SEC, self._least / 4)
 
         def look() -> None:
+            collected_at = time.monotonic()
             while not over.wait(period):
+                if time.monotonic() - collected_at > COLLECT_SEC:  # actors that Ray let go of end
+                    gc.collect()  # when no handle of theirs is left, not even in a cycle
+                    collected_at = time.monotonic()
                 with suppress(RpcError):  # Ray's head does not answer, of which the flow tells
                     self.look()
                 self.beat()
