@@ -90,9 +90,14 @@ def test_a_paper_trains_and_samples_a_step(system: str, tmp_path: Path) -> None:
 
     saved = tmp_path / "denoiser.safetensors"
     trained.save(module, saved, {"licence": "none", "random_init": ",".join(trained.random_init)})
+    # The autoencoders of others that paper recipes name are looked at before any weights are.
+    there = [name for name in ("denoiser", "autoencoder") if name in ("denoiser", *named.weights)]
     refused = recipe.load(
         RECIPES / "generate" / f"{system}.yaml",
-        [f"weights.denoiser.location={saved}", "workers.num_gpus=0", *unbanked(system)],
+        [
+            *(f"weights.{name}.location={saved}" for name in there),
+            *("workers.num_gpus=0", *unbanked(system)),
+        ],
         kind="generate",
     )
     assert isinstance(refused, GenerateRecipe)
