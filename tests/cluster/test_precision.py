@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from desk import IDIFF, TRAIN, faces, recognizer
+from faces import make_dataset
 
 from factory.cluster import hardware, precision
 from factory.cluster.hardware import Processor
@@ -84,14 +85,21 @@ def test_a_claim_keeps_its_precision_whatever_the_recipe_finds_later(tmp_path: P
 
 @pytest.mark.ray
 def test_a_cluster_of_unlike_nodes_writes_nothing(
-    ray_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each job that would settle it, in process: what it finds differs, and no folder is made."""
     monkeypatch.setattr(precision, "looks", lambda recipe, timed: [(NEW, ""), (OLD, "")])
-    for job, recipe in (("generate", IDIFF), ("train_diffusion", TRAIN)):
+    data = make_dataset(tmp_path_factory.mktemp("data") / "faces", 1, 1)
+    for job, recipe, overrides in (
+        ("generate", IDIFF, []),
+        ("train_diffusion", TRAIN, [f"data.train={data}"]),
+    ):
         given = argparse.Namespace(
             recipe=str(recipe),
-            overrides=[],
+            overrides=overrides,
             out=str(tmp_path / "out"),
             extend=False,
             dry_run=False,

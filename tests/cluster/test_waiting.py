@@ -18,13 +18,17 @@ def test_what_is_taken_is_said_and_then_waited_for(
     @ray.remote(num_cpus=0)
     class Gate:
         def __init__(self) -> None:
-            self.opened = False
+            self.opened = self.held = False
 
         def open(self) -> None:
             self.opened = True
 
         def is_open(self) -> bool:
+            self.held = True
             return self.opened
+
+        def is_held(self) -> bool:
+            return self.held
 
     @ray.remote(num_cpus=4)
     def hold(gate) -> None:
@@ -38,7 +42,7 @@ def test_what_is_taken_is_said_and_then_waited_for(
     monkeypatch.setattr(waiting, "NEXT_SEC", 0.2)
     gate = Gate.remote()
     holder = hold.remote(gate)
-    while ray.available_resources().get("CPU", 0.0) > 0:  # until it holds them
+    while not ray.get(gate.is_held.remote()):  # actors of tests before this one may go late
         ray.wait([holder], timeout=0.1)
     said: list[str] = []
     heard = threading.Event()

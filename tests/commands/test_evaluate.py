@@ -44,7 +44,7 @@ def test_benchmarks_are_stated_and_readable(work):
     assert all(read_bin(work / "bench" / name).same.sum() == 10 for name in names)
     other = job(work, "make_benchmarks", "--out", "bench", "--pairs", "40", "--size", "32")
     assert other.returncode == 2
-    assert "other settings" in other.stderr
+    assert "pairs is 20 there, 40 here" in other.stderr
 
 
 def test_evaluate_prints_writes_and_tracks(work):

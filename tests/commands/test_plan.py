@@ -49,7 +49,10 @@ HOLDS = "--cluster", "cluster.yaml"
         (("nowhere.yaml",), "no file nowhere.yaml"),
         ((RECIPE, "--set", "identities.count=x"), "identities.count: 'x'"),
         ((RECIPE, "--set", "kind=fr"), "this job accepts 'generate'"),
-        ((RECIPE, "--set", "workers={max: 2, min: 3}"), "workers: min is 3, accepted is 1 to max"),
+        (
+            (RECIPE, "--set", "workers={max: 2, min: 3}"),
+            "workers: min is 3; it must be 1 to max",
+        ),
         ((RECIPE, *HOLDS, "--set", HELD), "workers.max 17 x 1: 17 GPU together, but the cluster"),
         ((RECIPE, *HOLDS, "--set", "workers={max: 1, num_cpus: 17}"), "num_cpus: 17, but the larg"),
         (

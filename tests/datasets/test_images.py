@@ -46,7 +46,7 @@ def test_another_content_is_refused_with_the_right_digest(named: NamedDataset):
     wrong = NamedDataset(url=named.url, digest="0" * 16)
     with pytest.raises(InputError, match=rf"options\.bank\.digest: 0+, but .* has {named.digest}"):
         ImageBank(wrong, SIZE, "options.bank")
-    with pytest.raises(InputError, match="accepts 16x16"):
+    with pytest.raises(InputError, match="accepted are 16x16"):
         ImageBank(named, 16, "options.bank").image(0)
 
 

@@ -3,7 +3,6 @@ import pytest
 from faces import face, make_dataset
 
 from factory.datasets.store import Store
-from factory.evaluation import dataset
 from factory.evaluation.dataset import embed_dataset, samples
 from factory.recipe import InputError
 
@@ -34,10 +33,9 @@ def test_shards_of_later_identities_are_not_opened(tmp_path):
     assert len(list(samples(store, identities=2))) == 4
 
 
-def test_embeddings_are_those_of_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "BATCH", 5)
+def test_embeddings_are_those_of_the_images(tmp_path):
     store = Store(make_dataset(tmp_path / "d", identities=4, images_each=3))
-    found = embed_dataset(store, Corners())
+    found = embed_dataset(store, Corners(), batch_size=5)
     assert found.labels.tolist() == [i for i in range(4) for _ in range(3)]
     np.testing.assert_allclose(np.linalg.norm(found.unit, axis=1), 1.0)
     direct = Corners().embed(np.stack([face(2, 1)]))[0]
@@ -54,9 +52,7 @@ def test_wrong_datasets_are_named(tmp_path):
     assert len(embed_dataset(store, Corners(), resize=True).labels) == 4
 
 
-def test_a_recognizer_that_fails_on_an_image_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "BATCH", 5)
-
+def test_a_recognizer_that_fails_on_an_image_is_named(tmp_path):
     class Broken(Corners):
         name, calls = "broken", 0
 
@@ -69,4 +65,4 @@ def test_a_recognizer_that_fails_on_an_image_is_named(tmp_path, monkeypatch):
 
     store = Store(make_dataset(tmp_path / "d", identities=4, images_each=3))
     with pytest.raises(InputError, match=r"sample 0000002_0000: recognizer broken gives numbers"):
-        embed_dataset(store, Broken())
+        embed_dataset(store, Broken(), batch_size=5)

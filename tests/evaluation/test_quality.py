@@ -69,7 +69,7 @@ def test_consistency_counts_images_near_their_centre():
 
 def test_too_little_to_measure_is_said():
     for labels in ([0, 0, 0], [0, 1, 2]):
-        with pytest.raises(InputError, match="accepted are two identities"):
+        with pytest.raises(InputError, match="a measurement needs two identities"):
             quality.measure(embedded(np.eye(3), labels), quality.Radius(0.5, 1e-4, 0))
 
 

@@ -113,7 +113,7 @@ def test_names_that_trainers_misread_are_refused(name: str, run: Run, tmp_path: 
         ({"dialect": "insightface"}, "--dialect insightface"),
         ({"size": 8}, "--size 8"),
         ({"pairs": 30}, "--pairs 30"),
-        ({"pairs": 20}, "20 of 8 identities"),
+        ({"pairs": 20}, "would take 20 of the 8 identities"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

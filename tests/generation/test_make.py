@@ -132,7 +132,7 @@ def test_known_faces_of_another_dimension_are_refused(tmp_path: Path) -> None:
     rule = f"{{location: {tmp_path / 'real.safetensors'}, sha256: {sha256}}}"
     recipe = idiff(f"screens.real_lookalike={{max_cosine: 0.5, embeddings: {rule}}}")
     assignment = Assignment(recipe.model_dump(mode="json"), Store(tmp_path), "", {})
-    with pytest.raises(InputError, match="dimension 3, accepted is the teacher's"):
+    with pytest.raises(InputError, match="3 numbers each, the teacher's 128"):
         Maker(assignment)
 
 

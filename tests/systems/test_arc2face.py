@@ -174,7 +174,7 @@ def test_the_noise_process_and_the_steps_are_stable_diffusions() -> None:
         ours = make_scheduler(PROCESS, Sampler(**{**fields, "steps": 25}))
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     assert ours.timesteps[0] == 961 and ours.timesteps[-1] == 1
-    with pytest.raises(ValueError, match="offset is 1, name ddim of spacing null accepts 0"):
+    with pytest.raises(ValueError, match="with name ddim and spacing null it must be 0"):
         Sampler(name="ddim", steps=5, offset=1)
 
 

@@ -246,7 +246,7 @@ def test_images_say_what_was_asked_of_them(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"options": {}}, r"options\.anchors: None, identities\.count is 4"),
+        ({"options": {}}, r"options\.anchors: None; it must be identities\.count, 4, or more"),
         ({"options": {"anchors": 3}}, r"options\.anchors: 3; it must be .* may ever grow to"),
         ({"options": {"anchors": 4, "bounds": [0.8, 0.7]}}, "lower one first"),
         ({"options": {"anchors": 4, "perturb": {}}}, r"perturb: id3 accepts none: options\.bounds"),
