@@ -1,8 +1,9 @@
 """A system whose processes end, hang or wait at the shards that a folder names (FACTORY_SYSTEMS).
 
 `FOLDER/SHARD.exit` and `FOLDER/SHARD.hang` hold at how many tries of the shard its process ends or
-hangs; `FOLDER/SHARD.nodes` says for how many nodes the shard waits that have loaded the system, and
-`FOLDER/SHARD.gate` makes it wait until that file is gone.
+hangs; `FOLDER/SHARD.nodes` says for how many nodes the shard waits that have loaded the system, if
+it is not the first that any actor begins; `FOLDER/SHARD.gate` makes it wait until that file is
+gone.
 """
 
 import ctypes
@@ -57,8 +58,9 @@ class Moody(System):
             os._exit(3)
         while tries <= self._asked(shard, "hang"):  # a signal would end one sleep
             ctypes.PyDLL(None).sleep(3600)  # holds the GIL, as a hanging extension may
-        while len(list(self.folder.glob("*.node"))) < self._asked(shard, "nodes"):
-            time.sleep(0.05)
+        if len(list(self.folder.glob("*.tries"))) > 1:
+            while len(list(self.folder.glob("*.node"))) < self._asked(shard, "nodes"):
+                time.sleep(0.05)
         while (self.folder / f"{shard.name}.gate").exists():
             time.sleep(0.05)
 
