@@ -1,6 +1,8 @@
 """A busy cluster is waited for with one line of what is lacking."""
 
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -13,36 +15,21 @@ pytestmark = pytest.mark.ray
 
 
 def test_what_is_taken_is_said_and_then_waited_for(
-    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @ray.remote(num_cpus=0)
-    class Gate:
-        def __init__(self) -> None:
-            self.opened = self.held = False
-
-        def open(self) -> None:
-            self.opened = True
-
-        def is_open(self) -> bool:
-            self.held = True
-            return self.opened
-
-        def is_held(self) -> bool:
-            return self.held
+    held, opened = tmp_path / "held", tmp_path / "opened"
 
     @ray.remote(num_cpus=4)
-    def hold(gate) -> None:
-        import time
-
-        while not ray.get(gate.is_open.remote()):
+    def hold() -> None:  # a task that waits for Ray would give its CPUs back meanwhile
+        held.touch()
+        while not opened.exists():
             time.sleep(0.1)
 
     monkeypatch.setattr(waiting, "started_here", lambda: False)
     monkeypatch.setattr(waiting, "FIRST_SEC", 0.2)
     monkeypatch.setattr(waiting, "NEXT_SEC", 0.2)
-    gate = Gate.remote()
-    holder = hold.remote(gate)
-    while not ray.get(gate.is_held.remote()):  # actors of tests before this one may go late
+    holder = hold.remote()
+    while not held.exists():
         ray.wait([holder], timeout=0.1)
     said: list[str] = []
     heard = threading.Event()
@@ -55,7 +42,7 @@ def test_what_is_taken_is_said_and_then_waited_for(
     waiter.start()
     assert heard.wait(120)
     assert said[0] == "waiting for 2 CPU; the cluster has 4, all taken"
-    ray.get(gate.open.remote())
+    opened.touch()
     waiter.join(120)
     assert not waiter.is_alive()
 

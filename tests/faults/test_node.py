@@ -39,6 +39,7 @@ def test_nodes_come_and_go(
     write_claim(store, recipe, content_digest(recipe, versions()), ())
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env |= {"PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}", GROWS_TO: "2x1"}
+    env |= {"RAY_health_check_period_ms": "500"}  # of Ray: a killed node is missed sooner
     ran = subprocess.run(
         [sys.executable, str(HERE / "node.py"), str(tmp_path / "moved"), str(moods)],
         capture_output=True, text=True, env=env,
