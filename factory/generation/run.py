@@ -173,6 +173,8 @@ class Progress:
         """
         found = self.numbers(before)
         words = [f"shards {found['shards']:.0f}/{self.shards}"]
+        if not self.shards_done:
+            words.insert(0, "begun:")  # a line of another kind: the first shard's comes at once
         if "eta_seconds" in found:
             words.append(f"{found['images_per_second']:.1f} images/s")
             words.append(f"kept {100 * found['kept_share']:.1f} %")
