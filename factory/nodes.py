@@ -7,6 +7,7 @@ on one node, so actors are placed one by one.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from factory.recipe import GenerateRecipe, InputError, Workers
@@ -138,15 +139,13 @@ def place(reserved: Sequence[Reservation], groups: Sequence[Group]) -> dict[str,
             raise InputError(
                 f"{_field(fields)}: {together:g} {kind} together, but the cluster has {total:g}"
             )
-    tried = [
-        _placed(reserved, groups, spread, last)
-        for last in (False, True)
-        for spread in (False, True)
-    ]
-    for used, lacks in tried:
+    lacking: list[tuple[Reservation, int]] = []
+    for last, spread in product((False, True), repeat=2):
+        used, lacks = _placed(reserved, groups, spread, last)
         if lacks is None:
             return used
-    pool, room = max((lacks for _, lacks in tried if lacks), key=lambda lacks: lacks[1])
+        lacking.append(lacks)
+    pool, room = max(lacking, key=lambda lacks: lacks[1])
     gpus = f" and {pool.num_gpus:g} GPU" if pool.num_gpus else ""
     raise InputError(
         f"{_field(pool.counted)}: {pool.size}, but the nodes of the cluster have room for {room} "
@@ -157,7 +156,7 @@ def place(reserved: Sequence[Reservation], groups: Sequence[Group]) -> dict[str,
 def _placed(
     reserved: Sequence[Reservation], groups: Sequence[Group], spread: bool, last_first: bool
 ) -> tuple[dict[str, int], tuple[Reservation, int] | None]:
-    """Place actors one by one: on the fullest node in use, or each on a fresh one if `spread`.
+    """Place actors: as many as fit on the fullest node in use, or evenly on all if `spread`.
 
     Returns:
         The nodes used of each group, and the pool that finds no room with the number placed of it.
@@ -167,12 +166,13 @@ def _placed(
     begun: list[list[float]] = []  # what is free on each node in use: GPUs, CPUs
     for pool in reversed(order) if last_first else order:
         wanted = (pool.num_gpus, pool.num_cpus)
-        for placed in range(pool.size):
-            fits = [free for free in begun if _fits(free, wanted)]
+        placed = 0
+        while placed < pool.size:
+            fits = [free for free in begun if _room(free, wanted)]
             fresh = [
                 group
                 for group in groups
-                if used[group.name] < group.count and _fits((group.gpus, group.cpus), wanted)
+                if used[group.name] < group.count and _room((group.gpus, group.cpus), wanted)
             ]
             if fresh and (spread or not fits):
                 group = min(fresh, key=lambda group: (group.gpus, group.cpus))
@@ -182,13 +182,19 @@ def _placed(
             if not fits:
                 return used, (pool, placed)
             node = max(fits) if spread else min(fits)
-            node[0], node[1] = node[0] - wanted[0], node[1] - wanted[1]
+            left = pool.size - placed
+            if spread:
+                left = max(left // (len(fits) + sum(g.count - used[g.name] for g in fresh)), 1)
+            count = min(left, _room(node, wanted))
+            node[0], node[1] = node[0] - count * wanted[0], node[1] - count * wanted[1]
+            placed += count
     return used, None
 
 
-def _fits(free: Sequence[float], wanted: tuple[float, float]) -> bool:
-    """Tell whether an actor finds room in what is free: GPUs, CPUs."""
-    return free[0] + TINY >= wanted[0] and free[1] + TINY >= wanted[1]
+def _room(free: Sequence[float], wanted: tuple[float, float]) -> int:
+    """Return how many actors find room in what is free: GPUs, CPUs."""
+    needs = [(has, each) for has, each in zip(free, wanted, strict=True) if each]
+    return min((int((has + TINY) / each) for has, each in needs), default=1)
 
 
 def _field(name: str) -> str:

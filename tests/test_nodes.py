@@ -32,6 +32,12 @@ def test_the_shipped_cluster_files_groups_are_read_with_the_head() -> None:
     assert place(wanted, groups) == {"head": 0, "cpu": 1, "gpu_spot": 3}
 
 
+def test_thousands_of_nodes_are_filled_a_node_at_a_time() -> None:
+    assert place([actors(64_000, 1)], [Group("a", 1000, 64, 0)]) == {"a": 1000}
+    with pytest.raises(InputError, match=r"room for 9000 actors of 7 CPU"):
+        place([actors(9_100, 7)], [Group("a", 1000, 64, 0)])
+
+
 @pytest.mark.parametrize(
     ("pools", "groups", "words"),
     [

@@ -1,23 +1,34 @@
-"""Work over many small items as Ray tasks, a range of items each; results keep their order.
+"""Work over many small items, a range of items at a time: here, or as Ray tasks.
 
-A task is scheduled where there is room, so that a driver neither reads nor holds what it only has
-to add up.
+Results keep the order of the items. A task is scheduled where there is room, so that a driver
+neither reads nor holds what it only has to add up.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import ray
-
-from factory.cluster.capacity import cpus
 from factory.recipe import FaultError, InputError
 
 A = TypeVar("A")
 B = TypeVar("B")
-RANGE = 500  # items of a task
+RANGE = 500  # items that are worked on at once
 REPORTED = (InputError, FaultError, OSError)  # errors that reach the caller as they are
+
+
+class InRanges(Protocol):
+    """A way to run a function over ranges of items: `alone`, or `over_tasks`."""
+
+    def __call__(self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+        """Yield what `work` returns for each range, a result for each item, in their order."""
+        ...
+
+
+def alone(work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+    """Run a function over ranges of items in this process: an `InRanges`."""
+    for part in _cut(items):
+        yield from work(part)
 
 
 def over_tasks(
@@ -33,9 +44,11 @@ def over_tasks(
     Raises:
         InputError, FaultError, OSError: as `work` raised it.
     """
+    from factory.cluster.capacity import cpus
+
     waiting: deque[Any] = deque()
-    most, left = most or cpus(), iter(items)
-    while part := list(islice(left, RANGE)):
+    most = most or cpus()
+    for part in _cut(items):
         waiting.append(_begun(work, part))
         if len(waiting) > most:
             yield from _result(waiting.popleft())
@@ -48,11 +61,21 @@ def away(work: Callable[..., B], *arguments: Any) -> B:
     return _result(_begun(work, *arguments))
 
 
+def _cut(items: Iterable[A]) -> Iterator[list[A]]:
+    left = iter(items)
+    while part := list(islice(left, RANGE)):
+        yield part
+
+
 def _begun(work: Callable[..., Any], *arguments: Any) -> Any:
+    import ray
+
     return ray.remote(num_cpus=1)(_answer).remote(work, *arguments)
 
 
 def _result(task: Any) -> Any:
+    import ray
+
     made, error = ray.get(task)
     if error is not None:
         raise error

@@ -161,10 +161,12 @@ def each(
         FaultError: a disk, store or GPU failed, or an actor returned a row {"failed": why}.
     """
     left = iter(rows)
-    for first in left:
-        require([reserved])
-        pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
-        yield from flow(chain([first], left), [pool], "")
+    first = next(left, None)
+    if first is None:
+        return
+    require([reserved])
+    pool = ActorPool(actor.__name__, actor, (assignment,), reserved, reserved.size)
+    yield from flow(chain([first], left), [pool], "")
 
 
 def flow(

@@ -16,7 +16,7 @@ from factory.commands import cli
 from factory.datasets.store import write_file
 from factory.evaluation.beside import FLAGS, Beside
 from factory.evaluation.dataset import embed_dataset, finished
-from factory.evaluation.embedding import check_tasks, embed_by_pool
+from factory.evaluation.embedding import embed_by_pool
 from factory.evaluation.leakage import metrics, of_datasets, real_datasets, tables
 from factory.evaluation.quality import SHOWN, Radius, gallery_radius, measure, write_faces
 from factory.evaluation.tables import show
@@ -27,9 +27,10 @@ def job(given: argparse.Namespace) -> None:
     """Embed the dataset, measure it, and print and record the result."""
     if given.r is not None and not -1 <= given.r <= 1:
         raise InputError(f"--r {given.r}; accepted is a cosine, -1 to 1")
+    if given.tasks < 0:
+        raise InputError(f"--tasks {given.tasks}; accepted is 0 or more")
     store = finished(given.url)
     real = real_datasets(store, given.against, given.held_out)
-    check_tasks(given.tasks, given.identities, given.images_each)
     from factory.recognition.recognizers import load_recognizer
 
     recognizer = load_recognizer(given.recognizer)
@@ -38,11 +39,12 @@ def job(given: argparse.Namespace) -> None:
         from factory.cluster.connect import connect
 
         connect(given.address)
+    chosen = given.identities, given.images_each
+    if given.tasks and chosen == (None, None):
         embedded = embed_by_pool(
             store, given.recognizer, recognizer.sha256, given.tasks, given.resize
         )
     else:
-        chosen = given.identities, given.images_each
         embedded = embed_dataset(store, recognizer, *chosen, given.resize)
     radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
     found = measure(embedded, radius, tasks=given.tasks)
@@ -82,7 +84,9 @@ def main() -> NoReturn:
     parser.add_argument(
         "--held-out", default="", help="leakage: real faces that the generator has not seen"
     )
-    parser.add_argument("--tasks", type=int, default=0, help="embed and search in N Ray tasks")
+    parser.add_argument(
+        "--tasks", type=int, default=0, help="search, and embed a whole dataset, in N Ray tasks"
+    )
     parser.add_argument(
         "--embeddings", type=cli.file, default="", help="also write the embeddings here"
     )

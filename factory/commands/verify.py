@@ -11,10 +11,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import NoReturn
 
+from factory.cluster.ranges import alone, over_tasks
 from factory.commands import cli
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import load_manifest
-from factory.datasets.patience import alone
 from factory.datasets.store import Store
 from factory.datasets.verify import repair, verify
 from factory.recipe.errors import DONE
@@ -28,7 +28,6 @@ def job(arguments: argparse.Namespace) -> int:
         raise cli.InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
     if arguments.tasks:
         from factory.cluster.connect import connect
-        from factory.cluster.ranges import over_tasks
 
         connect(arguments.address)
         spread = partial(over_tasks, most=arguments.tasks)

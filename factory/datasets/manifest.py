@@ -9,9 +9,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
+from factory.cluster.ranges import InRanges, alone
 from factory.datasets.claim import CLAIM, read_claim
 from factory.datasets.licences import strictest
-from factory.datasets.patience import InRanges, alone, in_order
+from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
 from factory.datasets.store import Store
 from factory.plan import Extent, Shard, Slice
@@ -151,10 +152,12 @@ def committed(store: Store) -> set[str]:
     for path in store.list(FOLDER):
         name = path.removeprefix(f"{FOLDER}/")
         stem = name.removesuffix(TAR if name.endswith(TAR) else COMMIT)
+        if stem == name:
+            continue
         if stem in half:  # a store has each file once, so the other one was the tar or the manifest
             half.remove(stem)
             whole.add(stem)
-        elif stem != name:
+        else:
             half.add(stem)
     return whole
 

@@ -5,10 +5,9 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from factory.recipe import FaultError, public
 
@@ -23,29 +22,6 @@ BEGGED, FAILED = "asked to slow down", "failed for the moment"  # why a request 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
-RANGE = 500  # items that are handed to a function at once
-
-
-class InRanges(Protocol):
-    """A way to run a function over ranges of items: in this process, or as tasks elsewhere."""
-
-    def __call__(self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
-        """Yield what `work` returns for each range, a result for each item, in their order."""
-        ...
-
-
-def ranges(items: Iterable[A]) -> Iterator[list[A]]:
-    """Yield the items as lists of `RANGE`; the last one may be shorter."""
-    left = iter(items)
-    while part := list(islice(left, RANGE)):
-        yield part
-
-
-def alone(work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
-    """Run a function over ranges of items in this process: an `InRanges`."""
-    for part in ranges(items):
-        yield from work(part)
-
 
 _repeats: Counter[str] = Counter()
 _counting = threading.Lock()
@@ -69,9 +45,9 @@ def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[An
     """Make a store's method repeat itself if a remote store fails with a passing error.
 
     The object must have `url` and `root`; `root` is None if the store is remote. Its `why` asks the
-    store again in a way that is answered with a reason. A store that asks
-    to slow down is given longer, and pauses differ, so that many actors do not return together.
-    Credentials that are no longer valid raise FaultError at once.
+    store again in a way that is answered with a reason. A store that asks to slow down is given
+    longer, and pauses differ, so that many actors do not return together. Credentials that are no
+    longer valid raise FaultError at once.
     """
 
     @functools.wraps(method)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from factory.cluster.ranges import InRanges, alone
 from factory.datasets.claim import CLAIM, planned, read_claim
 from factory.datasets.embeddings import FOLDER as EMBEDDINGS
 from factory.datasets.embeddings import shard_of
@@ -25,7 +26,7 @@ from factory.datasets.manifest import (
     shard_file,
     to_bytes,
 )
-from factory.datasets.patience import InRanges, alone, in_order
+from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
 from factory.datasets.store import LOCK, PART, Store
 from factory.datasets.tar import Member, TarError, grouped, members

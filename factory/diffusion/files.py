@@ -194,22 +194,19 @@ def check_shapes(
             )
 
 
-def load_autoencoder(
-    weights: Weights, size: int, name: str = "autoencoder"
-) -> Bottleneck | VQ | KL:
+def load_autoencoder(weights: Weights, size: int) -> Bottleneck | VQ | KL:
     """Build the autoencoder that a file describes, frozen and in evaluation mode.
 
     Args:
         weights: the file.
         size: height and width of the recipe's images. An autoencoder of others gets this size; one
             of our own files states its size itself.
-        name: its name among the recipe's `weights`, for messages.
 
     Raises:
         InputError: the file is missing, changed, or of another kind, or an autoencoder of others
             cannot halve images of this size evenly.
     """
-    config = json.loads(read_metadata(weights, name, "autoencoder")["config"])
+    config = json.loads(read_metadata(weights, "autoencoder", "autoencoder")["config"])
     if is_foreign(weights):
         config["size"], least = size, 2 ** (len(config["widths"]) - 1)
         if size % least:

@@ -66,17 +66,6 @@ class EmbedActor:
         return {"number": np.array([piece.number]), "made": column(made)}
 
 
-def check_tasks(tasks: int, identities: int | None, images_each: int | None) -> None:
-    """Raise InputError if the user asks for tasks that cannot be, or for a part of the dataset."""
-    if tasks < 0:
-        raise InputError(f"--tasks {tasks}; accepted is 0 or more")
-    if tasks and (identities is not None or images_each is not None):
-        raise InputError(
-            f"--tasks {tasks}: accepted without --identities and --images-each, for the whole "
-            "dataset"
-        )
-
-
 def embed_by_pool(
     store: Store, reference: str, sha256: str, actors: int, resize: bool = False
 ) -> Embedded:
@@ -95,8 +84,8 @@ def embed_by_pool(
         InputError: the dataset is not finished, a node has other weights, or as `embed_dataset`.
         FaultError: a shard is damaged, or not what its manifest says.
     """
-    from factory.cluster.capacity import Reservation
     from factory.cluster.workers import each
+    from factory.nodes import Reservation
 
     cut = list(pieces(store))
     parts: dict[int, Embedded] = {}

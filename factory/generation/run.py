@@ -17,7 +17,7 @@ import ray
 from factory import stops
 from factory.cluster import counters
 from factory.cluster.capacity import require
-from factory.cluster.ranges import away, over_tasks
+from factory.cluster.ranges import InRanges, alone, away, over_tasks
 from factory.cluster.watch import FlowWatch, stuck_sec
 from factory.cluster.workers import REPORTED, ActorPool, column, flow, reported
 from factory.datasets import patience
@@ -334,13 +334,13 @@ def generate(
             f"committed: {'; '.join(watch.left_out)}; the same command tries them again"
         )
     if count < LARGE:
-        totals, made = finish(store, patience.alone)
+        totals, made = finish(store, alone)
     else:
         totals, made = away(finish, store, over_tasks)
     return Generated(totals, made, progress, found)
 
 
-def finish(store: Store, spread: patience.InRanges) -> tuple[DatasetTotals, int]:
+def finish(store: Store, spread: InRanges) -> tuple[DatasetTotals, int]:
     """Merge the manifests of a dataset that is made; return its totals and number of shards.
 
     A large dataset's driver has a task do it, so that it holds no list of shards itself.

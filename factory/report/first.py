@@ -275,7 +275,7 @@ def _quality(found: Mapping[str, Any]) -> list[Told]:
             f"The recognizer errs on this share of {counted}. Less is better.",
         ),
         Told(
-            "InRanges",
+            "Spread",
             figure(found["spread"]),
             "Images of one person differ by this much: 0 for copies, about 1 for strangers.",
         ),

@@ -34,7 +34,7 @@ def uniform(root: int, indices: Sequence[int], dimension: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def anchors(count: int, dimension: int, seed: int, steps: int = 200) -> np.ndarray:
-    """InRanges unit vectors over the hypersphere, as far apart as possible (ID3; Tammes problem).
+    """Spread unit vectors over the hypersphere, as far apart as possible (ID3; Tammes problem).
 
     The log-sum-exp of each vector's cosines to the others is minimised by gradient steps in the
     tangent plane, from a random start. Meanwhile the log-sum-exp hardens towards the maximum. All

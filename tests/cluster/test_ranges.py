@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from factory.cluster import ranges
-from factory.cluster.ranges import away, over_tasks
+from factory.cluster.ranges import alone, away, over_tasks
 from factory.datasets.manifest import (
     COMMIT,
     MANIFEST,
@@ -15,7 +15,6 @@ from factory.datasets.manifest import (
     load_manifest,
     shard_file,
 )
-from factory.datasets.patience import alone
 from factory.datasets.store import Store
 from factory.datasets.verify import verify
 from factory.generation.run import finish

@@ -93,6 +93,10 @@ def test_measure_prints_and_writes(work):
             ("measure", "faces", "--recognizer", "net.safetensors", "--held-out", "unseen"),
             "--held-out: this goes with --against, which is missing",
         ),
+        (
+            ("measure", "faces", "--recognizer", "net.safetensors", "--tasks", "-1"),
+            "--tasks -1; accepted is 0 or more",
+        ),
         (("report", "bench"), "neither results.json nor manifest.json"),
     ],
 )

@@ -1,5 +1,6 @@
 """Embedding by a pool of actors: the numbers of one process, whatever the number of actors."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from faces import make_pool
 from tiny import save_frozen
 
 from factory.cluster.workers import column
+from factory.commands import measure
 from factory.datasets.manifest import TAR, load_manifest, shard_file
 from factory.datasets.store import Store
 from factory.evaluation import dataset, embedding
 from factory.evaluation.dataset import embed_dataset
-from factory.evaluation.embedding import EmbedActor, check_tasks, embed_by_pool, pieces
+from factory.evaluation.embedding import EmbedActor, embed_by_pool, pieces
 from factory.recipe import FaultError, InputError
 from factory.recognition.recognizers import load_recognizer
 
@@ -36,15 +38,6 @@ def test_pieces_hold_every_sample_once(
     assert found == whole and len(whole) == 23
 
 
-def test_tasks_are_of_the_whole_dataset() -> None:
-    check_tasks(0, 3, 4)
-    check_tasks(4, None, None)
-    with pytest.raises(InputError, match=r"--tasks 2: accepted without --identities and --images"):
-        check_tasks(2, 3, None)
-    with pytest.raises(InputError, match="--tasks -1; accepted is 0 or more"):
-        check_tasks(-1, None, None)
-
-
 @pytest.mark.ray
 def test_a_pool_embeds_as_one_process(
     ray_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,6 +54,17 @@ def test_a_pool_embeds_as_one_process(
     np.testing.assert_array_equal(pooled.unit, alone.unit)
     np.testing.assert_array_equal(pooled.labels, alone.labels)
     assert pooled.keys == alone.keys and len(alone.keys) == 20
+    # A part of the dataset is embedded by the command itself; tasks search it all the same.
+    found = []
+    for tasks in ("0", "2"):
+        to, part = tmp_path / f"{tasks}.json", ("--identities", "3", "--tasks", tasks)
+        words = ["measure", store.url, "--recognizer", teacher, *part, "--json", str(to)]
+        monkeypatch.setattr("sys.argv", [*words, "--tracking-uri", f"sqlite:///{tmp_path}/m.db"])
+        with pytest.raises(SystemExit) as ended:
+            measure.main()
+        assert ended.value.code == 0
+        found.append(json.loads(to.read_text()))
+    assert found[0] == found[1] and found[0]["images"] == 12
 
 
 def test_an_actor_refuses_other_weights_and_damaged_shards(tmp_path: Path) -> None:

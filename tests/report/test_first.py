@@ -72,7 +72,7 @@ def test_an_eer_from_few_pairs_carries_its_interval(manifest):
     assert "only 30 genuine and 405 impostor pairs" in eer.meaning
     told = asked({"blobs": manifest}, {"quality": {"blobs": {"judge": many}}})[1]
     assert "interval" not in told["EER (equal error rate)"].value
-    assert {"InRanges", "Uniqueness", "Consistency"} <= set(told)
+    assert {"Spread", "Uniqueness", "Consistency"} <= set(told)
 
 
 def test_the_judge_and_the_synthetic_faces_come_first(manifest):
