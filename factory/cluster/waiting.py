@@ -1,5 +1,6 @@
 """Waiting for a cluster that is busy, or still growing: never without a word."""
 
+import time
 from collections.abc import Callable
 
 import ray
@@ -10,6 +11,21 @@ from factory.cluster.progress import notice
 from factory.nodes import Reservation
 
 FIRST_SEC, NEXT_SEC = 10.0, 60.0  # before the first line of what is waited for, and the next ones
+SETTLE_SEC = 5.0  # until Ray's view of what is free has heard of a task that ended
+
+
+def wait_for_pool(reserved: Reservation, least: int, say: Callable[[str], None] = notice) -> None:
+    """Return when the connected cluster holds one actor of a pool, and tell if it holds too few.
+
+    Args:
+        reserved: the pool.
+        least: how many actors it begins with.
+        say: receives the lines of `wait_for`, then perhaps that of `tell_of_room`.
+    """
+    roomy = _room(reserved) >= least
+    wait_for(reserved, say)
+    if not roomy:
+        tell_of_room(reserved, least, say)
 
 
 def wait_for(reserved: Reservation, say: Callable[[str], None] = notice) -> None:
@@ -55,6 +71,7 @@ def tell_of_room(reserved: Reservation, least: int, say: Callable[[str], None] =
     """Tell in one line if the connected cluster has room for fewer actors than a pool begins with.
 
     Those for which there is room begin, and Ray starts the others when nodes join or become free.
+    What is free is asked for some seconds: what ended a moment ago is not free in Ray's view yet.
 
     Args:
         reserved: the pool.
@@ -63,14 +80,23 @@ def tell_of_room(reserved: Reservation, least: int, say: Callable[[str], None] =
     """
     if started_here():
         return
-    free = state.available_resources_per_node().values()
-    room = max(sum(_fits(node, reserved) for node in free), 1)  # one was just waited for
-    if room < least:
+    until = time.monotonic() + SETTLE_SEC
+    while (room := max(_room(reserved), 1)) < least:  # one was just waited for
+        if time.monotonic() < until:
+            time.sleep(0.1)
+            continue
         count = sum(node["Alive"] for node in ray.nodes())
         say(
             f"{room:.0f} of {least} actors begin ({reserved.counted} {reserved.size}); the others "
             f"wait for free CPUs and GPUs, or for nodes to join the {count} there"
         )
+        return
+
+
+def _room(reserved: Reservation) -> float:
+    """Return how many actors find room in what is free on the cluster's nodes now."""
+    free = state.available_resources_per_node().values()
+    return sum(_fits(node, reserved) for node in free)
 
 
 def _fits(free: dict[str, float], reserved: Reservation) -> float:

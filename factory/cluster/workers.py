@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy
 
 from factory.cluster.capacity import require
 from factory.cluster.tries import AGAIN, Tries
-from factory.cluster.waiting import tell_of_room, wait_for
+from factory.cluster.waiting import wait_for_pool
 from factory.cluster.watch import FlowWatch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
@@ -193,8 +193,7 @@ def flow(
             none out.
     """
     watch = FlowWatch() if watch is None else watch
-    wait_for(pools[0].reserved)
-    tell_of_room(pools[0].reserved, pools[0].least)
+    wait_for_pool(pools[0].reserved, pools[0].least)
     with watch.watching():
         yield from _flow(rows, pools, what, watch)
 

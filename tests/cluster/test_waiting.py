@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from factory.cluster import waiting
-from factory.cluster.waiting import tell_of_room, wait_for
+from factory.cluster.waiting import tell_of_room, wait_for, wait_for_pool
 from factory.nodes import Reservation
 
 pytestmark = pytest.mark.ray
@@ -60,6 +60,7 @@ def test_a_pool_that_begins_with_fewer_actors_says_so_in_one_line(
     tell_of_room(pool, 9, said.append)
     assert said == [], "a Ray of this process's own does not grow"
     monkeypatch.setattr(waiting, "started_here", lambda: False)
+    monkeypatch.setattr(waiting, "SETTLE_SEC", 0.0)
     monkeypatch.setattr(
         *(waiting.state, "available_resources_per_node"),
         lambda: {"head": {}, "a": {"CPU": 2.5}, "b": {"CPU": 1.0, "GPU": 1.0}},
@@ -73,3 +74,18 @@ def test_a_pool_that_begins_with_fewer_actors_says_so_in_one_line(
         "3 of 4 actors begin (workers.max 9); the others wait for free CPUs and GPUs, or for "
         "nodes to join the 1 there",
     ]
+
+
+def test_a_task_that_has_just_ended_is_no_lack_of_room(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's view of what is free comes late: two looks see the place of the wait's own task."""
+    monkeypatch.setattr(waiting, "started_here", lambda: False)
+    monkeypatch.setattr(waiting, "SETTLE_SEC", 600.0)
+    looks = iter([1.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(
+        waiting.state, "available_resources_per_node", lambda: {"a": {"CPU": next(looks)}}
+    )
+    said: list[str] = []
+    wait_for_pool(Reservation("workers.max", "workers.", 2, 1.0), 2, said.append)
+    assert said == [] and not list(looks)

@@ -48,8 +48,7 @@ class Data(list):
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> list[ActorPool]:
     """Return a pool that rows pass through as they are, without Ray."""
-    monkeypatch.setattr(workers, "wait_for", lambda reserved: None)
-    monkeypatch.setattr(workers, "tell_of_room", lambda reserved, least: None)
+    monkeypatch.setattr(workers, "wait_for_pool", lambda reserved, least: None)
     monkeypatch.setattr(FlowWatch, "watching", lambda watch: nullcontext())
     monkeypatch.setattr(workers, "_through", lambda data, pool, tries: data)
     monkeypatch.setattr(ray.data, "from_items", lambda rows, **how: Data(rows))
