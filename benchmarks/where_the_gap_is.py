@@ -4,9 +4,10 @@
         --json docs/results/where_the_gap_is.json
 
 One recognizer is trained on the studio's images, and on the same images made again in ways that
-lose more and more: through the autoencoder; from each image's own embedding; from its person's
-centre, as it is or spread as real embeddings are. The last row has people of the system's own. To
-resume, run the same command again: finished datasets and trainings are kept.
+lose more and more: through the autoencoder; from the studio's own numbers of the person, where
+--truth names a denoiser that has learned them (benchmarks.truth); from each image's own embedding;
+from its person's centre, as it is or spread as real embeddings are. The last row has people of the
+system's own. To resume, run the same command again: finished datasets and trainings are kept.
 """
 
 import argparse
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.truth import truths
 from factory import tracking
 from factory.commands.chain import BENCHMARKS, JUDGE, RECIPES, Chain
 from factory.datasets.images import ImageBank, contents_digest
+from factory.datasets.provenance import sha256_file
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
 from factory.evaluation.benchmarks import benchmark_folder
@@ -34,9 +37,11 @@ from factory.systems.idiff_face import IDiffFace
 
 PEOPLE, IMAGES_EACH = 200, 10
 MEASURED = ("eer", "spread", "uniqueness", "genuine_mean")
+TRUTH = "truth"
 STUDIO, OWN_PEOPLE = "studio", "as_shipped"
 ROWS = {
     "autoencoder": "the studio's images, encoded and decoded",
+    "truth": "made again, each from the numbers that make its person",
     "own": "made again, each from its own embedding",
     "centre": "made again, each from its person's centre",
     "isotropic": "made again from the centre, turned away in a random direction as far as the "
@@ -105,13 +110,16 @@ class Again:
         named = NamedDataset(url=str(dataset), digest=contents_digest(store))
         self.bank = ImageBank(named, recipe.image.size, "the studio's dataset")
         self.images = self.bank.images(range(len(self.bank)))
-        self.embeddings = self.system.embedded(self.images)
 
     def made(self, row: str) -> Iterator[np.ndarray]:
         """Yield a row's images in the dataset's order, in batches uint8 [B, S, S, 3]."""
         assert self.system.sampler is not None
         size, labels = self.system.sampler.batch_size, self.bank.labels
-        wanted = CONTEXTS[row](self.embeddings, labels) if row in CONTEXTS else None
+        wanted = None
+        if row == TRUTH:
+            wanted = self.system.contexts[labels]
+        elif row in CONTEXTS:
+            wanted = CONTEXTS[row](self.system.embedded(self.images), labels)
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             if wanted is None:
@@ -141,22 +149,54 @@ class Again:
                 number += 1
 
 
+def told(people: int, denoiser: str, folder: Path) -> tuple[str, ...]:
+    """Return what a recipe has to say to sample studio people from their truth.
+
+    Args:
+        people: the first so many of the studio's `train` set.
+        denoiser: file of a denoiser that `benchmarks.truth` trained.
+        folder: gets the file of their contexts.
+    """
+    file = folder / "truths.pt"
+    found = truths("train", np.arange(people))
+    torch.save({f"{n:05d}": torch.from_numpy(vector) for n, vector in enumerate(found)}, file)
+    return (
+        "identities.source=file",
+        f"options.contexts.url={file}",
+        f"options.contexts.digest={sha256_file(file)[:16]}",
+        f"weights.denoiser.location={denoiser}",
+        "weights.denoiser.sha256=''",
+    )
+
+
 def datasets(
-    chain: Chain, recipe: str, sets: Sequence[str], size: Sequence[str]
+    chain: Chain, recipe: str, sets: Sequence[str], people: int, images_each: int, truth: str = ""
 ) -> dict[str, Path]:
-    """Make the datasets of all rows and return their folders, the studio's first."""
+    """Make the datasets of all rows and return their folders, the studio's first.
+
+    Args:
+        chain: runs the jobs.
+        recipe: the system's generate recipe.
+        sets: overrides of its fields.
+        people: number of people of each dataset.
+        images_each: images of each person.
+        truth: file of a denoiser that has learned the truth; without one there is no such row.
+    """
     studio = chain.run / STUDIO
+    size = (f"identities.count={people}", f"identities.images_each={images_each}")
     chain.step(STUDIO, "generate", RECIPES / "generate/studio.yaml", "--out", studio, sets=size)
     found = {STUDIO: studio}
-    again: Again | None = None
-    for row in ROWS:
+    again: dict[tuple[str, ...], Again] = {}
+    for row in [row for row in ROWS if truth or row != TRUTH]:
         found[row], folder = chain.run / row, chain.run / "images" / row
         if not (found[row] / "manifest.json").is_file():
-            if again is None:
-                loaded = load(recipe, (*sets, "sampler.dtype=float32"), kind="generate")
+            own = told(people, truth, chain.run) if row == TRUTH else ()
+            if own not in again:
+                stated = (*sets, *size, "sampler.dtype=float32", *own)
+                loaded = load(recipe, stated, kind="generate")
                 assert isinstance(loaded, GenerateRecipe)
-                again = Again(loaded, studio)
-            again.write(row, folder)
+                again[own] = Again(loaded, studio)
+            again[own].write(row, folder)
         chain.step(row, "prepare", folder, "--out", found[row], "--licence", "Apache-2.0")
     found[OWN_PEOPLE] = chain.run / OWN_PEOPLE
     chain.step(OWN_PEOPLE, "generate", recipe, "--out", found[OWN_PEOPLE], sets=(*sets, *size))
@@ -195,6 +235,7 @@ def main() -> None:
     add("--set", dest="sets", action="append", default=[], help="override a field of the recipe")
     add("--people", type=int, default=PEOPLE, help="people of each dataset")
     add("--images-each", type=int, default=IMAGES_EACH, help="images of each person")
+    add("--truth", default="", help="a denoiser that benchmarks.truth trained")
     add("--seeds", type=int, default=3, help="trainings of each row")
     add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
     add("--json", help="write the rows to this file")
@@ -209,8 +250,8 @@ def main() -> None:
     address, uri = ray.get_runtime_context().gcs_address, tracking.resolve(given.tracking_uri)
     seeds = range(1, given.seeds + 1)
     chain = Chain(given.out, address, uri, seeds, benchmark_folder(given.benchmarks))
-    size = (f"identities.count={given.people}", f"identities.images_each={given.images_each}")
-    rows = measure(chain, datasets(chain, given.recipe, given.sets, size))
+    size = (given.people, given.images_each)
+    rows = measure(chain, datasets(chain, given.recipe, given.sets, *size, given.truth))
     if given.json:
         Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")
     for name, row in rows.items():

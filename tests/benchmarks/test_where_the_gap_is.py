@@ -13,6 +13,7 @@ from benchmarks.where_the_gap_is import (
     OWN_PEOPLE,
     ROWS,
     STUDIO,
+    TRUTH,
     borrowed,
     centres,
     isotropic,
@@ -72,7 +73,7 @@ def test_the_table_is_made_and_resumed(tmp_path: Path) -> None:
     made = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
     rows = json.loads((tmp_path / "found.json").read_text())
-    assert list(rows) == [STUDIO, *ROWS, OWN_PEOPLE]
+    assert list(rows) == [STUDIO, *(row for row in ROWS if row != TRUTH), OWN_PEOPLE]
     assert set(CONTEXTS) < set(ROWS)
     assert rows[STUDIO]["gap"] == 0.0
     again = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
