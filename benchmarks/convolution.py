@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn.functional import conv2d
 
 from factory.cluster import hardware
 
@@ -27,14 +27,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @torch.inference_mode()
 def rate(dtype: torch.dtype, layout: torch.memory_format, repeats: int) -> float:
     """Return operations a second of the convolution, the median of `repeats` runs."""
-    convolution = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, padding=KERNEL // 2, bias=False)
-    convolution = convolution.to(dtype=dtype, memory_format=layout)
-    maps = torch.randn(BATCH, CHANNELS, EDGE, EDGE).to(dtype=dtype, memory_format=layout)
-    convolution(maps)
+    kernels = torch.randn(CHANNELS, CHANNELS, KERNEL, KERNEL)
+    maps = torch.randn(BATCH, CHANNELS, EDGE, EDGE)
+    kernels, maps = (given.to(dtype=dtype, memory_format=layout) for given in (kernels, maps))
+    conv2d(maps, kernels, padding=KERNEL // 2)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        convolution(maps)
+        conv2d(maps, kernels, padding=KERNEL // 2)
         seconds.append(time.perf_counter() - start)
     return OPERATIONS / statistics.median(seconds)
 

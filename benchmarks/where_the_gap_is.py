@@ -170,24 +170,31 @@ def told(people: int, denoiser: str, folder: Path) -> tuple[str, ...]:
 
 
 def datasets(
-    chain: Chain, recipe: str, sets: Sequence[str], people: int, images_each: int, truth: str = ""
+    chain: Chain,
+    recipe: str,
+    sets: Sequence[str],
+    rows: Sequence[str],
+    people: int,
+    images_each: int,
+    truth: str = "",
 ) -> dict[str, Path]:
-    """Make the datasets of all rows and return their folders, the studio's first.
+    """Make the datasets of the rows and return their folders, the studio's first.
 
     Args:
         chain: runs the jobs.
         recipe: the system's generate recipe.
         sets: overrides of its fields.
+        rows: names of `ROWS`, and `OWN_PEOPLE`.
         people: number of people of each dataset.
         images_each: images of each person.
-        truth: file of a denoiser that has learned the truth; without one there is no such row.
+        truth: file of a denoiser that has learned the truth, for its row.
     """
     studio = chain.run / STUDIO
     size = (f"identities.count={people}", f"identities.images_each={images_each}")
     chain.step(STUDIO, "generate", RECIPES / "generate/studio.yaml", "--out", studio, sets=size)
     found = {STUDIO: studio}
     again: dict[tuple[str, ...], Again] = {}
-    for row in [row for row in ROWS if truth or row != TRUTH]:
+    for row in [row for row in ROWS if row in rows]:
         found[row], folder = chain.run / row, chain.run / "images" / row
         if not (found[row] / "manifest.json").is_file():
             own = told(people, truth, chain.run) if row == TRUTH else ()
@@ -198,8 +205,9 @@ def datasets(
                 again[own] = Again(loaded, studio)
             again[own].write(row, folder)
         chain.step(row, "prepare", folder, "--out", found[row], "--licence", "Apache-2.0")
-    found[OWN_PEOPLE] = chain.run / OWN_PEOPLE
-    chain.step(OWN_PEOPLE, "generate", recipe, "--out", found[OWN_PEOPLE], sets=(*sets, *size))
+    if OWN_PEOPLE in rows:
+        found[OWN_PEOPLE] = chain.run / OWN_PEOPLE
+        chain.step(OWN_PEOPLE, "generate", recipe, "--out", found[OWN_PEOPLE], sets=(*sets, *size))
     return found
 
 
@@ -235,6 +243,8 @@ def main() -> None:
     add("--set", dest="sets", action="append", default=[], help="override a field of the recipe")
     add("--people", type=int, default=PEOPLE, help="people of each dataset")
     add("--images-each", type=int, default=IMAGES_EACH, help="images of each person")
+    every = (*ROWS, OWN_PEOPLE)
+    add("--rows", nargs="+", choices=every, help="default: all, truth only with --truth")
     add("--truth", default="", help="a denoiser that benchmarks.truth trained")
     add("--seeds", type=int, default=3, help="trainings of each row")
     add("--benchmarks", default=BENCHMARKS, help="folder of .bin files (default: the studio's)")
@@ -250,8 +260,11 @@ def main() -> None:
     address, uri = ray.get_runtime_context().gcs_address, tracking.resolve(given.tracking_uri)
     seeds = range(1, given.seeds + 1)
     chain = Chain(given.out, address, uri, seeds, benchmark_folder(given.benchmarks))
+    asked = given.rows or [row for row in every if given.truth or row != TRUTH]
+    if TRUTH in asked and not given.truth:
+        parser.error("--rows truth needs --truth FILE")
     size = (given.people, given.images_each)
-    rows = measure(chain, datasets(chain, given.recipe, given.sets, *size, given.truth))
+    rows = measure(chain, datasets(chain, given.recipe, given.sets, asked, *size, given.truth))
     if given.json:
         Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")
     for name, row in rows.items():
