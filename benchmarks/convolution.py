@@ -1,6 +1,6 @@
 """Measure how fast one core convolves, in float32 and bfloat16, channels last and contiguous.
 
-    python -m benchmarks.convolution --json docs/results/convolution.json
+    python -m benchmarks.convolution
 
 One 3x3 convolution of 128 channels on 32x32 maps, a batch of 16. Its rate says what the precision
 of a recipe costs on a processor: where bfloat16 is emulated, it is many times slower than float32.

@@ -50,19 +50,18 @@ def scale() -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(32_768)
-def _context(split: str, index: int) -> np.ndarray:
+def _context(index: int) -> np.ndarray:
     mean, spread = scale()
-    return unit(((numbers(person(split, index)) - mean) / spread)[None])[0]
+    return unit(((numbers(person("train", index)) - mean) / spread)[None])[0]
 
 
-def truths(split: str, indices: np.ndarray) -> np.ndarray:
-    """Return contexts of the studio's people, float32 [n, D], unit vectors.
+def truths(indices: np.ndarray) -> np.ndarray:
+    """Return contexts of people of the studio's `train` set, float32 [n, D], unit vectors.
 
     Args:
-        split: one of the studio's sets of people.
         indices: their numbers, int64 [n].
     """
-    return np.stack([_context(split, int(index)) for index in indices])
+    return np.stack([_context(int(index)) for index in indices])
 
 
 class TruthTraining(IDiffFaceTraining):
@@ -85,7 +84,7 @@ class TruthTraining(IDiffFaceTraining):
     def told(self, rows: np.ndarray) -> np.ndarray:
         """Return the truth of the people of examples, float32 [B, D]."""
         people = [int(key.split(b"_")[0]) for key in self.data.keys[rows]]
-        return truths("train", np.array(people))
+        return truths(np.array(people))
 
 
 SYSTEM = IDiffFace

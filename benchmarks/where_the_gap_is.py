@@ -13,6 +13,7 @@ system's own. To resume, run the same command again: finished datasets and train
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
 from factory.evaluation.benchmarks import benchmark_folder
 from factory.evaluation.gap import gap, over_seeds
-from factory.recipe import GenerateRecipe, NamedDataset, load
+from factory.recipe import GenerateRecipe, NamedDataset, Screens, load
 from factory.systems import create
 from factory.systems.base import Conditions, Position
 from factory.systems.contexts import perturb, unit
@@ -111,6 +112,11 @@ class Again:
         self.bank = ImageBank(named, recipe.image.size, "the studio's dataset")
         self.images = self.bank.images(range(len(self.bank)))
 
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """The images' embeddings under the recipe's teacher, float32 [N, D], unit vectors."""
+        return self.system.embedded(self.images)
+
     def made(self, row: str) -> Iterator[np.ndarray]:
         """Yield a row's images in the dataset's order, in batches uint8 [B, S, S, 3]."""
         assert self.system.sampler is not None
@@ -119,7 +125,7 @@ class Again:
         if row == TRUTH:
             wanted = self.system.contexts[labels]
         elif row in CONTEXTS:
-            wanted = CONTEXTS[row](self.system.embedded(self.images), labels)
+            wanted = CONTEXTS[row](self.embeddings, labels)
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             if wanted is None:
@@ -158,7 +164,7 @@ def told(people: int, denoiser: str, folder: Path) -> tuple[str, ...]:
         folder: gets the file of their contexts.
     """
     file = folder / "truths.pt"
-    found = truths("train", np.arange(people))
+    found = truths(np.arange(people))
     torch.save({f"{n:05d}": torch.from_numpy(vector) for n, vector in enumerate(found)}, file)
     return (
         "identities.source=file",
@@ -202,6 +208,9 @@ def datasets(
                 stated = (*sets, *size, "sampler.dtype=float32", *own)
                 loaded = load(recipe, stated, kind="generate")
                 assert isinstance(loaded, GenerateRecipe)
+                if own:  # the truth is no embedding of the teacher's
+                    weights = {n: w for n, w in loaded.weights.items() if n != "teacher"}
+                    loaded = loaded.model_copy(update={"weights": weights, "screens": Screens()})
                 again[own] = Again(loaded, studio)
             again[own].write(row, folder)
         chain.step(row, "prepare", folder, "--out", found[row], "--licence", "Apache-2.0")

@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from faces import make_dataset
+from PIL import Image
 
 from benchmarks.where_the_gap_is import (
     CONTEXTS,
@@ -16,10 +20,16 @@ from benchmarks.where_the_gap_is import (
     TRUTH,
     borrowed,
     centres,
+    datasets,
     isotropic,
 )
+from factory.commands.chain import Chain
+from factory.diffusion.files import save_weights
+from factory.diffusion.schedule import Process
+from factory.diffusion.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[2]
+TRAINING = ROOT / "benchmarks/truth.yaml"
 PEOPLE, EACH, DIMENSION = 6, 4, 16
 
 
@@ -79,3 +89,24 @@ def test_the_table_is_made_and_resumed(tmp_path: Path) -> None:
     again = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert json.loads((tmp_path / "found.json").read_text()) == rows
+
+
+class Rendered(Chain):
+    """A chain whose studio is a dataset of the tests' own, and that leaves the other jobs out."""
+
+    def step(self, name: str, job: str, *arguments: str | Path, sets: Sequence[str] = ()) -> None:
+        if name == STUDIO:
+            make_dataset(self.run / STUDIO, 2, 2, size=64)
+
+
+def test_the_truth_is_sampled_without_a_teacher(tmp_path: Path) -> None:
+    model = UNetConfig.model_validate(yaml.safe_load(TRAINING.read_text())["model"])
+    process = Process(prediction="v_prediction").model_dump()
+    config = {"model": model.model_dump(mode="json"), "process": process}
+    file = tmp_path / "denoiser.safetensors"
+    save_weights(file, "denoiser", UNet(model), config, {"licence": "CC0-1.0"})
+    chain, sets = Rendered(tmp_path, "", "", (1,), tmp_path), ("sampler.steps=1",)
+    found = datasets(chain, "desk/generate/idiff_face.yaml", sets, [TRUTH], 2, 2, str(file))
+    assert list(found) == [STUDIO, TRUTH]
+    made = sorted((tmp_path / "images" / TRUTH).rglob("*.png"))
+    assert [Image.open(one).size for one in made] == [(64, 64)] * 4
