@@ -42,10 +42,23 @@ def patient_ray() -> None:
     }
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what needs the shared Ray last: its agents take a part of the machine all along."""
-    items.sort(key=lambda item: "ray_cluster" in getattr(item, "fixturenames", ()))
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give what needs the shared Ray to one process, and every other file whole to any.
+
+    Alone, a process runs those tests last, because Ray's agents take a part of the machine all
+    along. Of several processes one begins with them, and the others with Rays of their own: both
+    wait much, and what only computes fills the time.
+    """
+    several = hasattr(config, "workerinput")
+    starting = {item.path for item in items if item.get_closest_marker("ray")}
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        shared = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+        return (not shared, item.path not in starting) if several else (shared, False)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

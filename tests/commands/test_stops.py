@@ -37,7 +37,9 @@ def test_a_generation_is_stopped_and_goes_on_and_is_stopped_again(
             words, tmp_path, number, lambda said: re.search(r"shards [1-9]", said), group=group
         )
         kept = check(found, number, r"\d+ of 300 shards are committed")
-        assert int(kept.split()[0]) == len(list((out / "shards").glob("*.json")))
+        more = len(list((out / "shards").glob("*.json"))) - int(kept.split()[0])
+        # The worker of another Ray is not held while the job counts: it may end its shard.
+        assert 0 <= more <= (1 if where else 0)
         assert not (out / "lock").exists()
     assert "resuming: " in found.out
     assert states(tmp_path) == ["KILLED", "KILLED"]

@@ -1,6 +1,6 @@
 """Generates on a head that autoscales, and waits until its nodes are gone: `URL ADDRESS MOODS`.
 
-A node is killed midway. The last shard is held until one node is left, and made on that.
+A node is killed midway. The last shard is held until the pool has given back all makers but one.
 """
 
 import sys
@@ -52,14 +52,15 @@ def say(line: str) -> None:
 
 
 def follow() -> None:
-    """Count the nodes, and let the last shard be made when only one node is left."""
+    """Count the nodes, and let the last shard be made when the others' CPUs are free."""
     global most
     while not over.wait(1.0):
         living = len(nodes())
         most = max(most, living)
-        if shards_done == recipe.identities.count - 1 and living == 1:
+        taken = living - ray.available_resources().get("CPU", 0)
+        if shards_done == recipe.identities.count - 1 and taken == 1:
             for gate in moods.glob("*.gate"):
-                print("1 node at the last shard", flush=True)
+                print(f"1 of {living} CPUs taken at the last shard", flush=True)
                 gate.unlink()
 
 
