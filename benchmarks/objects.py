@@ -36,7 +36,7 @@ def serving() -> Iterator[str]:
     try:
         yield f"s3://{KEYS['access_key']}:{KEYS['secret_key']}@{BUCKET}/%s?{query}"
     finally:
-        process.terminate()
+        process.kill()  # it may still be shielded from SIGTERM, and keeps nothing
         process.join()
 
 

@@ -33,10 +33,17 @@ from factory.generation.make import Maker
 from factory.generation.run import generate
 from factory.generation.work import Assignment
 from factory.plan import Shard, shards
-from factory.recipe import FaultError, GenerateRecipe, content_digest, stated_precision
+from factory.recipe import (
+    FaultError,
+    GenerateRecipe,
+    InputError,
+    content_digest,
+    stated_precision,
+)
 from factory.systems import create
 
 MATRIX = 1024
+SHARDS_EACH = 4  # of an actor at the least: the first and the last are not timed
 MULTIPLY_SEC = 1.0
 KINDS = {
     "convolution": ("aten::mkldnn_convolution", "aten::_convolution", "aten::convolution"),
@@ -96,8 +103,16 @@ def compare(recipe: GenerateRecipe, repeats: int) -> dict[str, Any]:
         `arithmetic` returns.
 
     Raises:
+        InputError: there are too few shards to tell a speed.
         FaultError: the two sides wrote different bytes.
     """
+    count, least = len(list(shards(recipe))), SHARDS_EACH * recipe.workers.max
+    if count < least:
+        raise InputError(
+            f"recipe fields identities.count and shard.identities: they make {count} shards; the "
+            f"benchmark accepts {least} or more, {SHARDS_EACH} for each of {recipe.workers.max} "
+            "actors"
+        )
     rounds = []
     with tempfile.TemporaryDirectory(prefix="factory-bench-") as folder:
         for repeat in range(repeats):

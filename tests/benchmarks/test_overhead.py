@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.overhead import steady
+from benchmarks.overhead import compare, steady
+from factory.recipe import GenerateRecipe, InputError, load
 
 
 def test_steady_state_runs_from_the_second_shard_to_the_first_idle_worker() -> None:
@@ -21,3 +22,10 @@ def test_steady_state_runs_from_the_second_shard_to_the_first_idle_worker() -> N
 def test_too_few_shards_are_refused() -> None:
     with pytest.raises(ValueError, match="worker a has 1 shards; accepted are 3 or more"):
         steady([("a", 0.0, 5.0, 10)])
+
+
+def test_a_recipe_of_too_few_shards_is_refused_before_anything_is_made() -> None:
+    recipe = load("desk/generate/studio.yaml", ["identities.count=70", "workers.max=2"])
+    assert isinstance(recipe, GenerateRecipe)
+    with pytest.raises(InputError, match="they make 7 shards; the benchmark accepts 8 or more, 4"):
+        compare(recipe, 1)
