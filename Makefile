@@ -36,7 +36,7 @@ demo: $(STAMP) ## Recipe to dataset to recognizer to gap-to-real, ending in an H
 	$(BIN)/factory demo $(ARGS)
 
 test: $(STAMP) ## The tests that run on every change.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 test-slow: $(STAMP) ## The tests that run before a release.
 	$(BIN)/python -m pytest -m slow $(ARGS)
