@@ -76,7 +76,7 @@ def steady(turns: Iterable[Turn]) -> float:
         turns: one entry per shard.
 
     Raises:
-        ValueError: a worker has no shard in that window; each worker needs several shards.
+        InputError: a worker has no shard in that window; each worker needs several shards.
     """
     by_worker: dict[str, list[Turn]] = defaultdict(list)
     for turn in sorted(turns, key=lambda turn: turn[1]):
@@ -86,7 +86,10 @@ def steady(turns: Iterable[Turn]) -> float:
     for worker, taken in by_worker.items():
         inside = [turn for turn in taken[1:] if turn[2] <= idle]
         if not inside:
-            raise ValueError(f"worker {worker} has {len(taken)} shards; accepted are 3 or more")
+            raise InputError(
+                f"worker {worker} has {len(taken)} shards; accepted are 3 or more: raise "
+                "identities.count or lower shard.identities"
+            )
         speed += sum(turn[3] for turn in inside) / (inside[-1][2] - inside[0][1])
     return speed
 

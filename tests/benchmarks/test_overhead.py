@@ -20,7 +20,7 @@ def test_steady_state_runs_from_the_second_shard_to_the_first_idle_worker() -> N
 
 
 def test_too_few_shards_are_refused() -> None:
-    with pytest.raises(ValueError, match="worker a has 1 shards; accepted are 3 or more"):
+    with pytest.raises(InputError, match="worker a has 1 shards; accepted are 3 or more: raise"):
         steady([("a", 0.0, 5.0, 10)])
 
 

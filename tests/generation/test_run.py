@@ -268,7 +268,7 @@ def test_makers_commit_unless_committers_stand_apart(tmp_path: Path) -> None:
 
 def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_path: Path) -> None:
     """Agents of its own Ray outlive the killed driver, while another Ray does the rest."""
-    sets = ("identities.count=24", "identities.images_each=6")
+    sets = ("identities.count=40", "identities.images_each=8")
     overrides = [part for override in (*SMALL, *sets) for part in ("--set", override)]
 
     def command(out: Path) -> list[str]:
@@ -284,15 +284,15 @@ def test_a_killed_run_is_completed_by_the_same_command(ray_cluster: str, tmp_pat
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     done = len(list((tmp_path / "killed/shards").glob("*.json")))
-    assert 0 < done < 12, f"killed midway: {done} of 12 shards"
+    assert 0 < done < 20, f"killed midway: {done} of 20 shards"
     again = ready.run(*command(tmp_path / "killed")[1:], "--address", ray_cluster)
     assert again.returncode == 0 and "resuming: " in again.stdout, again.stderr
-    assert re.search(r"shards \d+/12  .* images/s  kept .*  nodes \d  actors \d", again.stdout)
+    assert re.search(r"shards \d+/20  .* images/s  kept .*  nodes \d  actors \d", again.stdout)
     with sqlite3.connect(tmp_path / "mlflow.db") as found:
         points = found.execute("select key, step, value from metrics where step > 0").fetchall()
     assert {"images_per_second", "kept_share", "nodes", "actors"} < {key for key, *_ in points}
-    assert {step for key, step, value in points if key == "shards" and value == step} >= {12}
-    assert tars(tmp_path / "killed") == begin(studio(*sets), tmp_path / "whole", 12)
+    assert {step for key, step, value in points if key == "shards" and value == step} >= {20}
+    assert tars(tmp_path / "killed") == begin(studio(*sets), tmp_path / "whole", 20)
     assert verify(Store(str(tmp_path / "killed"))) == []
     os.killpg(killed.pid, signal.SIGKILL)  # Ray's agents outlive a killed driver
 

@@ -136,7 +136,6 @@ def train(people: People, *more: str) -> TrainRecipe:
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # the next one, and those of test_recognition.py, need the same parts
 def test_the_teachers_recipe_learns(people: People, tmp_path: Path, ray_cluster: None) -> None:
     rows: list[dict[str, float]] = []
     record = recognition.train(fr(people), str(tmp_path), rows.append)
