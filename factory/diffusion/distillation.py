@@ -1,14 +1,17 @@
 """Few-step students: a denoiser that goes a teacher's many steps in a few.
 
-Time is cut into as many segments as the student has steps. Inside a segment the student learns to
-go from any time to the segment's end at once: one small DDIM step of the guided teacher, then the
-student's own jump from there, is what its jump has to equal (multistep consistency models, Heek,
-Hoogeboom and Salimans 2024, algorithm 1). It follows the teacher's deterministic path, so the same
-noise becomes the same face, and guidance is learned: sampling needs none.
+The teacher's steps are even in log SNR, as those of DPM-Solver++ are here. They are cut into as many
+segments as the student has steps, and the student learns to go to a segment's end at once. There are two ways to say where that end lies. `trajectory`: the guided
+teacher goes the whole way from the segment's start, by steps of second order (DPM-Solver++ 2M, Lu
+et al. 2022); only the times that sampling asks for are learned. `consistency`: the teacher takes
+one small DDIM step from any time of the segment, and the student's own jump from there is what its
+jump has to equal (multistep consistency models, Heek, Hoogeboom and Salimans 2024, algorithm 1).
+Both follow the teacher's deterministic path, so the same noise becomes the same face, and guidance
+is learned: sampling needs none.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,8 +19,8 @@ from torch import Tensor, nn
 
 from factory.diffusion.files import load_denoiser
 from factory.diffusion.sampling import Given, Predict, guide
-from factory.diffusion.schedule import Noising
-from factory.recipe import InputError, Part, Positive, Sampler, Weights
+from factory.diffusion.schedule import Noising, Process, make_scheduler
+from factory.recipe import InputError, Part, Positive, Sampler, Weights, checked
 
 
 class Few(Part):
@@ -29,8 +32,12 @@ class Few(Part):
     guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
         default=1.0, description="Of the teacher; the student learns what comes out."
     )
+    method: Literal["trajectory", "consistency"] = Field(
+        default="trajectory",
+        description="Who goes to a segment's end: the teacher, or after one step the student.",
+    )
     teacher_steps: Positive = Field(
-        default=100, description="DDIM steps that the teacher would take; a multiple of steps."
+        default=12, description="Steps that the teacher would take; a multiple of steps."
     )
 
     @model_validator(mode="after")
@@ -44,22 +51,48 @@ class Few(Part):
 
 
 class Segments:
-    """The times of a distillation, on DDIM's trailing spacing, so that DDIM samples the student."""
+    """The times of a distillation, and the steps between them.
+
+    Attributes:
+        few: the distillation.
+        noising: closed forms of the noise process.
+        times: the teacher's times in rising order, int64 [teacher_steps + 1]; -1 is no noise.
+        each: the teacher's steps in a segment.
+    """
 
     def __init__(self, few: Few, noising: Noising) -> None:
-        """Cut a process into the teacher's steps and the student's segments."""
+        """Cut a process into the teacher's steps and the student's segments.
+
+        Raises:
+            InputError: the process has fewer times than the teacher steps, at even log SNR.
+        """
         self.few, self.noising = few, noising
-        steps = torch.arange(few.teacher_steps + 1, dtype=torch.float64)
-        self.times = (steps * noising.process.timesteps / few.teacher_steps).round().long() - 1
         self.each = few.teacher_steps // few.steps
+        sampler = Sampler(name="dpmsolver++", steps=few.teacher_steps)
+        found = make_scheduler(noising.process, sampler).timesteps.flip(0)
+        if bool((found.diff() < 1).any()):
+            raise InputError(
+                f"recipe field options.few.teacher_steps: {few.teacher_steps}; two of them fall on "
+                "one time step of options.process, accepted are fewer"
+            )
+        self.times = torch.cat([found.new_full((1,), -1), found])
 
     def number(self, t: Tensor) -> Tensor:
         """Return which of the teacher's steps a time lies in, int64 [B], 1 to teacher_steps."""
-        return t * self.few.teacher_steps // self.noising.process.timesteps + 1
+        return torch.searchsorted(self.times.to(t.device), t)
 
-    def at(self, t: Tensor) -> Tensor:
-        """Return the time at which the step that holds `t` begins, int64 [B]."""
-        return self.times.to(t.device)[self.number(t)]
+    def spread(self, t: Tensor) -> Tensor:
+        """Turn times drawn evenly from [0, T) into times to learn at, each as often, int64 [B].
+
+        A trajectory is learned from the segments' starts, consistency from every step's.
+        """
+        number = t * self.few.teacher_steps // self.noising.process.timesteps + 1
+        if self.few.method == "trajectory":
+            number = self._segment(number) + self.each
+        return self.times.to(t.device)[number]
+
+    def _segment(self, number: Tensor) -> Tensor:
+        return (number - 1) // self.each * self.each
 
     def signal_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha-bar) and sqrt(1 - alpha-bar), float32 [B, 1, 1, 1]; -1 is no noise."""
@@ -73,26 +106,59 @@ class Segments:
         signal_to, sigma_to = self.signal_sigma(to)
         return signal_to * clean + sigma_to * (noisy - signal * clean) / sigma
 
+    def along(self, noisy: Tensor, t: Tensor, teacher: Predict) -> Tensor:
+        """Follow the teacher from a segment's start to its end by DPM-Solver++ (2M).
+
+        A step is DDIM's with x0-hat extrapolated from the step before; the first one has none, and
+        the last one to no noise takes x0-hat as it is, as is usual.
+
+        Args:
+            noisy: x_t at times of `spread`.
+            t: those times, int64 [B].
+            teacher: (x_t, t) -> its guided prediction.
+        """
+        times, number, before = self.times.to(t.device), self.number(t), None
+        for first in number - torch.arange(self.each, device=t.device)[:, None]:
+            start, end = times[first], times[first - 1]
+            clean = self.noising.clean(noisy, teacher(noisy, start).float(), start)
+            ahead = clean
+            if before is not None:
+                share = self._rise(start, end) / self._rise(times[first + 1], start) / 2.0
+                ahead = clean + torch.where(end < 0, 0.0, share)[:, None, None, None] * (
+                    clean - before
+                )
+            noisy, before = self.moved(noisy, ahead, start, end), clean
+        return noisy
+
+    def _rise(self, t: Tensor, to: Tensor) -> Tensor:
+        """Return how much half the log-SNR rises from time `t` to the later step's, float32 [B]."""
+        signal, sigma = self.signal_sigma(torch.stack([t, to], dim=1).flatten().clamp_min(0))
+        half = (signal / sigma).log().flatten().unflatten(0, (-1, 2))
+        return half[:, 1] - half[:, 0]
+
     def target(self, noisy: Tensor, t: Tensor, teacher: Predict, student: Predict) -> Tensor:
         """Return what the student's network should answer at x_t, float32 [B, C, H, W].
 
         Args:
-            noisy: x_t at times of `at`.
+            noisy: x_t at times of `spread`.
             t: those times, int64 [B].
             teacher: (x_t, t) -> its guided prediction.
             student: (x_t, t) -> the student's prediction; no gradient goes through it.
         """
         number = self.number(t)
         times = self.times.to(t.device)
-        near, end = times[number - 1], times[(number - 1) // self.each * self.each]
+        near, end = times[number - 1], times[self._segment(number)]
         with torch.no_grad():
-            clean = self.noising.clean(noisy, teacher(noisy, t).float(), t)
-            stepped = self.moved(noisy, clean, t, near)
-            inner = near > end  # the others have arrived
-            asked = near.clamp_min(0)
-            jumped = self.noising.clean(stepped, student(stepped, asked).float(), asked)
-            landed = self.moved(stepped, jumped, asked, end)
-            landed = torch.where(inner[:, None, None, None], landed, stepped)
+            if self.few.method == "trajectory":
+                landed = self.along(noisy, t, teacher)
+            else:
+                clean = self.noising.clean(noisy, teacher(noisy, t).float(), t)
+                stepped = self.moved(noisy, clean, t, near)
+                inner = near > end  # the others have arrived
+                asked = near.clamp_min(0)
+                jumped = self.noising.clean(stepped, student(stepped, asked).float(), asked)
+                landed = self.moved(stepped, jumped, asked, end)
+                landed = torch.where(inner[:, None, None, None], landed, stepped)
             # The x0-hat from which one DDIM step lands there.
             signal, sigma = self.signal_sigma(t)
             signal_to, sigma_to = self.signal_sigma(end)
@@ -100,6 +166,32 @@ class Segments:
             wanted = (landed - share * noisy) / (signal_to - share * signal)
             noise = (noisy - signal * wanted) / sigma
             return self.noising.target(wanted, noise, t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Return the weight of the network's squared error that makes it one of where it lands.
+
+        Args:
+            t: times of `spread`, int64 [B]; float32 [B] comes back.
+        """
+        times = self.times.to(t.device)
+        signal, sigma = self.signal_sigma(t)
+        signal_to, sigma_to = self.signal_sigma(times[self._segment(self.number(t))])
+        # x0-hat is off by sigma for an error of one in velocity, by sigma / signal in noise.
+        off = sigma if self.noising.process.prediction == "v_prediction" else sigma / signal
+        return ((signal_to - sigma_to / sigma * signal) * off).square()[:, 0, 0, 0]
+
+    def sample(self, predict: Predict, noise: Tensor) -> Tensor:
+        """Go from noise to clean latents in the student's steps, float32 [B, C, H, W].
+
+        Args:
+            predict: (x_t, t) -> the student's prediction.
+            noise: standard noise, float32 [B, C, H, W].
+        """
+        made, ends = noise, self.times[:: self.each].to(noise.device)
+        for start, end in zip(ends.flip(0)[:-1], ends.flip(0)[1:], strict=True):
+            t, to = start.expand(len(noise)), end.expand(len(noise))
+            made = self.moved(made, self.noising.clean(made, predict(made, t).float(), t), t, to)
+        return made
 
     def followed(
         self,
@@ -113,7 +205,7 @@ class Segments:
         """Return `target` where both are denoisers with conditions, the teacher guided.
 
         Args:
-            noisy: x_t at times of `at`.
+            noisy: x_t at times of `spread`.
             t: those times, int64 [B].
             teacher: called as (x, t, given, keep=None, empty=mask); frozen.
             student: called in the same way.
@@ -173,21 +265,26 @@ def load_followed(
     return load_denoiser(weights, built)[0]
 
 
-def check_few(few: dict[str, Any] | None, sampler: Sampler) -> None:
-    """Raise InputError if a student is asked for what it has not learned.
+def student(config: dict[str, Any], sampler: Sampler) -> Segments | None:
+    """Return how a denoiser's file says to sample it, if it is a student's, else None.
 
     Args:
-        few: what the denoiser's file says of its distillation; None for a denoiser of many steps.
+        config: the config of the file.
         sampler: the recipe's.
+
+    Raises:
+        InputError: the sampler asks for what the student has not learned.
     """
-    if few is None:
-        return
-    steps = few["steps"]
+    if "few" not in config:
+        return None
+    few = checked(Few, config["few"], "denoiser file: few.")
     asked = (sampler.name, sampler.steps, sampler.guidance_scale, sampler.eta)
-    if asked != ("ddim", steps, 1.0, 0.0):
+    if asked != ("ddim", few.steps, 1.0, 0.0):
         raise InputError(
             f"recipe field sampler: {sampler.name} of {sampler.steps} steps, guidance_scale "
             f"{sampler.guidance_scale:g}, eta {sampler.eta:g}; the denoiser is a student that has "
-            f"learned ddim of {steps} steps, guidance_scale 1 (the teacher's "
-            f"{few['guidance_scale']:g} is in its weights) and eta 0"
+            f"learned ddim of {few.steps} steps, guidance_scale 1 (the teacher's "
+            f"{few.guidance_scale:g} is in its weights) and eta 0"
         )
+    process = checked(Process, config["process"], "denoiser file: process.")
+    return Segments(few, Noising(process))

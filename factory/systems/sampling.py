@@ -18,7 +18,7 @@ from factory.datasets.images import ImageBank
 from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import to_images, to_pixels
-from factory.diffusion.distillation import check_few
+from factory.diffusion.distillation import student
 from factory.diffusion.examples import embed
 from factory.diffusion.files import (
     check_foreign,
@@ -31,6 +31,7 @@ from factory.diffusion.sampling import (
     Draw,
     Given,
     Predict,
+    draw_noise,
     guided,
     sample_latents,
     torch_noise,
@@ -103,6 +104,7 @@ class DiffusionSystem(System):
         config: the config in its file: `model`, `process`, and facts that the training kept for
             sampling.
         process: its noise process.
+        student: its steps, if it was distilled into a few.
         autoencoder: None where the denoiser works on pixels.
         recognizer: the one that embeds, `weights.teacher` or inside of the denoiser's file; None
             where nothing is to be embedded.
@@ -244,7 +246,7 @@ class DiffusionSystem(System):
                     f"trained with random-init {facts['random_init']}: it draws no faces"
                 )
         network, self.config = load_denoiser(recipe.weights["denoiser"], self._built)
-        check_few(self.config.get("few"), self.sampler)
+        self.student = student(self.config, self.sampler)
         self.network = network.to(self.device)
         self.process = checked(Process, self.config["process"], "denoiser file: process.")
         self.autoencoder = None
@@ -352,8 +354,7 @@ class DiffusionSystem(System):
             indices: one index for each image, which alone decides it.
             steps: sampler steps; default: the recipe's.
         """
-        own = "few" in self.config  # a student has learned its own steps, and no others
-        steps = self.sampler.steps if own else steps or self.sampler.steps
+        steps = steps or self.sampler.steps
         sampler = self.sampler.model_copy(update={"steps": steps})
         seeds, size = self.seeds("context", indices), self.sampler.batch_size
         return np.concatenate(
@@ -457,10 +458,14 @@ class DiffusionSystem(System):
         low = self.sampler.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             predict = self.predictor(given, sampler)
-            pixels = self.autoencoder is None
-            made = sample_latents(
-                predict, seeds, self.shape, self.process, sampler, self.device, pixels, draw
-            )
+            if self.student is not None:  # it has learned its own steps, and no others
+                draw = draw or (lambda step: draw_noise(seeds, self.shape, step))
+                made = self.student.sample(predict, draw(0).to(self.device))
+            else:
+                pixels = self.autoencoder is None
+                made = sample_latents(
+                    predict, seeds, self.shape, self.process, sampler, self.device, pixels, draw
+                )
             if self.autoencoder is not None:
                 made = self.autoencoder.decode(made)
             return to_images(made).cpu().numpy()

@@ -39,7 +39,7 @@ from factory.diffusion.files import (
     save_weights,
 )
 from factory.diffusion.losses import draw_glances, glance
-from factory.diffusion.sampling import Given, guided, sample_latents
+from factory.diffusion.sampling import Given, draw_noise, guided, sample_latents
 from factory.diffusion.schedule import Noising, Process
 from factory.diffusion.trainable import Place, Trainable
 from factory.recipe import (
@@ -155,6 +155,11 @@ class DenoiserTraining(Trainable):
         self.noising = Noising(self.options.process)
         few = self.options.few
         self.segments = None if few is None else Segments(few, self.noising)
+        if few is not None and self.options.min_snr_gamma:
+            raise InputError(
+                f"recipe field options.min_snr_gamma: {self.options.min_snr_gamma:g}; with "
+                "options.few accepted is 0: a student's errors count where it lands"
+            )
         self._load_frozen()
 
     def load(self) -> Self:
@@ -386,7 +391,7 @@ class DenoiserTraining(Trainable):
     def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted error, plus the identity loss if it is on, and numbers to log."""
         if self.segments is not None:
-            batch = replace(batch, t=self.segments.at(batch.t))
+            batch = replace(batch, t=self.segments.spread(batch.t))
         noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
         given = self.taken(batch)
         predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
@@ -411,6 +416,8 @@ class DenoiserTraining(Trainable):
 
     def error_weight(self, t: Tensor) -> Tensor:
         """Return the weight of each sample's squared error for its time step, float [B]."""
+        if self.segments is not None:
+            return self.segments.weight(t)
         return self.noising.weight(t, self.options.min_snr_gamma)
 
     def _looked(
@@ -447,19 +454,18 @@ class DenoiserTraining(Trainable):
         people, each = 4, 7
         rows = np.arange(people)
         seeds = [seed64(0, "samples", n) for n in range(people * each)]
-        few = self.options.few
-        sampler = Sampler(name="dpmsolver++", steps=16)
-        if few is not None:
-            sampler = Sampler(name="ddim", steps=few.steps)
         low = self.recipe.engine.precision == "bfloat16"
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=low),
         ):
             predict = guided(module, self.shown(module, rows.repeat(each)), 1.0)
-            made = sample_latents(
-                predict, seeds, self.shape, self.options.process, sampler, self.device
-            )
+            if self.segments is not None:
+                noise = draw_noise(seeds, self.shape, 0).to(self.device)
+                made = self.segments.sample(predict, noise)
+            else:
+                sampler, process = Sampler(name="dpmsolver++", steps=16), self.options.process
+                made = sample_latents(predict, seeds, self.shape, process, sampler, self.device)
             originals = self._array(self.data.clean(np.zeros(people, np.int64), rows))
             if self.autoencoder is not None:
                 made, originals = self.autoencoder.decode(made), self.autoencoder.decode(originals)
