@@ -21,7 +21,7 @@ from factory.datasets.index import Copies, column
 from factory.datasets.manifest import DatasetManifest, Sha256, first_fault, load_manifest, merged
 from factory.datasets.provenance import Model
 from factory.datasets.store import Store
-from factory.recipe import InputError, Natural, Part
+from factory.recipe import InputError, Natural, Part, Total
 
 INDEX = "index.parquet"
 SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ class Taken(Part):
     identities: Natural
     images: Natural
     repeat: Natural
-    images_with_repeats: Natural
+    images_with_repeats: Total
     mean_cosine: float | None
 
 
@@ -78,7 +78,7 @@ class Composition(Part):
     index_sha256: Sha256
     identities: Natural
     images: Natural
-    images_with_repeats: Natural
+    images_with_repeats: Total
     image_size: Natural
     pools: dict[str, Taken]
     models: tuple[Model, ...]

@@ -16,7 +16,7 @@ from factory.datasets.patience import in_order
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE, Inherited, Model
 from factory.datasets.store import Store
 from factory.plan import Extent, Shard, Slice
-from factory.recipe import FaultError, InputError, Natural, Part
+from factory.recipe import FaultError, InputError, Part, Total
 
 REASONS = (
     "no_face",
@@ -46,10 +46,10 @@ class ShardManifest(Part):
 
     name: str
     sha256: Sha256 = Field(description="Sha256 of the tar.")
-    bytes: Natural = Field(description="Size of the tar.")
-    planned: Natural = Field(description="Number of slots of the shard.")
-    kept: Natural = Field(description="Number of samples in the tar.")
-    reasons: dict[str, Natural] = Field(description="Rejected images of all attempts, by reason.")
+    bytes: Total = Field(description="Size of the tar.")
+    planned: Total = Field(description="Number of slots of the shard.")
+    kept: Total = Field(description="Number of samples in the tar.")
+    reasons: dict[str, Total] = Field(description="Rejected images of all attempts, by reason.")
     missing: tuple[str, ...] = Field(description="Keys of the slots that stayed empty, in order.")
     seconds: dict[str, float] = Field(description="Time spent, by stage.")
     content_digest: str
@@ -76,17 +76,17 @@ class ShardEntry(Part):
 
     name: str
     sha256: Sha256
-    bytes: Natural
-    kept: Natural
+    bytes: Total
+    kept: Total
 
 
 class DatasetTotals(Part):
     """Sums over all shards."""
 
-    planned: Natural
-    kept: Natural
-    bytes: Natural
-    reasons: dict[str, Natural]
+    planned: Total
+    kept: Total
+    bytes: Total
+    reasons: dict[str, Total]
     seconds: dict[str, float]
 
 

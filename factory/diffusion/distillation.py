@@ -1,18 +1,20 @@
 """Few-step students: a denoiser that goes a teacher's many steps in a few.
 
-The teacher's steps are even in log SNR, as those of DPM-Solver++ are here. They are cut into as many
-segments as the student has steps, and the student learns to go to a segment's end at once. There are two ways to say where that end lies. `trajectory`: the guided
-teacher goes the whole way from the segment's start, by steps of second order (DPM-Solver++ 2M, Lu
-et al. 2022); only the times that sampling asks for are learned. `consistency`: the teacher takes
-one small DDIM step from any time of the segment, and the student's own jump from there is what its
-jump has to equal (multistep consistency models, Heek, Hoogeboom and Salimans 2024, algorithm 1).
-Both follow the teacher's deterministic path, so the same noise becomes the same face, and guidance
-is learned: sampling needs none.
+The teacher's steps are even in log SNR, as those of DPM-Solver++ are here. They are cut into as
+many segments as the student has steps, and the student learns to go to a segment's end at once.
+There are two ways to say where that end lies. `trajectory`: the guided teacher goes the whole way
+from the segment's start, by steps of second order (DPM-Solver++ 2M, Lu et al. 2022); only the times
+that sampling asks for are learned. `consistency`: the teacher takes one small DDIM step from any
+time of the segment, and the student's own jump from there is what its jump has to equal (multistep
+consistency models, Heek, Hoogeboom and Salimans 2024, algorithm 1). Both follow the teacher's
+deterministic path, so the same noise becomes the same face, and guidance is learned: sampling needs
+none.
 """
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -40,12 +42,23 @@ class Few(Part):
         default=12, description="Steps that the teacher would take; a multiple of steps."
     )
 
+    batches: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Draw only so many batches, again and again, and keep in memory where the "
+        "teacher takes them; 0 draws new ones without end.",
+    )
+
     @model_validator(mode="after")
     def _divided(self) -> "Few":
         if self.teacher_steps % self.steps or self.teacher_steps == self.steps:
             raise ValueError(
                 f"teacher_steps is {self.teacher_steps}, accepted is a multiple of steps "
                 f"({self.steps}) that is larger"
+            )
+        if self.batches and self.method == "consistency":
+            raise ValueError(
+                f"batches is {self.batches}, method consistency accepts 0: its answers change with "
+                "the student"
             )
         return self
 
@@ -223,6 +236,31 @@ class Segments:
         return self.target(
             noisy, t, guided, lambda x, at: student(x, at, given, keep=None, empty=empty)
         )
+
+
+class Answers:
+    """What a teacher answered to each draw, kept in memory.
+
+    A training that resumes asks again and gets the same.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        """Make room for `count` answers of a shape; memory is taken as they come."""
+        self.values = torch.empty(count, *shape)
+        self.known = np.zeros(count, bool)
+
+    def of(self, places: np.ndarray, ask: Callable[[], Tensor]) -> Tensor:
+        """Return the answers at some places, float32 [B, ...].
+
+        Args:
+            places: int64 [B].
+            ask: gets all of them, if one is not known yet.
+        """
+        if not self.known[places].all():
+            asked = ask()
+            self.values[places], self.known[places] = asked.cpu(), True
+            return asked
+        return self.values[places]
 
 
 def load_followed(

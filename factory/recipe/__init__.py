@@ -49,6 +49,7 @@ from factory.recipe.parts import (
     Part,
     Positive,
     Precision,
+    Total,
     Weights,
     Workers,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "Schedule",
     "Screens",
     "ShardShape",
+    "Total",
     "TrainRecipe",
     "Weights",
     "Workers",

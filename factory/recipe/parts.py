@@ -55,6 +55,7 @@ Fraction = Annotated[float, NUMBER, Field(ge=0.0, le=1.0)]
 Cosine = Annotated[float, NUMBER, Field(ge=-1.0, le=1.0)]
 Positive = Annotated[int, NUMBER, Field(ge=1, le=MOST)]
 Natural = Annotated[int, NUMBER, Field(ge=0, le=MOST)]
+Total = Annotated[int, NUMBER, Field(ge=0)]  # of what was made: bytes and sums know no bound
 AUTO = "auto"
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -10,6 +10,7 @@ from factory.datasets.manifest import (
     MANIFEST,
     REJECTS,
     TAR,
+    DatasetTotals,
     ShardManifest,
     commit_shard,
     committed,
@@ -164,3 +165,8 @@ def test_a_shard_manifest_adds_up_and_declares_its_reasons(made_dataset) -> None
         ShardManifest(**raw | {"kept": 12})
     with pytest.raises(ValueError, match="'bored' is not declared"):
         ShardManifest(**raw | {"reasons": {"bored": 1}})
+
+
+def test_a_dataset_may_be_larger_than_a_gigabyte() -> None:
+    large = {"planned": 1, "kept": 1, "bytes": 3 * 10**13, "reasons": {}, "seconds": {}}
+    assert DatasetTotals.model_validate(large).bytes == 3 * 10**13

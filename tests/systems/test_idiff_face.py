@@ -355,3 +355,71 @@ def test_a_gpu_trains_and_draws_as_a_cpu_does(
     same_step(IDiffFaceTraining, training(files, dataset, options=options), tmp_path)
     identities = {"count": 4, "images_each": 3, "source": "two_stage"}
     same_images(IDiffFace, generating(files, identities=identities))
+
+
+def student(files: dict[str, Path], data: str, **few: Any) -> TrainRecipe:
+    options = {"process": {"prediction": "v_prediction"}, "empty_context_prob": 0.2}
+    options["few"] = {"steps": 2, "guidance_scale": 1.5, "teacher_steps": 4} | few
+    weights = located(files, "autoencoder", "teacher", "denoiser")
+    return training(files, data, options=options, weights=weights)
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_a_student_learns_where_its_teacher_goes(
+    files: dict[str, Path],
+    dataset: str,
+    tmp_path: Path,
+    batches: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = IDiffFaceTraining(student(files, dataset, batches=batches), Place(0, 1, tmp_path))
+    trained.load()
+    asked = []
+    teach = trained.followed.forward
+    monkeypatch.setattr(
+        trained.followed, "forward", lambda *a, **k: (asked.append(1), teach(*a, **k))[1]
+    )
+    optimizer = torch.optim.AdamW(trained.module.parameters(), 2e-3)
+    errors = []
+    for batch in trained.batches(0, 60):
+        loss, numbers = trained.loss(trained.module.train(), batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        errors.append(numbers["error"])
+    # Two steps of the teacher to a segment's end, each with and without context.
+    assert len(asked) == 4 * (batches or 60)
+    again = next(iter(trained.batches(60, 61))), next(iter(trained.batches(0, 1)))
+    assert torch.equal(again[0].noise, again[1].noise) == bool(batches)
+    if batches:
+        assert np.mean(errors[-3:]) < 0.3 * np.mean(errors[:3])
+    trained.save(trained.module.eval(), tmp_path / "few.safetensors", {"licence": "CC0-1.0"})
+    few = files | {"denoiser": tmp_path / "few.safetensors"}
+    ddim = {"name": "ddim", "steps": 2, "batch_size": 4, "dtype": "float32"}
+    system = loaded(generating(few, weights=located(few), sampler=ddim))
+    places = [Position(0, 0, 0), Position(1, 0, 0)]
+    made = system.sample(system.vary(system.draw_contexts([0, 1]), places), places).images
+    assert made.shape == (2, SIZE, SIZE, 3) and made.std() > 1
+    with pytest.raises(InputError, match="has learned ddim of 2 steps"):
+        loaded(generating(few, weights=located(few)))
+    with pytest.raises(InputError, match="a student of 2 steps itself"):
+        IDiffFaceTraining(student(few, dataset), Place(0, 1, tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"options": {"few": {"steps": 2}, "min_snr_gamma": 5.0}}, "min_snr_gamma: 5; with"),
+        ({"options": {"few": {"steps": 5}}}, "teacher_steps is 12, accepted is a multiple"),
+        (
+            {"options": {"few": {"method": "consistency", "batches": 9}}},
+            "batches is 9, method consistency accepts 0",
+        ),
+        ({"options": {"few": {}}}, r"weights\.denoiser: missing"),
+    ],
+)
+def test_a_distillation_names_what_does_not_fit(
+    files: dict[str, Path], dataset: str, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        IDiffFaceTraining(training(files, dataset, **changes), Place(0, 1, tmp_path)).load()
