@@ -80,6 +80,7 @@ class Segments:
             InputError: the process has fewer times than the teacher steps, at even log SNR.
         """
         self.few, self.noising = few, noising
+        self.answers: Answers | None = None
         self.each = few.teacher_steps // few.steps
         sampler = Sampler(name="dpmsolver++", steps=few.teacher_steps)
         found = make_scheduler(noising.process, sampler).timesteps.flip(0)
@@ -214,6 +215,7 @@ class Segments:
         student: nn.Module,
         given: Given,
         empty: Tensor,
+        places: np.ndarray,
     ) -> Tensor:
         """Return `target` where both are denoisers with conditions, the teacher guided.
 
@@ -224,6 +226,7 @@ class Segments:
             student: called in the same way.
             given: the conditions.
             empty: which rows have the empty context, bool [B]: they stay unguided.
+            places: which draws of the training these are, int64 [B].
         """
 
         def guided(x: Tensor, at: Tensor) -> Tensor:
@@ -233,9 +236,16 @@ class Segments:
             without = teacher(x, at, given, keep=None, empty=torch.ones_like(empty))
             return guide(with_context.float(), without.float(), self.few.guidance_scale, 0.0)
 
-        return self.target(
-            noisy, t, guided, lambda x, at: student(x, at, given, keep=None, empty=empty)
-        )
+        def ask() -> Tensor:
+            return self.target(
+                noisy, t, guided, lambda x, at: student(x, at, given, keep=None, empty=empty)
+            )
+
+        if not self.few.batches:
+            return ask()
+        if self.answers is None:
+            self.answers = Answers(tuple(noisy.shape[1:]))
+        return self.answers.of(places, ask).to(noisy.device)
 
 
 class Answers:
@@ -244,10 +254,9 @@ class Answers:
     A training that resumes asks again and gets the same.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        """Make room for `count` answers of a shape; memory is taken as they come."""
-        self.values = torch.empty(count, *shape)
-        self.known = np.zeros(count, bool)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Keep nothing yet of answers of a shape."""
+        self.values, self.known = torch.empty(0, *shape), np.zeros(0, bool)
 
     def of(self, places: np.ndarray, ask: Callable[[], Tensor]) -> Tensor:
         """Return the answers at some places, float32 [B, ...].
@@ -256,11 +265,29 @@ class Answers:
             places: int64 [B].
             ask: gets all of them, if one is not known yet.
         """
+        more = int(places.max()) + 1 - len(self.known)
+        if more > 0:
+            self.values = torch.cat([self.values, torch.empty(more, *self.values.shape[1:])])
+            self.known = np.concatenate([self.known, np.zeros(more, bool)])
         if not self.known[places].all():
             asked = ask()
             self.values[places], self.known[places] = asked.cpu(), True
             return asked
         return self.values[places]
+
+
+def check_weights(few: Few | None, min_snr_gamma: float) -> None:
+    """Raise InputError if a student's recipe weights errors by min-SNR."""
+    if few is not None and min_snr_gamma:
+        raise InputError(
+            f"recipe field options.min_snr_gamma: {min_snr_gamma:g}; with options.few accepted is "
+            "0: a student's errors count where it lands"
+        )
+
+
+def whose(few: Few | None, step: int) -> int:
+    """Return whose draws a step has: its own, or those of a batch that comes again."""
+    return step % few.batches if few and few.batches else step
 
 
 def load_followed(

@@ -22,7 +22,7 @@ from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
 from factory.diffusion.conditioning import draw_masks
-from factory.diffusion.distillation import Answers, Few, Segments, load_followed
+from factory.diffusion.distillation import Few, Segments, check_weights, load_followed, whose
 from factory.diffusion.examples import (
     Examples,
     ExampleSource,
@@ -157,12 +157,7 @@ class DenoiserTraining(Trainable):
         self.noising = Noising(self.options.process)
         few = self.options.few
         self.segments = None if few is None else Segments(few, self.noising)
-        self.answers: Answers | None = None
-        if few is not None and self.options.min_snr_gamma:
-            raise InputError(
-                f"recipe field options.min_snr_gamma: {self.options.min_snr_gamma:g}; with "
-                "options.few accepted is 0: a student's errors count where it lands"
-            )
+        check_weights(few, self.options.min_snr_gamma)
         self._load_frozen()
 
     def load(self) -> Self:
@@ -341,19 +336,18 @@ class DenoiserTraining(Trainable):
         part = slice(self.place.rank * each, (self.place.rank + 1) * each)
         order, epoch_held = np.empty(0, np.int64), -1
         for step in range(start, stop):
-            epoch, number = divmod(self._drawn(step), self.steps_per_epoch)
+            epoch, number = divmod(whose(self.options.few, step), self.steps_per_epoch)
             if epoch != epoch_held:
                 order = generator(seed64(seed, "order", epoch)).permutation(len(self.data))
                 epoch_held = epoch
             yield self._batch(order[number * size : (number + 1) * size], step, part)
 
-    def _drawn(self, step: int) -> int:
-        """Return whose draws a step has: its own, or a student's whose batches come again."""
-        few = self.options.few
-        return step % few.batches if few and few.batches else step
-
     def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
-        count, timesteps, drawn_at = len(rows), self.options.process.timesteps, self._drawn(step)
+        count, timesteps, drawn_at = (
+            len(rows),
+            self.options.process.timesteps,
+            whose(self.options.few, step),
+        )
         draws = generator(seed64(self.recipe.seed, "denoiser", drawn_at))
         flip = (draws.random(count) < 0.5).astype(np.int64)
         drawn = self.draw(draws, rows, flip)
@@ -407,7 +401,9 @@ class DenoiserTraining(Trainable):
         if self.segments is None:
             wanted = self.noising.target(batch.clean, batch.noise, batch.t)
         else:
-            wanted = self._followed(self.segments, module, noisy, given, batch)
+            wanted = self.segments.followed(
+                noisy, batch.t, self.followed, module, given, batch.empty, batch.places
+            )
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         loss = (self.error_weight(batch.t) * error).mean()
         numbers = {"error": float(error.detach().mean())}
@@ -416,21 +412,6 @@ class DenoiserTraining(Trainable):
             loss = loss + self.options.identity.weight * identity
             numbers["cosine"] = cosine
         return loss, numbers
-
-    def _followed(
-        self, cut: Segments, module: nn.Module, noisy: Tensor, given: Given, batch: DenoiserBatch
-    ) -> Tensor:
-        """Return what a student should answer at x_t, asked now or kept from before."""
-
-        def ask() -> Tensor:
-            return cut.followed(noisy, batch.t, self.followed, module, given, batch.empty)
-
-        if not cut.few.batches:
-            return ask()
-        if self.answers is None:
-            count = cut.few.batches * self.recipe.schedule.batch_size
-            self.answers = Answers(count, self.shape)
-        return self.answers.of(batch.places, ask).to(self.device)
 
     def taken(self, batch: DenoiserBatch) -> Given:
         """Return the network's `given`, a tensor or a tuple; frozen networks on images run here."""
