@@ -71,6 +71,7 @@ class Segments:
         noising: closed forms of the noise process.
         times: the teacher's times in rising order, int64 [teacher_steps + 1]; -1 is no noise.
         each: the teacher's steps in a segment.
+        answers: `target` at the draws whose batches come again, by their place, on the CPU.
     """
 
     def __init__(self, few: Few, noising: Noising) -> None:
@@ -80,7 +81,7 @@ class Segments:
             InputError: the process has fewer times than the teacher steps, at even log SNR.
         """
         self.few, self.noising = few, noising
-        self.answers: Answers | None = None
+        self.answers: dict[int, Tensor] = {}
         self.each = few.teacher_steps // few.steps
         sampler = Sampler(name="dpmsolver++", steps=few.teacher_steps)
         found = make_scheduler(noising.process, sampler).timesteps.flip(0)
@@ -243,40 +244,13 @@ class Segments:
 
         if not self.few.batches:
             return ask()
-        if self.answers is None:
-            self.answers = Answers(tuple(noisy.shape[1:]))
-        return self.answers.of(places, ask).to(noisy.device)
+        drawn = places.tolist()
+        if not self.answers.keys() >= set(drawn):
+            self.answers |= zip(drawn, ask().cpu(), strict=True)
+        return torch.stack([self.answers[place] for place in drawn]).to(noisy.device)
 
 
-class Answers:
-    """What a teacher answered to each draw, kept in memory.
-
-    A training that resumes asks again and gets the same.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        """Keep nothing yet of answers of a shape."""
-        self.values, self.known = torch.empty(0, *shape), np.zeros(0, bool)
-
-    def of(self, places: np.ndarray, ask: Callable[[], Tensor]) -> Tensor:
-        """Return the answers at some places, float32 [B, ...].
-
-        Args:
-            places: int64 [B].
-            ask: gets all of them, if one is not known yet.
-        """
-        more = int(places.max()) + 1 - len(self.known)
-        if more > 0:
-            self.values = torch.cat([self.values, torch.empty(more, *self.values.shape[1:])])
-            self.known = np.concatenate([self.known, np.zeros(more, bool)])
-        if not self.known[places].all():
-            asked = ask()
-            self.values[places], self.known[places] = asked.cpu(), True
-            return asked
-        return self.values[places]
-
-
-def check_weights(few: Few | None, min_snr_gamma: float) -> None:
+def check_unweighted(few: Few | None, min_snr_gamma: float) -> None:
     """Raise InputError if a student's recipe weights errors by min-SNR."""
     if few is not None and min_snr_gamma:
         raise InputError(
@@ -285,7 +259,7 @@ def check_weights(few: Few | None, min_snr_gamma: float) -> None:
         )
 
 
-def whose(few: Few | None, step: int) -> int:
+def drawn_at(few: Few | None, step: int) -> int:
     """Return whose draws a step has: its own, or those of a batch that comes again."""
     return step % few.batches if few and few.batches else step
 
@@ -343,13 +317,14 @@ def student(config: dict[str, Any], sampler: Sampler) -> Segments | None:
     if "few" not in config:
         return None
     few = checked(Few, config["few"], "denoiser file: few.")
-    asked = (sampler.name, sampler.steps, sampler.guidance_scale, sampler.eta)
-    if asked != ("ddim", few.steps, 1.0, 0.0):
+    asked = (sampler.name, sampler.steps, sampler.guidance_scale, sampler.eta, sampler.spacing)
+    if asked != ("ddim", few.steps, 1.0, 0.0, None):
         raise InputError(
             f"recipe field sampler: {sampler.name} of {sampler.steps} steps, guidance_scale "
-            f"{sampler.guidance_scale:g}, eta {sampler.eta:g}; the denoiser is a student that has "
-            f"learned ddim of {few.steps} steps, guidance_scale 1 (the teacher's "
-            f"{few.guidance_scale:g} is in its weights) and eta 0"
+            f"{sampler.guidance_scale:g}, eta {sampler.eta:g}, spacing "
+            f"{sampler.spacing or 'null'}; the denoiser is a student that has learned ddim of "
+            f"{few.steps} steps, guidance_scale 1 (the teacher's {few.guidance_scale:g} is in its "
+            "weights), eta 0 and spacing null (the times are in its file)"
         )
     process = checked(Process, config["process"], "denoiser file: process.")
     return Segments(few, Noising(process))

@@ -22,7 +22,7 @@ from factory.datasets.provenance import checked_sha256
 from factory.datasets.store import Store
 from factory.diffusion.autoencoder import VQConfig, make_autoencoder, to_images
 from factory.diffusion.conditioning import draw_masks
-from factory.diffusion.distillation import Few, Segments, check_weights, load_followed, whose
+from factory.diffusion.distillation import Few, Segments, check_unweighted, drawn_at, load_followed
 from factory.diffusion.examples import (
     Examples,
     ExampleSource,
@@ -157,7 +157,7 @@ class DenoiserTraining(Trainable):
         self.noising = Noising(self.options.process)
         few = self.options.few
         self.segments = None if few is None else Segments(few, self.noising)
-        check_weights(few, self.options.min_snr_gamma)
+        check_unweighted(few, self.options.min_snr_gamma)
         self._load_frozen()
 
     def load(self) -> Self:
@@ -336,19 +336,16 @@ class DenoiserTraining(Trainable):
         part = slice(self.place.rank * each, (self.place.rank + 1) * each)
         order, epoch_held = np.empty(0, np.int64), -1
         for step in range(start, stop):
-            epoch, number = divmod(whose(self.options.few, step), self.steps_per_epoch)
+            epoch, number = divmod(drawn_at(self.options.few, step), self.steps_per_epoch)
             if epoch != epoch_held:
                 order = generator(seed64(seed, "order", epoch)).permutation(len(self.data))
                 epoch_held = epoch
             yield self._batch(order[number * size : (number + 1) * size], step, part)
 
     def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
-        count, timesteps, drawn_at = (
-            len(rows),
-            self.options.process.timesteps,
-            whose(self.options.few, step),
-        )
-        draws = generator(seed64(self.recipe.seed, "denoiser", drawn_at))
+        count, timesteps = len(rows), self.options.process.timesteps
+        key = drawn_at(self.options.few, step)
+        draws = generator(seed64(self.recipe.seed, "denoiser", key))
         flip = (draws.random(count) < 0.5).astype(np.int64)
         drawn = self.draw(draws, rows, flip)
         # Draw one time step from each of `count` equal parts of [0, T): uniform, less variance.
@@ -356,7 +353,7 @@ class DenoiserTraining(Trainable):
         t = np.minimum((share * timesteps).astype(np.int64), timesteps - 1)
         noise = draws.standard_normal((count, *self.shape), np.float32)
         keep, empty = draw_masks(
-            seed64(self.recipe.seed, "masks", drawn_at),
+            seed64(self.recipe.seed, "masks", key),
             count,
             self.mask_channels,
             self.cpd_rate,
@@ -376,7 +373,7 @@ class DenoiserTraining(Trainable):
             self._put(clean).contiguous(memory_format=torch.channels_last),
             self._put(torch.from_numpy(noise)[part]),
             self._put(torch.from_numpy(t)[part]),
-            (drawn_at * count + np.arange(count))[part],
+            (key * count + np.arange(count))[part],
             tuple(self._array(given[part]) for given in drawn.given),
             {name: self._array(values[part]) for name, values in drawn.wanted.items()},
             self._put(keep[part]),

@@ -200,6 +200,7 @@ def test_what_a_student_has_not_learned_is_refused() -> None:
         Sampler(name="ddim", steps=4),
         Sampler(name="ddim", steps=2, guidance_scale=1.5),
         Sampler(name="ddim", steps=2, eta=1.0),
+        Sampler(name="ddim", steps=2, spacing="leading"),
         Sampler(name="unipc", steps=2),
     ):
         with pytest.raises(InputError, match="has learned ddim of 2 steps, guidance_scale 1"):
