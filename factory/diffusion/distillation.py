@@ -1,18 +1,14 @@
 """Few-step students: a denoiser that goes a teacher's many steps in a few.
 
 The teacher's steps are even in log SNR, as those of DPM-Solver++ are here. They are cut into as
-many segments as the student has steps, and the student learns to go to a segment's end at once.
-There are two ways to say where that end lies. `trajectory`: the guided teacher goes the whole way
-from the segment's start, by steps of second order (DPM-Solver++ 2M, Lu et al. 2022); only the times
-that sampling asks for are learned. `consistency`: the teacher takes one small DDIM step from any
-time of the segment, and the student's own jump from there is what its jump has to equal (multistep
-consistency models, Heek, Hoogeboom and Salimans 2024, algorithm 1). Both follow the teacher's
-deterministic path, so the same noise becomes the same face, and guidance is learned: sampling needs
-none.
+many segments as the student has steps. The guided teacher goes its whole way from noise, by steps
+of second order (DPM-Solver++ 2M, Lu et al. 2022), and the student learns to go from each segment's
+start to its end at once. Both follow the same deterministic path, so the same noise becomes the
+same face, and guidance is learned: sampling needs none. No image is needed, only contexts.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -34,18 +30,13 @@ class Few(Part):
     guidance_scale: Annotated[float, Field(ge=1.0)] = Field(
         default=1.0, description="Of the teacher; the student learns what comes out."
     )
-    method: Literal["trajectory", "consistency"] = Field(
-        default="trajectory",
-        description="Who goes to a segment's end: the teacher, or after one step the student.",
-    )
     teacher_steps: Positive = Field(
         default=12, description="Steps that the teacher would take; a multiple of steps."
     )
-
     batches: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="Draw only so many batches, again and again, and keep in memory where the "
-        "teacher takes them; 0 draws new ones without end.",
+        description="Draw only so many batches, again and again, and keep the teacher's paths in "
+        "memory; 0 draws new ones without end.",
     )
 
     @model_validator(mode="after")
@@ -54,11 +45,6 @@ class Few(Part):
             raise ValueError(
                 f"teacher_steps is {self.teacher_steps}, accepted is a multiple of steps "
                 f"({self.steps}) that is larger"
-            )
-        if self.batches and self.method == "consistency":
-            raise ValueError(
-                f"batches is {self.batches}, method consistency accepts 0: its answers change with "
-                "the student"
             )
         return self
 
@@ -71,7 +57,8 @@ class Segments:
         noising: closed forms of the noise process.
         times: the teacher's times in rising order, int64 [teacher_steps + 1]; -1 is no noise.
         each: the teacher's steps in a segment.
-        answers: `target` at the draws whose batches come again, by their place, on the CPU.
+        starts, ends: the times of the segments, in the order in which they are gone, int64 [steps].
+        answers: `path` at the draws whose batches come again, by their place, on the CPU.
     """
 
     def __init__(self, few: Few, noising: Noising) -> None:
@@ -91,23 +78,22 @@ class Segments:
                 "one time step of options.process, accepted are fewer"
             )
         self.times = torch.cat([found.new_full((1,), -1), found])
+        bounds = self.times[:: self.each].flip(0)
+        self.starts, self.ends = bounds[:-1], bounds[1:]
+
+    def start(self, t: Tensor, turn: int) -> Tensor:
+        """Turn times drawn evenly from [0, T) into starts of segments, each as often, int64 [B].
+
+        Args:
+            t: the times, int64 [B].
+            turn: how often the batch came before; each time its rows learn another segment.
+        """
+        drawn = t * self.few.steps // self.noising.process.timesteps
+        return self.starts.to(t.device)[(drawn + turn) % self.few.steps]
 
     def number(self, t: Tensor) -> Tensor:
-        """Return which of the teacher's steps a time lies in, int64 [B], 1 to teacher_steps."""
-        return torch.searchsorted(self.times.to(t.device), t)
-
-    def spread(self, t: Tensor) -> Tensor:
-        """Turn times drawn evenly from [0, T) into times to learn at, each as often, int64 [B].
-
-        A trajectory is learned from the segments' starts, consistency from every step's.
-        """
-        number = t * self.few.teacher_steps // self.noising.process.timesteps + 1
-        if self.few.method == "trajectory":
-            number = self._segment(number) + self.each
-        return self.times.to(t.device)[number]
-
-    def _segment(self, number: Tensor) -> Tensor:
-        return (number - 1) // self.each * self.each
+        """Return which segment starts at a time, int64 [B], 0 for the one that starts at noise."""
+        return (self.starts.to(t.device) == t[:, None]).int().argmax(dim=1)
 
     def signal_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha-bar) and sqrt(1 - alpha-bar), float32 [B, 1, 1, 1]; -1 is no noise."""
@@ -121,76 +107,62 @@ class Segments:
         signal_to, sigma_to = self.signal_sigma(to)
         return signal_to * clean + sigma_to * (noisy - signal * clean) / sigma
 
-    def along(self, noisy: Tensor, t: Tensor, teacher: Predict) -> Tensor:
-        """Follow the teacher from a segment's start to its end by DPM-Solver++ (2M).
+    def path(self, noise: Tensor, teacher: Predict) -> Tensor:
+        """Follow the teacher from noise by DPM-Solver++ (2M).
 
         A step is DDIM's with x0-hat extrapolated from the step before; the first one has none, and
         the last one to no noise takes x0-hat as it is, as is usual.
 
         Args:
-            noisy: x_t at times of `spread`.
-            t: those times, int64 [B].
+            noise: standard noise, float32 [B, C, H, W].
             teacher: (x_t, t) -> its guided prediction.
+
+        Returns:
+            float32 [steps + 1, B, C, H, W]: the noise, and where each segment ends.
         """
-        times, number, before = self.times.to(t.device), self.number(t), None
-        for first in number - torch.arange(self.each, device=t.device)[:, None]:
-            start, end = times[first], times[first - 1]
+        times, before, noisy, found = self.times.to(noise.device), None, noise, [noise]
+        for place in range(self.few.teacher_steps, 0, -1):
+            start, end = times[place].expand(len(noise)), times[place - 1].expand(len(noise))
             clean = self.noising.clean(noisy, teacher(noisy, start).float(), start)
             ahead = clean
-            if before is not None:
-                share = self._rise(start, end) / self._rise(times[first + 1], start) / 2.0
-                ahead = clean + torch.where(end < 0, 0.0, share)[:, None, None, None] * (
-                    clean - before
-                )
+            if before is not None and place > 1:
+                last = times[place + 1].expand(len(noise))
+                share = self._rise(start, end) / self._rise(last, start) / 2.0
+                ahead = clean + share[:, None, None, None] * (clean - before)
             noisy, before = self.moved(noisy, ahead, start, end), clean
-        return noisy
+            if (place - 1) % self.each == 0:
+                found.append(noisy)
+        return torch.stack(found)
 
     def _rise(self, t: Tensor, to: Tensor) -> Tensor:
         """Return how much half the log-SNR rises from time `t` to the later step's, float32 [B]."""
-        signal, sigma = self.signal_sigma(torch.stack([t, to], dim=1).flatten().clamp_min(0))
+        signal, sigma = self.signal_sigma(torch.stack([t, to], dim=1).flatten())
         half = (signal / sigma).log().flatten().unflatten(0, (-1, 2))
         return half[:, 1] - half[:, 0]
 
-    def target(self, noisy: Tensor, t: Tensor, teacher: Predict, student: Predict) -> Tensor:
-        """Return what the student's network should answer at x_t, float32 [B, C, H, W].
+    def target(self, noisy: Tensor, landed: Tensor, t: Tensor) -> Tensor:
+        """Return what the network should answer at x_t to land somewhere, float32 [B, C, H, W].
 
         Args:
-            noisy: x_t at times of `spread`.
-            t: those times, int64 [B].
-            teacher: (x_t, t) -> its guided prediction.
-            student: (x_t, t) -> the student's prediction; no gradient goes through it.
+            noisy: x_t at the starts of segments.
+            landed: where it should be at their ends.
+            t: the starts, int64 [B].
         """
-        number = self.number(t)
-        times = self.times.to(t.device)
-        near, end = times[number - 1], times[self._segment(number)]
-        with torch.no_grad():
-            if self.few.method == "trajectory":
-                landed = self.along(noisy, t, teacher)
-            else:
-                clean = self.noising.clean(noisy, teacher(noisy, t).float(), t)
-                stepped = self.moved(noisy, clean, t, near)
-                inner = near > end  # the others have arrived
-                asked = near.clamp_min(0)
-                jumped = self.noising.clean(stepped, student(stepped, asked).float(), asked)
-                landed = self.moved(stepped, jumped, asked, end)
-                landed = torch.where(inner[:, None, None, None], landed, stepped)
-            # The x0-hat from which one DDIM step lands there.
-            signal, sigma = self.signal_sigma(t)
-            signal_to, sigma_to = self.signal_sigma(end)
-            share = sigma_to / sigma
-            wanted = (landed - share * noisy) / (signal_to - share * signal)
-            noise = (noisy - signal * wanted) / sigma
-            return self.noising.target(wanted, noise, t)
+        # The x0-hat from which one DDIM step lands there.
+        signal, sigma = self.signal_sigma(t)
+        signal_to, sigma_to = self.signal_sigma(self.ends.to(t.device)[self.number(t)])
+        share = sigma_to / sigma
+        wanted = (landed - share * noisy) / (signal_to - share * signal)
+        return self.noising.target(wanted, (noisy - signal * wanted) / sigma, t)
 
     def weight(self, t: Tensor) -> Tensor:
         """Return the weight of the network's squared error that makes it one of where it lands.
 
         Args:
-            t: times of `spread`, int64 [B]; float32 [B] comes back.
+            t: starts of segments, int64 [B]; float32 [B] comes back.
         """
-        times = self.times.to(t.device)
         signal, sigma = self.signal_sigma(t)
-        signal_to, sigma_to = self.signal_sigma(times[self._segment(self.number(t))])
+        signal_to, sigma_to = self.signal_sigma(self.ends.to(t.device)[self.number(t)])
         # x0-hat is off by sigma for an error of one in velocity, by sigma / signal in noise.
         off = sigma if self.noising.process.prediction == "v_prediction" else sigma / signal
         return ((signal_to - sigma_to / sigma * signal) * off).square()[:, 0, 0, 0]
@@ -202,29 +174,27 @@ class Segments:
             predict: (x_t, t) -> the student's prediction.
             noise: standard noise, float32 [B, C, H, W].
         """
-        made, ends = noise, self.times[:: self.each].to(noise.device)
-        for start, end in zip(ends.flip(0)[:-1], ends.flip(0)[1:], strict=True):
-            t, to = start.expand(len(noise)), end.expand(len(noise))
+        made = noise
+        for start, end in zip(self.starts.to(noise.device), self.ends, strict=True):
+            t, to = start.expand(len(noise)), end.to(noise.device).expand(len(noise))
             made = self.moved(made, self.noising.clean(made, predict(made, t).float(), t), t, to)
         return made
 
     def followed(
         self,
-        noisy: Tensor,
+        noise: Tensor,
         t: Tensor,
         teacher: nn.Module,
-        student: nn.Module,
         given: Given,
         empty: Tensor,
         places: np.ndarray,
-    ) -> Tensor:
-        """Return `target` where both are denoisers with conditions, the teacher guided.
+    ) -> tuple[Tensor, Tensor]:
+        """Return where a guided teacher passes a segment's start, and what to answer there.
 
         Args:
-            noisy: x_t at times of `spread`.
-            t: those times, int64 [B].
+            noise: standard noise, float32 [B, C, H, W].
+            t: starts of segments, int64 [B].
             teacher: called as (x, t, given, keep=None, empty=mask); frozen.
-            student: called in the same way.
             given: the conditions.
             empty: which rows have the empty context, bool [B]: they stay unguided.
             places: which draws of the training these are, int64 [B].
@@ -237,17 +207,17 @@ class Segments:
             without = teacher(x, at, given, keep=None, empty=torch.ones_like(empty))
             return guide(with_context.float(), without.float(), self.few.guidance_scale, 0.0)
 
-        def ask() -> Tensor:
-            return self.target(
-                noisy, t, guided, lambda x, at: student(x, at, given, keep=None, empty=empty)
-            )
-
-        if not self.few.batches:
-            return ask()
         drawn = places.tolist()
-        if not self.answers.keys() >= set(drawn):
-            self.answers |= zip(drawn, ask().cpu(), strict=True)
-        return torch.stack([self.answers[place] for place in drawn]).to(noisy.device)
+        if self.few.batches and self.answers.keys() >= set(drawn):
+            passed = torch.stack([self.answers[place] for place in drawn], dim=1).to(noise.device)
+        else:
+            with torch.no_grad():
+                passed = self.path(noise, guided)
+            if self.few.batches:
+                self.answers |= zip(drawn, passed.cpu().unbind(dim=1), strict=True)
+        number, row = self.number(t), torch.arange(len(t), device=t.device)
+        noisy, landed = passed[number, row], passed[number + 1, row]
+        return noisy, self.target(noisy, landed, t)
 
 
 def check_unweighted(few: Few | None, min_snr_gamma: float) -> None:
@@ -259,9 +229,11 @@ def check_unweighted(few: Few | None, min_snr_gamma: float) -> None:
         )
 
 
-def drawn_at(few: Few | None, step: int) -> int:
-    """Return whose draws a step has: its own, or those of a batch that comes again."""
-    return step % few.batches if few and few.batches else step
+def drawn_at(few: Few | None, step: int) -> tuple[int, int]:
+    """Return whose draws a step has, and how often they came before."""
+    if few is None or not few.batches:
+        return step, 0
+    return step % few.batches, step // few.batches
 
 
 def load_followed(

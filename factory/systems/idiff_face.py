@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from factory.diffusion.autoencoder import KL, VQ
 from factory.diffusion.sampling import Given
 from factory.diffusion.unet import UNet, UNetConfig
-from factory.recipe import Fraction, InputError, checked
+from factory.recipe import Cosine, Fraction, InputError, checked
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.context_file import ContextsFile, check_source, read_contexts
-from factory.systems.contexts import uniform
+from factory.systems.contexts import perturb, uniform
 from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import DenoiserBatch, DenoiserTraining, Drawn, TrainingOptions
 
@@ -148,6 +148,11 @@ class IDiffFaceOptions(TrainingOptions):
     other_image_prob: Fraction = Field(
         default=0.0, description="Share of samples whose context is another image of the person."
     )
+    lb: Cosine = Field(
+        default=1.0,
+        description="A student's contexts are turned to cosines from U[lb, 1], as options.perturb "
+        "turns those of sampling.",
+    )
 
 
 class IDiffFaceTraining(DenoiserTraining):
@@ -161,6 +166,11 @@ class IDiffFaceTraining(DenoiserTraining):
     def check(self) -> None:
         """Refuse to draw an empty context if the model learns none."""
         self.check_empty()
+        if self.options.lb < 1.0 and self.options.few is None:
+            raise InputError(
+                f"recipe field options.lb: {self.options.lb:g}; without options.few accepted is 1: "
+                "an image goes with its own context"
+            )
         self.mask_channels, self.cpd_rate = self.config.context_channels, self.config.cpd_rate
 
     def build(self) -> nn.Module:
@@ -175,6 +185,12 @@ class IDiffFaceTraining(DenoiserTraining):
         span = data.first[label + 1] - data.first[label]
         peer = data.peers[data.first[label] + (draws.random(count) * span).astype(np.int64)]
         context = data.embeddings[flip, np.where(other, peer, rows)].astype(np.float32)
+        if self.options.lb < 1.0:
+            cosines, seeds = (
+                draws.uniform(self.options.lb, 1.0, count),
+                draws.integers(2**63, size=count),
+            )
+            context = perturb(context, cosines, seeds.tolist()).astype(np.float32)
         return Drawn((context,), {"context": context})
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:

@@ -336,15 +336,19 @@ class DenoiserTraining(Trainable):
         part = slice(self.place.rank * each, (self.place.rank + 1) * each)
         order, epoch_held = np.empty(0, np.int64), -1
         for step in range(start, stop):
-            epoch, number = divmod(drawn_at(self.options.few, step), self.steps_per_epoch)
+            key, turn = drawn_at(self.options.few, step)
+            epoch, number = divmod(key, self.steps_per_epoch)
             if epoch != epoch_held:
                 order = generator(seed64(seed, "order", epoch)).permutation(len(self.data))
                 epoch_held = epoch
-            yield self._batch(order[number * size : (number + 1) * size], step, part)
+            rows = order[number * size : (number + 1) * size]
+            batch = self._batch(rows, step, key, part)
+            if self.segments is not None:
+                batch = replace(batch, t=self.segments.start(batch.t, turn))
+            yield batch
 
-    def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
+    def _batch(self, rows: np.ndarray, step: int, key: int, part: slice) -> DenoiserBatch:
         count, timesteps = len(rows), self.options.process.timesteps
-        key = drawn_at(self.options.few, step)
         draws = generator(seed64(self.recipe.seed, "denoiser", key))
         flip = (draws.random(count) < 0.5).astype(np.int64)
         drawn = self.draw(draws, rows, flip)
@@ -390,17 +394,15 @@ class DenoiserTraining(Trainable):
 
     def loss(self, module: nn.Module, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted error, plus the identity loss if it is on, and numbers to log."""
-        if self.segments is not None:
-            batch = replace(batch, t=self.segments.spread(batch.t))
-        noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
         given = self.taken(batch)
-        predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
         if self.segments is None:
+            noisy = self.noising.noised(batch.clean, batch.noise, batch.t)
             wanted = self.noising.target(batch.clean, batch.noise, batch.t)
         else:
-            wanted = self.segments.followed(
-                noisy, batch.t, self.followed, module, given, batch.empty, batch.places
+            noisy, wanted = self.segments.followed(
+                batch.noise, batch.t, self.followed, given, batch.empty, batch.places
             )
+        predicted = module(noisy, batch.t, given, keep=batch.keep, empty=batch.empty).float()
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         loss = (self.error_weight(batch.t) * error).mean()
         numbers = {"error": float(error.detach().mean())}

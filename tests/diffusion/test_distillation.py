@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from factory.diffusion.distillation import Few, Segments, student
+from factory.diffusion.distillation import Few, Segments, drawn_at, student
 from factory.diffusion.sampling import draw_noise, sample_latents
 from factory.diffusion.schedule import Noising, Process
 from factory.recipe import InputError, Sampler
@@ -17,7 +18,11 @@ SHAPE = (1, 4, 4)
 
 def segments(prediction: str = "v_prediction", steps: int = 2, **told: Any) -> Segments:
     noising = Noising(Process(prediction=prediction))  # type: ignore[arg-type]
-    return Segments(Few.model_validate({"steps": steps, "method": "consistency"} | told), noising)
+    return Segments(Few.model_validate({"steps": steps} | told), noising)
+
+
+def noise_of(count: int, seed: int = 0) -> Tensor:
+    return draw_noise(range(seed, seed + count), SHAPE, 0)
 
 
 def teacher(cut: Segments):
@@ -31,163 +36,123 @@ def teacher(cut: Segments):
     return predict
 
 
-def exact(cut: Segments):
-    """The prediction from which one DDIM step ends where the teacher's many steps end."""
-    ask = teacher(cut)
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        made = torch.empty_like(x)
-        for row in range(len(x)):
-            number = int(cut.number(t[row : row + 1]))
-            end = (number - 1) // cut.each * cut.each
-            now, place = x[row : row + 1], number
-            while place > end:
-                at, to = cut.times[place : place + 1], cut.times[place - 1 : place]
-                clean = cut.noising.clean(now, ask(now, at), at)
-                now, place = cut.moved(now, clean, at, to), place - 1
-            signal, sigma = cut.signal_sigma(t[row : row + 1])
-            signal_to, sigma_to = cut.signal_sigma(cut.times[end : end + 1])
-            share = sigma_to / sigma
-            wanted = (now - share * x[row : row + 1]) / (signal_to - share * signal)
-            noise = (x[row : row + 1] - signal * wanted) / sigma
-            made[row] = cut.noising.target(wanted, noise, t[row : row + 1])[0]
-        return made
-
-    return predict
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_path_nears_the_flow_by_second_order(steps: int) -> None:
+    """The probability flow of N(0, SPREAD^2) scales x_t by the ratio of the deviations."""
+    noise, errors = noise_of(64), []
+    for teacher_steps in (6, 12, 24):
+        cut = segments(steps=steps, teacher_steps=teacher_steps)
+        signal, sigma = cut.signal_sigma(torch.cat([cut.starts, cut.ends[-1:]]))
+        deviation = (signal**2 * SPREAD**2 + sigma**2).sqrt()
+        exact = noise * (deviation / deviation[0])[:, None]
+        path = cut.path(noise, teacher(cut))
+        assert path.shape == (steps + 1, 64, *SHAPE) and torch.equal(path[0], noise)
+        errors.append(float((path - exact).abs().max()))
+    assert errors[1] < errors[0] / 2 and errors[2] < errors[1] / 3  # first order would halve them
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_student_that_is_right_is_its_own_target(prediction: str, steps: int) -> None:
-    cut = segments(prediction, steps)
-    t = cut.spread(torch.arange(0, 1000, 37))
-    noisy = torch.randn(len(t), *SHAPE, generator=torch.Generator().manual_seed(1))
-    student = exact(cut)
-    target = cut.target(noisy, t, teacher(cut), student)
-    assert torch.allclose(target, student(noisy, t), atol=2e-4, rtol=1e-3)
-    wrong = cut.target(noisy, t, teacher(cut), lambda x, t: torch.zeros_like(x))
-    assert not torch.allclose(wrong, target, atol=1e-2)
+def test_a_path_ends_where_diffusers_sampler_does(prediction: str, steps: int) -> None:
+    cut = segments(prediction, steps, teacher_steps=12)
+    made = cut.path(noise_of(16), teacher(cut))[-1]
+    sampler = Sampler(name="dpmsolver++", steps=12)
+    whole = sample_latents(teacher(cut), list(range(16)), SHAPE, cut.noising.process, sampler)
+    assert torch.allclose(made, whole, rtol=5e-3, atol=1e-3)  # its times are whole numbers
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_right_student_ends_where_its_teacher_does(steps: int) -> None:
-    cut = segments(steps=steps)
-    noise = draw_noise(range(64), SHAPE, 0)
-    alone = segments(steps=12, teacher_steps=24)  # only to walk 12 steps by DDIM
-    alone.times, alone.each = cut.times, 1
-    whole = alone.sample(teacher(cut), noise)
-    assert torch.allclose(cut.sample(exact(cut), noise), whole, atol=1e-4)
-    assert 0.2 < float(whole.std()) < 1.05 * SPREAD
+def test_each_segment_is_learned_as_often_and_another_each_turn(steps: int) -> None:
+    cut, drawn = segments(steps=steps), torch.arange(1000)
+    turns = torch.stack([cut.start(drawn, turn) for turn in range(steps)])
+    assert turns[0].unique().tolist() == sorted(cut.starts.tolist())
+    assert turns[0].bincount().max() == 1000 // steps
+    assert all(len(row.unique()) == steps for row in turns.T)
+    assert torch.equal(cut.start(drawn, steps), turns[0])
+    assert torch.equal(cut.starts[cut.number(turns[0])], turns[0])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_times_are_drawn_as_often_as_each_other(steps: int) -> None:
-    drawn = torch.arange(12_000) % 1000
-    step = segments(steps=steps).spread(drawn).bincount(minlength=1000)
-    assert len(step.nonzero()) == 12 and int(step.max()) - int(step[step > 0].min()) <= 12
-    cut = segments(steps=steps, method="trajectory")
-    start = cut.spread(drawn).bincount(minlength=1000)
-    assert start.nonzero()[:, 0].tolist() == cut.times[:: 12 // steps][1:].tolist()
-    assert int(start.max()) - int(start[start > 0].min()) <= 12
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_target_lands_where_it_should(prediction: str) -> None:
+    cut = segments(prediction, 4)
+    t = cut.starts[torch.arange(8) % 4]
+    ends = cut.ends[torch.arange(8) % 4]
+    noisy, landed = noise_of(8), noise_of(8, seed=100)
+    answer = cut.target(noisy, landed, t)
+    made = cut.moved(noisy, cut.noising.clean(noisy, answer, t), t, ends)
+    assert torch.allclose(made, landed, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_weight_turns_an_error_into_one_of_the_landing(prediction: str) -> None:
-    cut = segments(prediction)
-    t = cut.spread(torch.arange(0, 1000, 90))
-    noisy = torch.randn(len(t), *SHAPE, generator=torch.Generator().manual_seed(4))
-    end = cut.times[(cut.number(t) - 1) // cut.each * cut.each]
+    cut = segments(prediction, 4)
+    t = cut.starts[torch.arange(8) % 4]
+    ends = cut.ends[torch.arange(8) % 4]
+    noisy = noise_of(8)
     at = [
-        cut.moved(noisy, cut.noising.clean(noisy, torch.full_like(noisy, value), t), t, end)
+        cut.moved(noisy, cut.noising.clean(noisy, torch.full_like(noisy, value), t), t, ends)
         for value in (0.0, 1.0)
     ]
     apart = (at[0] - at[1]).square().mean(dim=(1, 2, 3))
     assert torch.allclose(cut.weight(t), apart, rtol=1e-3)
 
 
-def on_the_flow(cut: Segments, noisy: Tensor, t: Tensor) -> Tensor:
-    """Where the probability flow of N(0, SPREAD^2) ends: x_t times the ratio of the deviations."""
-    end = cut.times[(cut.number(t) - 1) // cut.each * cut.each]
+class Network(torch.nn.Module):
+    """Asks a function, and counts how often; rows that are empty get its half."""
 
-    def deviation(at: Tensor) -> Tensor:
-        signal, sigma = cut.signal_sigma(at)
-        return (signal**2 * SPREAD**2 + sigma**2).sqrt()
+    def __init__(self, ask: Any) -> None:
+        super().__init__()
+        self.ask, self.asked = ask, 0
 
-    return noisy * deviation(end) / deviation(t)
-
-
-def test_a_trajectory_nears_the_flow_by_second_order() -> None:
-    errors = []
-    for teacher_steps in (6, 12, 24):
-        cut = segments(steps=2, method="trajectory", teacher_steps=teacher_steps)
-        t = cut.spread(torch.full((64,), 700))
-        noisy = torch.randn(len(t), *SHAPE, generator=torch.Generator().manual_seed(2))
-        wanted = on_the_flow(cut, noisy, t)
-        errors.append(float((cut.along(noisy, t, teacher(cut)) - wanted).abs().max()))
-    assert errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3  # first order would halve them
+    def forward(self, x: Tensor, t: Tensor, given: Tensor, keep: None, empty: Tensor) -> Tensor:
+        self.asked += 1
+        return torch.where(empty[:, None, None, None], 0.5, 1.0) * self.ask(x, t)
 
 
-def test_a_trajectory_is_the_path_of_diffusers_sampler() -> None:
-    cut = segments(steps=1, method="trajectory", teacher_steps=12)
-    seeds = list(range(16))
-    noisy = draw_noise(seeds, SHAPE, 0)
-    made = cut.along(noisy, cut.spread(torch.full((16,), 700)), teacher(cut))
-    sampler = Sampler(name="dpmsolver++", steps=12)
-    whole = sample_latents(teacher(cut), seeds, SHAPE, cut.noising.process, sampler)
-    assert torch.allclose(made, whole, rtol=5e-3, atol=1e-3)  # its times are whole numbers
+def test_a_student_that_is_right_goes_its_teachers_way() -> None:
+    cut = segments(steps=2)
+    noise, places = noise_of(32), np.arange(32)
+    asked = (Network(teacher(cut)), torch.zeros(32, 1), torch.zeros(32, dtype=torch.bool), places)
+    answers = [cut.followed(noise, start.expand(32), *asked) for start in cut.starts]
+    made = noise
+    for start, end, (noisy, answer) in zip(cut.starts, cut.ends, answers, strict=True):
+        assert torch.allclose(made, noisy, atol=1e-4)
+        t = start.expand(32)
+        made = cut.moved(made, cut.noising.clean(made, answer, t), t, end.expand(32))
+    whole = iter(answers)
+    sampled = cut.sample(lambda x, t: next(whole)[1], noise)
+    assert torch.allclose(sampled, made, atol=1e-6)
+    assert torch.allclose(sampled, cut.path(noise, teacher(cut))[-1], atol=1e-4)
 
 
-def test_a_trajectorys_target_jumps_to_where_the_teacher_arrives() -> None:
-    cut = segments(method="trajectory")
-    middle = int(cut.times[6])
-    t = cut.spread(torch.tensor([999, 600, 499, 3]))
-    assert t.tolist() == [999, 999, middle, middle]
-    noisy = torch.randn(len(t), *SHAPE, generator=torch.Generator().manual_seed(3))
-
-    def never(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("a trajectory asks the teacher alone")
-
-    target = cut.target(noisy, t, teacher(cut), never)
-    ends = torch.tensor([middle, middle, -1, -1])
-    landed = cut.moved(noisy, cut.noising.clean(noisy, target, t), t, ends)
-    assert torch.allclose(landed, cut.along(noisy, t, teacher(cut)), atol=1e-5)
+def test_guidance_is_in_the_path_and_empty_rows_have_none() -> None:
+    empty = torch.arange(8) % 2 == 0
+    paths = []
+    for scale in (1.0, 2.0):
+        cut = segments(guidance_scale=scale)
+        network = Network(teacher(cut))
+        t = cut.starts[1].expand(8)
+        noisy, _ = cut.followed(noise_of(8), t, network, torch.zeros(8, 1), empty, np.arange(8))
+        assert network.asked == 12 * (1 if scale == 1.0 else 2)
+        paths.append(noisy)
+    assert torch.allclose(paths[0][empty], paths[1][empty], atol=1e-6)
+    assert not torch.allclose(paths[0][~empty], paths[1][~empty], atol=1e-2)
 
 
-@pytest.mark.parametrize("method", ["trajectory", "consistency"])
-def test_a_student_learns_by_its_targets(method: str) -> None:
-    """One number a time step is all that this data needs; it starts as the teacher."""
-    cut = segments(steps=1, method=method)
-    table = torch.nn.Parameter(torch.zeros(21))
-    ask = teacher(cut)
-
-    def student(x: Tensor, t: Tensor) -> Tensor:
-        return ask(x, t) + table[cut.number(t)][:, None, None, None] * x
-
-    optimizer = torch.optim.Adam([table], lr=0.02)
-    draws = torch.Generator().manual_seed(0)
-
-    def error() -> float:
-        t = cut.spread(torch.arange(0, 1000, 10))
-        noisy = torch.randn(len(t), *SHAPE, generator=torch.Generator().manual_seed(5))
-        with torch.no_grad():
-            if method == "trajectory":
-                right = cut.target(noisy, t, ask, ask)
-            else:
-                right = exact(cut)(noisy, t)
-            return float((student(noisy, t) - right).square().mean())
-
-    before = error()
-    for _ in range(400):
-        t = cut.spread(torch.randint(0, 1000, (64,), generator=draws))
-        clean = SPREAD * torch.randn(64, *SHAPE, generator=draws)
-        noise = torch.randn(64, *SHAPE, generator=draws)
-        noisy = cut.noising.noised(clean, noise, t)
-        target = cut.target(noisy, t, ask, student)
-        loss = (student(noisy, t) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert error() < 0.05 * before
+def test_the_paths_of_a_batch_that_comes_again_are_kept() -> None:
+    cut = segments(batches=3)
+    network, none = Network(teacher(cut)), torch.zeros(4, dtype=torch.bool)
+    given, places = torch.zeros(4, 1), np.arange(4)
+    first = [
+        cut.followed(noise_of(4), t.expand(4), network, given, none, places) for t in cut.starts
+    ]
+    assert network.asked == 12
+    again = cut.followed(noise_of(4), cut.starts[1].expand(4), network, given, none, places)
+    assert network.asked == 12 and torch.equal(again[1], first[1][1])
+    cut.followed(noise_of(4, 50), cut.starts[1].expand(4), network, given, none, places + 4)
+    assert network.asked == 24
+    assert drawn_at(cut.few, 2) == (2, 0) and drawn_at(cut.few, 7) == (1, 2)
+    assert drawn_at(None, 7) == drawn_at(Few(), 7) == (7, 0)
 
 
 def test_what_a_student_has_not_learned_is_refused() -> None:

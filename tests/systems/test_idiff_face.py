@@ -387,10 +387,15 @@ def test_a_student_learns_where_its_teacher_goes(
         optimizer.step()
         optimizer.zero_grad()
         errors.append(numbers["error"])
-    # Two steps of the teacher to a segment's end, each with and without context.
-    assert len(asked) == 4 * (batches or 60)
-    again = next(iter(trained.batches(60, 61))), next(iter(trained.batches(0, 1)))
-    assert torch.equal(again[0].noise, again[1].noise) == bool(batches)
+    # Four steps of the teacher to the end, each with and without context.
+    assert len(asked) == 8 * (batches or 60)
+    again, first = (next(iter(trained.batches(at, at + 1))) for at in (63, 0))
+    assert torch.equal(again.noise, first.noise) == bool(batches)
+    if batches:  # its rows learn the other segment
+        assert (
+            set(again.t.tolist()) == set(first.t.tolist()) == set(trained.segments.starts.tolist())
+        )
+        assert not (again.t == first.t).any()
     if batches:
         assert np.mean(errors[-3:]) < 0.3 * np.mean(errors[:3])
     trained.save(trained.module.eval(), tmp_path / "few.safetensors", {"licence": "CC0-1.0"})
@@ -406,15 +411,29 @@ def test_a_student_learns_where_its_teacher_goes(
         IDiffFaceTraining(student(few, dataset), Place(0, 1, tmp_path)).load()
 
 
+def test_a_students_contexts_are_turned_as_those_of_sampling(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    def contexts(**options: Any) -> torch.Tensor:
+        told = {"process": {"prediction": "v_prediction"}, "few": {"steps": 2}} | options
+        weights = located(files, "autoencoder", "teacher", "denoiser")
+        recipe = training(files, dataset, options=told, weights=weights)
+        trained = IDiffFaceTraining(recipe, Place(0, 1, tmp_path)).load()
+        return torch.cat([batch.given[0] for batch in trained.batches(0, 40)])
+
+    as_they_are, turned = contexts(), contexts(lb=0.7)
+    assert torch.allclose(turned.norm(dim=1), torch.ones(len(turned)), atol=1e-5)
+    cosines = (as_they_are * turned).sum(dim=1)
+    assert 0.7 < float(cosines.min()) < 0.75 and 0.95 < float(cosines.max()) <= 1.0
+    assert abs(float(cosines.mean()) - 0.85) < 0.02
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"options": {"few": {"steps": 2}, "min_snr_gamma": 5.0}}, "min_snr_gamma: 5; with"),
         ({"options": {"few": {"steps": 5}}}, "teacher_steps is 12, accepted is a multiple"),
-        (
-            {"options": {"few": {"method": "consistency", "batches": 9}}},
-            "batches is 9, method consistency accepts 0",
-        ),
+        ({"options": {"lb": 0.7}}, "options.lb: 0.7; without options.few accepted is 1"),
         ({"options": {"few": {}}}, r"weights\.denoiser: missing"),
     ],
 )
