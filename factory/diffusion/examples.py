@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,13 +219,19 @@ def encoder_digest(autoencoder: Bottleneck | VQ | KL) -> str:
     return hashed.hexdigest()[:16]
 
 
-def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = None) -> Examples:
+def load_examples(
+    source: ExampleSource,
+    cache: Path,
+    sidecar: Store | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Examples:
     """Return a dataset's arrays, from the cache if it has them.
 
     Args:
         source: the inputs of the arrays.
         cache: folder of the cache.
         sidecar: folder in which actors left the networks' arrays; None computes them here.
+        say: receives how many images are computed.
 
     Raises:
         InputError: a sample lacks an attribute, attributes are wanted from a composition, or the
@@ -244,7 +250,7 @@ def load_examples(source: ExampleSource, cache: Path, sidecar: Store | None = No
                     _gather(sidecar, named[kind], len(source.feed), path)
             here = {kind: path for kind, path in made.items() if kind not in found}
             if here:
-                compute(source, here, range(len(source.feed)))
+                compute(source, here, range(len(source.feed)), say)
             for kind, path in made.items():  # another worker may move the same bytes as well
                 os.replace(path, paths[kind])
     arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in source.kinds}
@@ -277,7 +283,12 @@ def _gather(sidecar: Store, name: str, count: int, path: Path) -> None:
 
 
 @torch.inference_mode()
-def compute(source: ExampleSource, made: dict[str, Path], rows: range) -> None:
+def compute(
+    source: ExampleSource,
+    made: dict[str, Path],
+    rows: range,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Write arrays of some images in one pass over them.
 
     Args:
@@ -285,6 +296,7 @@ def compute(source: ExampleSource, made: dict[str, Path], rows: range) -> None:
         made: the .npy file of each wanted kind.
         rows: the images, in the order of the arrays. The second half of latents, embeddings, norms
             and maps is of the mirrored images.
+        say: receives how many images are computed, from time to time.
     """
     feed, frozen, attributes = source.feed, source.frozen, source.attributes
     device = next(frozen.teacher.parameters()).device
@@ -302,6 +314,7 @@ def compute(source: ExampleSource, made: dict[str, Path], rows: range) -> None:
         arrays[kind][part if side is None else (side, part)] = values
 
     for start, images, labels, keys in _batches(feed, rows):
+        say(f"examples {start - rows.start}/{len(rows)}")
         part = slice(start - rows.start, start - rows.start + len(images))
         keep("labels", part, labels)
         keep("images", part, images)

@@ -1,7 +1,7 @@
 """The interface between the one training loop and the many networks and losses that it trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,11 +14,15 @@ from factory.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a trainable: worker `rank` of `world`, with a local folder for caches."""
+    """The place of a trainable: worker `rank` of `world`, with a local folder for caches.
+
+    `say` receives how far the work before the first step is.
+    """
 
     rank: int
     world: int
     cache: Path
+    say: Callable[[str], None] = lambda line: None
 
 
 class Trainable(ABC):

@@ -391,19 +391,22 @@ class DCFaceTraining(DenoiserTraining):
             ]
         )
 
-    def _batch(self, rows: np.ndarray, step: int, part: slice) -> DenoiserBatch:
-        return super()._batch(rows if self.sizes is None else self.target[rows], step, part)
+    def _batch(self, rows: np.ndarray, step: int, key: int, part: slice) -> DenoiserBatch:
+        return super()._batch(rows if self.sizes is None else self.target[rows], step, key, part)
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
         """Draw the identity image of each target; the target itself is the style image.
 
-        The two are mirrored independently of each other.
+        The two are mirrored independently of each other. A student has no target: as in sampling,
+        its style image is another person's.
         """
         if self.sizes is None:
             return Drawn(())
         data, count = self.data, len(rows)
         mirrored = (draws.random(count) < 0.5).astype(np.int64)
         who = self.identity_rows(rows, draws.random(count))
+        if self.segments is not None:
+            rows = np.roll(rows, 1)
         if self.sizes.identity_encoder:
             given = (data.pixels(mirrored, who),)
         else:

@@ -302,7 +302,7 @@ class DenoiserTraining(Trainable):
     def _load_examples(self) -> None:
         recipe, source = self.recipe, self.source()
         sidecar = Store(recipe.precompute.sidecar) if recipe.precompute else None
-        self.data: Examples = load_examples(source, self.place.cache, sidecar)
+        self.data: Examples = load_examples(source, self.place.cache, sidecar, self.place.say)
         source.feed.close()
         first = np.zeros(1, np.int64)
         shape = self.data.clean(first, first).shape[1:]

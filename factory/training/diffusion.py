@@ -103,7 +103,7 @@ def run(
     hardware.set_up(recipe.engine.threads, gpu, recipe.engine.precision)
     torch.manual_seed(seed64(recipe.seed, "weights") % 2**63)
     with _cache(store) as cache:
-        place = Place(worker.rank, worker.world, cache)
+        place = Place(worker.rank, worker.world, cache, _saying(recipe, worker))
         trainable = trainable_class(recipe.system)(recipe, place).load()
         step = checkpoint.agreed(store) or 0
         held = checkpoint.load(store, step)[STATE] if step else None
@@ -140,6 +140,16 @@ def run(
         if worker.rank > 0:
             return {}
         return _finish(recipe, store, trainable, engine, whole, progress, step, inherited)
+
+
+def _saying(recipe: TrainRecipe, worker: Worker) -> Callable[[str], None]:
+    """Return what sends a line of rank 0 to the driver, so that no long work is silent."""
+
+    def say(line: str) -> None:
+        if worker.rank == 0:
+            worker.note(f"{recipe.name}: {line}", [], [])
+
+    return say
 
 
 @contextmanager

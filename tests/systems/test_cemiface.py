@@ -8,6 +8,7 @@ import pytest
 import torch
 from faces import make_pool
 from gpu import same_images, same_step
+from students import FEW, SAMPLER, drawn, taught
 from tiny import ADM, DIMENSION, generating, located, save_frozen, training
 
 from factory.diffusion.dcface import DCFaceConfig, DCFaceNet
@@ -221,6 +222,18 @@ def test_it_learns_from_an_unconditional_model_and_generates(
     contexts = system.draw_contexts([0, 1])
     places = [Position(0, 0, 0), Position(1, 0, 0)]
     assert system.sample(system.vary(contexts, places), places).images.shape == (2, 16, 16, 3)
+
+
+def test_a_student_of_two_steps_is_learned_and_sampled(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    options = {"process": OPTIONS["process"], "few": FEW}
+    weights = located(files, "autoencoder", "teacher", "denoiser")
+    recipe = training("cemiface", files, dataset, MODEL, options=options, weights=weights)
+    few = taught(CemiFaceTraining, recipe, tmp_path)
+    assert drawn(loaded(files | {"denoiser": few}, sampler=SAMPLER)).shape == (2, 16, 16, 3)
+    with pytest.raises(InputError, match="has learned ddim of 2 steps"):
+        loaded(files | {"denoiser": few})
 
 
 def test_a_gpu_trains_and_draws_as_a_cpu_does(

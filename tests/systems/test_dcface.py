@@ -10,6 +10,7 @@ import torch
 from faces import face, make_pool
 from gpu import same_images, same_step
 from irnet import IRNet
+from students import FEW, SAMPLER, drawn, taught
 from tiny import SIZE, located, save_frozen
 from torch.nn import functional as F
 
@@ -556,6 +557,23 @@ def test_guidance_leads_from_the_style_alone(files: dict[str, Path]):
         made[start] = (one - two).abs().amax(dim=(1, 2, 3)) > 1e-5
     assert made["nothing"].tolist() == [True, False]
     assert made["style"].tolist() == [True, True]
+
+
+def test_a_student_of_two_steps_is_learned_and_sampled(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+):
+    options = {"process": {"prediction": "v_prediction"}, "few": FEW}
+    weights = located(files, "autoencoder", "teacher", "denoiser")
+    recipe = training(files, dataset, options=options, weights=weights)
+    held = DCFaceTraining(recipe, Place(0, 1, tmp_path)).load()
+    batch = next(iter(held.batches(0, 1)))
+    flips = [held.data.embeddings[:, row].astype(np.float32) for row in np.roll(batch.rows, 1)]
+    for style, either in zip(batch.wanted["style"].numpy(), flips, strict=True):
+        assert np.abs(either - style).max(axis=1).min() < 1e-6  # another image's, as in sampling
+    few = files | {"denoiser": taught(DCFaceTraining, recipe, tmp_path)}
+    styles = {"styles": {"dataset": named(dataset)}}
+    system = loaded(generating(few, options=styles, sampler=SAMPLER))
+    assert drawn(system).shape == (2, SIZE, SIZE, 3)
 
 
 def test_a_gpu_trains_and_draws_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path):

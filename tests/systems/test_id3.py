@@ -8,6 +8,7 @@ import pytest
 import torch
 from faces import make_pool
 from gpu import same_images, same_step
+from students import FEW, SAMPLER, drawn, taught
 from tiny import DIMENSION, IDIFF, SIZE, generating, located, save_frozen, training
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -369,6 +370,17 @@ def test_a_gpu_draws_as_a_cpu_does(files: dict[str, Path], gradient: str) -> Non
     options = {"anchors": 6, "score": {"gradient": gradient}}
     sampler = {"name": "unipc", "steps": 3, "batch_size": 4, "dtype": "float32"}
     same_images(ID3, generating("id3", files, "anchors", options=options, sampler=sampler))
+
+
+def test_a_student_of_two_steps_is_learned_and_sampled(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    options = OPTIONS | {"few": FEW, "lb": 0.7, "identity": {"weight": 0.0}}
+    weights = located(files, "autoencoder", "teacher", "denoiser")
+    recipe = training("id3", files, dataset, MODEL, options=options, weights=weights)
+    few = files | {"denoiser": taught(ID3Training, recipe, tmp_path)}
+    options = {"anchors": 6, "score": {"gradient": "off"}}
+    assert drawn(loaded(few, options=options, sampler=SAMPLER)).shape == (2, SIZE, SIZE, 3)
 
 
 def test_a_gpu_trains_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path) -> None:

@@ -357,6 +357,15 @@ def test_a_gpu_trains_and_draws_as_a_cpu_does(
     same_images(IDiffFace, generating(files, identities=identities))
 
 
+def test_the_examples_are_not_made_in_silence(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    for _ in range(2):  # the second time they lie in the cache
+        IDiffFaceTraining(training(files, dataset), Place(0, 1, tmp_path, said.append)).load()
+    assert said and said[0].startswith("examples 0/") and len(set(said)) == len(said)
+
+
 def student(files: dict[str, Path], data: str, **few: Any) -> TrainRecipe:
     options = {"process": {"prediction": "v_prediction"}, "empty_context_prob": 0.2}
     options["few"] = {"steps": 2, "guidance_scale": 1.5, "teacher_steps": 4} | few

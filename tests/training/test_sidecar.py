@@ -12,7 +12,7 @@ from faces import make_pool
 
 from factory.datasets.feed import Feed
 from factory.datasets.store import Store
-from factory.diffusion.examples import CHUNK, NETWORKS, load_examples
+from factory.diffusion.examples import BATCH, CHUNK, NETWORKS, load_examples
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, Weights
@@ -66,7 +66,9 @@ def check_same(recipe: TrainRecipe, folder: Path) -> None:
     assert recipe.precompute
     store = Store(recipe.precompute.sidecar)
     source = DCFaceTraining(recipe, Place(0, 1, folder)).source()
-    here = load_examples(source, folder / "here")
+    said: list[str] = []
+    here = load_examples(source, folder / "here", say=said.append)
+    assert said[0] == f"examples 0/{PEOPLE * EACH}" and len(set(said)) == len(said) > CHUNK // BATCH
     there = load_examples(source, folder / "there", store)
     assert set(here.arrays) == {"images", *NETWORKS}
     for kind, array in here.arrays.items():
