@@ -7,6 +7,7 @@ number of actors of a pool between a smallest and a largest one.
 
 import gc
 import os
+import pickle
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import torch
@@ -27,10 +29,12 @@ from factory.cluster.watch import FlowWatch
 from factory.nodes import Reservation
 from factory.recipe import FaultError, InputError, public
 
-WINDOW_ROWS, WINDOW_TURNS = 2000, 50  # see `flow`
+PORTION = 1000  # rows that Ray is handed in one object
+WINDOW_ROWS, WINDOW_BYTES = 100_000, 1 << 28  # see `flow`
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
 PASSAGE = "passage"  # column of a row on its way, see `Followed`
+PACKED = "packed"  # column of rows on their way to the first pool
 LEFT_OUT = "left_out"  # column of a row that was tried too often: what is said of it
 LOAD = "load"  # the stage in which an actor is made
 HANDED_ON = ("FACTORY_SYSTEMS",)  # the driver's environment that actors need, too
@@ -177,9 +181,10 @@ def flow(
 ) -> Iterator[dict[str, Any]]:
     """Run rows through pools of actors, a window of rows at a time; rows come back in any order.
 
-    Ray keeps about 5 kB of each row in the driver until its dataset is done, so only a window of
-    rows is handed over at once (docs/contracts.md 7). A window is large enough that starting the
-    actors again costs little.
+    Ray is handed a portion of rows in one object, and a task of its takes a portion apart as fast
+    as the first pool takes rows, so the driver keeps little of a row that is not on its way. Actors
+    start again with each window, which ends before what is handed over fills Ray's object store
+    (docs/contracts.md 7).
 
     Args:
         rows: one dictionary for each call of the first pool's actor.
@@ -201,11 +206,8 @@ def flow(
 def _flow(
     rows: Iterable[dict[str, Any]], pools: Sequence[ActorPool], what: str, watch: FlowWatch
 ) -> Iterator[dict[str, Any]]:
-    window = max(WINDOW_ROWS, WINDOW_TURNS * sum(pool.reserved.size for pool in pools))
-    left = iter(rows)
-    while handed := list(islice(left, window)):
-        sent = [row | {PASSAGE: watch.passage(row)} for row in handed]
-        data = ray.data.from_items(sent, override_num_blocks=len(sent))
+    left = ({**row, PASSAGE: watch.passage(row)} for row in rows)
+    while (data := _handed(left)) is not None:
         for pool in pools:
             data = _through(data, pool, watch.tries)
         for row in _rows(data):
@@ -220,6 +222,27 @@ def _flow(
             watch.done(row.pop(PASSAGE))
             yield row
         gc.collect()  # Ray's objects of a finished dataset refer to each other
+
+
+def _handed(left: Iterator[dict[str, Any]]) -> Any:
+    """Return a dataset of the next window's rows, a block each; None if no row is left."""
+    portions, rows, size = [], 0, 0
+    while rows < WINDOW_ROWS and size < WINDOW_BYTES and (part := list(islice(left, PORTION))):
+        if not portions and len(part) < PORTION:  # so few that a task for them is not worth it
+            return ray.data.from_items(part, override_num_blocks=len(part))
+        packed = [pickle.dumps(row) for row in part]
+        portions.append(ray.put(pa.table({PACKED: packed})))
+        rows, size = rows + len(packed), size + sum(map(len, packed))
+    if not portions:
+        return None
+    data = ray.data.from_arrow_refs(portions)
+    data.context.target_max_block_size = 1  # a row a block
+    return data.map_batches(_unpacked, batch_size=None, batch_format="numpy", num_cpus=0)
+
+
+def _unpacked(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    for packed in batch[PACKED]:
+        yield {name: column(value) for name, value in pickle.loads(packed).items()}
 
 
 def _rows(data: Any) -> Iterator[dict[str, Any]]:

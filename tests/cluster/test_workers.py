@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -98,20 +99,42 @@ def test_rows_of_errors_reach_the_user_as_errors(untouched: list[ActorPool]) -> 
         list(flow([{FAILED: "full"}], untouched, "output u: "))
 
 
+@pytest.mark.parametrize(("name", "most"), [("WINDOW_ROWS", 4), ("WINDOW_BYTES", 1000)])
 def test_rows_are_handed_over_a_window_at_a_time(
-    untouched: list[ActorPool], monkeypatch: pytest.MonkeyPatch
+    ray_cluster, monkeypatch: pytest.MonkeyPatch, name: str, most: int
 ) -> None:
-    monkeypatch.setattr(workers, "WINDOW_ROWS", 4)
-    monkeypatch.setattr(workers, "WINDOW_TURNS", 1)
+    monkeypatch.setattr(workers, "PORTION", 2)
+    monkeypatch.setattr(workers, name, most)
     asked: list[int] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number in range(6):
+        for number in range(1, 8):
             asked.append(number)
-            yield {"number": number}
+            yield {"number": number, "more": b"x" * 250}
 
-    found = [(row["number"], len(asked)) for row in flow(rows(), untouched, "")]
-    assert found == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 6), (5, 6)]
+    pool = ActorPool("Doubles", Doubles, (10,), PART, 1)
+    found = [(row["number"], len(asked)) for row in flow(rows(), [pool], "")]
+    assert sorted(found) == [(10, 4), (20, 4), (30, 4), (40, 4), (50, 7), (60, 7), (70, 7)]
+
+
+class Naps:
+    """Says who it is after a nap."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        time.sleep(0.2)
+        return {"actor": column(ray.get_runtime_context().get_actor_id())}
+
+
+@pytest.mark.parametrize("portion", [5, 1000])
+def test_a_pool_grows_while_rows_come(
+    ray_cluster, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    """Whether the rows wait in a portion, which hands on no more than it must, or before Ray."""
+    monkeypatch.setattr(workers, "PORTION", portion)
+    part = Reservation("workers.max", "workers.", 3, 0.25)
+    rows = ({"number": number} for number in range(150))
+    found = [row["actor"] for row in flow(rows, [ActorPool("Naps", Naps, (), part, 1)], "")]
+    assert len(found) == 150 and len(set(found)) > 1
 
 
 def test_a_row_that_fails_in_the_first_pool_passes_the_second(ray_cluster) -> None:

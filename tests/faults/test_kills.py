@@ -44,8 +44,8 @@ def actors() -> list[psutil.Process]:
 def test_killed_actors_lose_nothing(
     ray_cluster, plain, make_alone, tars, parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "WINDOW_ROWS", 8)  # Ray is handed the shards in two portions
-    monkeypatch.setattr(workers, "WINDOW_TURNS", 1)
+    monkeypatch.setattr(workers, "PORTION", 4)  # Ray takes these apart while actors are killed
+    monkeypatch.setattr(workers, "WINDOW_ROWS", 8)
     recipe, killed = plain("workers.max=2", "workers.num_cpus=0.5"), []
     make_alone(recipe, Store(tmp_path / "whole"))
     store = Store(tmp_path / "killed")
