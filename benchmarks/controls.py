@@ -49,14 +49,21 @@ class Setting:
 
 
 def _weights(name: str) -> tuple[str, ...]:
-    """Return the overrides that replace a recipe's denoiser by another shipped one."""
-    location = f"package:weights/{name}.safetensors"
-    return (f"weights.denoiser.location={location}", "weights.denoiser.sha256=''")
+    """Return the overrides that replace a recipe's denoiser by another one of the first teacher."""
+    used = {"denoiser": name, "teacher": "teacher/first"}
+    return tuple(
+        override
+        for part, file in used.items()
+        for override in (
+            f"weights.{part}.location=package:weights/{file}.safetensors",
+            f"weights.{part}.sha256=''",
+        )
+    )
 
 
 CONTROLS = {
     "cpd_rate": tuple(
-        Setting(rate, "idiff_face", _weights(f"idiff_face/{name}"))
+        Setting(rate, "idiff_face_full", _weights(f"idiff_face/{name}"))
         for rate, name in ((0.0, "cpd0"), (0.25, "cpd25"), (0.5, "cpd50"))
     ),
     "style_grid": tuple(

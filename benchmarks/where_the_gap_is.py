@@ -248,7 +248,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the datasets and trainings")
-    add("--recipe", default="desk/generate/idiff_face.yaml", help="an idiff_face recipe")
+    add("--recipe", default="desk/generate/idiff_face_full.yaml", help="an idiff_face recipe")
     add("--set", dest="sets", action="append", default=[], help="override a field of the recipe")
     add("--people", type=int, default=PEOPLE, help="people of each dataset")
     add("--images-each", type=int, default=IMAGES_EACH, help="images of each person")

@@ -1,7 +1,7 @@
 """How much of the context should IDiff-Face drop in training (contextual partial dropout)?
 
-It compares three fine-tunes of the shipped weights, which were trained equally long and differ only
-in the dropout rate (docs/papers.md 2.2).
+It compares three fine-tunes of stage one under the first teacher, which were trained equally long
+and differ only in the dropout rate (docs/papers.md 2.2).
 """
 
 from factory.search import Choice, Pool, Space
@@ -13,9 +13,11 @@ def composition(point):
     """Return the composition of a point."""
     name = WEIGHTS[point["cpd_rate"]]
     pool = Pool(
-        "jobs/recipes/desk/generate/idiff_face.yaml",
+        "jobs/recipes/desk/generate/idiff_face_full.yaml",
         f"weights.denoiser.location=package:weights/idiff_face/{name}.safetensors",
         "weights.denoiser.sha256=''",
+        "weights.teacher.location=package:weights/teacher/first.safetensors",
+        "weights.teacher.sha256=''",
     )
     return {"pools": {"idiff_face": pool.view()}}
 

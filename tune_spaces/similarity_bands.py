@@ -14,7 +14,7 @@ WIDE = Pool(
 )
 TEACHER = {
     "location": "package:weights/teacher/recognizer.safetensors",
-    "sha256": "fc26a3376dfd9f9702198baba02080a4cf566f3d50b680553b5184d5503fd742",
+    "sha256": "9ddfd824e9fbd165fa36f30fdcd1c7840be2bffac1993f26c880fc04fd69d722",
     "licence": "Apache-2.0",
 }
 

@@ -21,7 +21,6 @@ ROWS = {
     CONTROL: ("synthetic", ("data.shuffle_labels=true",)),
 }
 SHORT_WORLD = ("identities.count=100",)
-SHORT_DATA = ("sampler.steps=6",)
 SHORT_FR = ("schedule.steps=150",)
 SHORT_CONTROL = ("schedule.steps=75",)  # shuffled labels teach nothing
 SMALLEST_DATA = ("identities.count=12", "identities.images_each=4", "shard.identities=3")
@@ -72,22 +71,22 @@ class Demo(Chain):
         )
         data = f"data.train={run / 'studio/train'}"
         teacher = _located("teacher", self.teacher)
-        first, sharp, denoiser = (
-            str(run / name) for name in ("autoencoder", "autoencoder_stage2", "idiff_face")
-        )
-        made = f"{first}/autoencoder.safetensors"
-        for out, recipe, known in (
-            (first, "autoencoder", ()),
-            (sharp, "autoencoder_stage2", (*teacher, *_located("start", made))),
-            (denoiser, "idiff_face", (*teacher, *_located("autoencoder", made))),
+
+        def made(part: str, recipe: str) -> tuple[str, ...]:
+            kind = "autoencoder" if recipe.startswith("autoencoder") else "denoiser"
+            return _located(part, str(run / recipe / f"{kind}.safetensors"))
+
+        sharp = (*teacher, *made("autoencoder", "autoencoder_stage2"))
+        for recipe, known in (
+            ("autoencoder", ()),
+            ("autoencoder_stage2", (*teacher, *made("start", "autoencoder"))),
+            ("idiff_face", (*teacher, *made("autoencoder", "autoencoder"))),
+            ("idiff_face_stage2", (*sharp, *made("start", "idiff_face"))),
+            ("idiff_face_few", (*sharp, *made("denoiser", "idiff_face_stage2"))),
         ):
-            sets = (data, *known, *steps)
+            sets, out = (data, *known, *steps), run / recipe
             self.step(recipe, "train_diffusion", train / f"{recipe}.yaml", "--out", out, sets=sets)
-        self.weights = (
-            *teacher,
-            *_located("autoencoder", f"{sharp}/autoencoder.safetensors"),
-            *_located("denoiser", f"{denoiser}/denoiser.safetensors"),
-        )
+        self.weights = (*sharp, *made("denoiser", "idiff_face_few"))
         self.benchmarks = run / "benchmarks"
         few = ("--pairs", str(SMALLEST_PAIRS)) if self.smallest else ()
         self.step("benchmarks", "make_benchmarks", "--out", self.benchmarks, *few)
@@ -95,11 +94,10 @@ class Demo(Chain):
     def make_datasets(self) -> None:
         """Generate the synthetic dataset, and as many images of the studio."""
         small = SMALLEST_DATA if self.smallest else () if self.full else SHORT_WORLD
-        fewer = () if self.full else SHORT_DATA
         loose = UNSCREENED if self.smallest and self.weights else ()
         generate = RECIPES / "generate"
         for name, recipe, sets in (
-            ("synthetic", "idiff_face", (*self.weights, *small, *loose, *fewer)),
+            ("synthetic", "idiff_face", (*self.weights, *small, *loose)),
             ("real", "studio", small),
         ):
             out = self.run / name

@@ -106,7 +106,7 @@ def test_the_truth_is_sampled_without_a_teacher(tmp_path: Path) -> None:
     file = tmp_path / "denoiser.safetensors"
     save_weights(file, "denoiser", UNet(model), config, {"licence": "CC0-1.0"})
     chain, sets = Rendered(tmp_path, "", "", (1,), tmp_path), ("sampler.steps=1",)
-    found = datasets(chain, "desk/generate/idiff_face.yaml", sets, [TRUTH], 2, 2, str(file))
+    found = datasets(chain, "desk/generate/idiff_face_full.yaml", sets, [TRUTH], 2, 2, str(file))
     assert list(found) == [STUDIO, TRUTH]
     made = sorted((tmp_path / "images" / TRUTH).rglob("*.png"))
     assert [Image.open(one).size for one in made] == [(64, 64)] * 4
