@@ -48,7 +48,7 @@ AVX2 = {
 }
 SMALL = ("identities.count=4", "identities.images_each=3", "shard.identities=2")
 SAMPLED = (*SMALL, "sampler.steps=2", "sampler.dtype=float32", "identities.max_cosine=1")
-REFILLED = (*SAMPLED, "screens.identity_drift.tolerance=0.3", "screens.max_attempts=3")
+REFILLED = (*SAMPLED, "screens.identity_drift.tolerance=0.1", "screens.max_attempts=3")
 SPLIT = ("workers.committers=1", "workers.num_cpus=0.25", "workers.committer_num_cpus=0.25")
 CASES = {
     "studio": ("studio", SMALL),
@@ -153,18 +153,21 @@ def test_what_is_committed_is_the_same_on_every_processor(tmp_path: Path) -> Non
     "name", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
 def test_no_byte_has_changed(name: str, tmp_path: Path) -> None:
-    recorded = json.loads(GOLDEN.read_text())["tars"]
     arithmetic = this_arithmetic()
-    if arithmetic not in recorded:
+    recorded = json.loads(GOLDEN.read_text())["tars"].get(arithmetic, {})
+    if name not in recorded:
         pytest.skip(
-            f"no bytes are recorded for this processor's arithmetic ({arithmetic}); "
+            f"no bytes of {name} are recorded for this processor's arithmetic ({arithmetic}); "
             "python tests/test_golden.py records them"
         )
-    assert tars(name, tmp_path) == recorded[arithmetic][name]
+    assert tars(name, tmp_path) == recorded[name]
 
 
 def test_a_split_run_with_refills_is_recorded_as_the_fused_one() -> None:
-    for made in json.loads(GOLDEN.read_text())["tars"].values():
+    recorded = json.loads(GOLDEN.read_text())["tars"].values()
+    with_refills = [made for made in recorded if "refills" in made]
+    assert with_refills
+    for made in with_refills:
         assert made["refills"] == made["refills, split"] and made["refills"] != made["idiff_face"]
 
 
