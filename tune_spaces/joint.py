@@ -43,7 +43,7 @@ SPACE = Space(
         },
         "images_each": Choice(6, 8, 10),
         "m": Choice(0.0, 0.2, 0.4),
-        "idiff_face_below": Choice(0.91, 0.93, 1.0),
+        "idiff_face_below": Choice(0.76, 0.80, 1.0),
     },
     composition=composition,
     search="tpe",

@@ -34,14 +34,14 @@ SPACE = Space(
     question="Does a recognizer learn more from images near their person's centre, or far from it?",
     axes={
         "band": Choice(
-            [-1.0, 0.897],
-            [0.855, 0.903],
-            [0.871, 0.909],
-            [0.884, 0.916],
-            [0.892, 0.922],
-            [0.899, 0.929],
-            [0.905, 0.937],
-            [0.9115, 1.0],
+            [-1.0, 0.738],
+            [0.65, 0.753],
+            [0.691, 0.767],
+            [0.711, 0.778],
+            [0.728, 0.792],
+            [0.743, 0.81],
+            [0.757, 0.833],
+            [0.77, 1.0],
         )
     },
     composition=composition,
