@@ -240,7 +240,7 @@ def _handed(left: Iterator[dict[str, Any]]) -> Any:
     return data.map_batches(_unpacked, batch_size=None, batch_format="numpy", num_cpus=0)
 
 
-def _unpacked(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _unpacked(batch: Any) -> Iterator[dict[str, np.ndarray]]:
     for packed in batch[PACKED]:
         yield {name: column(value) for name, value in pickle.loads(packed).items()}
 

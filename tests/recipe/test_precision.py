@@ -7,6 +7,7 @@ from desk import FR, IDIFF, faces, recognizer
 
 from factory.recipe import (
     AUTO,
+    GenerateRecipe,
     InputError,
     bank_digest,
     content_digest,
@@ -18,6 +19,11 @@ from factory.recipe import (
 )
 
 ROOT = Path(__file__).parents[2]
+FULL = "desk/generate/idiff_face_full.yaml"
+WEIGHTS = (
+    "weights.denoiser.sha256=a8b10d0c8a6bc5b8053bfee8d14754c31c225436a3cdd4196670a3c0efd9592a",
+    "weights.teacher.sha256=fc26a3376dfd9f9702198baba02080a4cf566f3d50b680553b5184d5503fd742",
+)
 
 
 def test_every_desk_recipe_leaves_the_precision_to_the_machine() -> None:
@@ -29,8 +35,12 @@ def test_every_desk_recipe_leaves_the_precision_to_the_machine() -> None:
 
 
 def test_recipes_that_state_a_precision_keep_their_digests() -> None:
-    """The digests of the commit before `auto` was known."""
-    low, full = faces("sampler.dtype=bfloat16"), faces("sampler.dtype=float32")
+    """The digests of the commit before `auto` was known, of the recipe as it was then."""
+    then = ("identities.source=two_stage", "sampler.guidance_scale=1.75", "options={}", *WEIGHTS)
+    low, full = (
+        load(FULL, [*then, f"sampler.dtype={precision}"]) for precision in ("bfloat16", "float32")
+    )
+    assert isinstance(low, GenerateRecipe) and isinstance(full, GenerateRecipe)
     assert (content_digest(low, {}), bank_digest(low)) == ("8192e92b0d2da59e", "1d25712b5c0dc9c4")
     assert (content_digest(full, {}), bank_digest(full)) == ("6c04fe51cd7156a2", "839f537f1799d1b3")
     assert digest(recognizer("engine.precision=bfloat16")) == "bcb30f1301fd868d"
