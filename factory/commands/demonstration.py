@@ -191,7 +191,7 @@ def show(results: dict[str, Any]) -> None:
     found = results["gap"]
     if not results["full"]:
         print(
-            "Half the people, and fewer steps of sampling and training, than in the table of "
+            "Half the people, and fewer steps of training, than in the table of "
             "docs/results.md, which --full makes: the order of the rows holds, their figures are "
             "lower."
         )
