@@ -61,9 +61,11 @@ def _weights(name: str) -> tuple[str, ...]:
     )
 
 
+# The fine-tunes are compared by the recipe that they were made for.
+CPD = ("sampler.guidance_scale=1.75", "identities.source=two_stage", "options.perturb=null")
 CONTROLS = {
     "cpd_rate": tuple(
-        Setting(rate, "idiff_face_full", _weights(f"idiff_face/{name}"))
+        Setting(rate, "idiff_face_full", (*_weights(f"idiff_face/{name}"), *CPD))
         for rate, name in ((0.0, "cpd0"), (0.25, "cpd25"), (0.5, "cpd50"))
     ),
     "style_grid": tuple(

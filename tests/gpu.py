@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from students import drawn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from factory.diffusion.trainable import Place
 from factory.recipe import GenerateRecipe, TrainRecipe
-from factory.systems.base import Position
 from factory.systems.sampling import DiffusionSystem
 from factory.systems.training import DenoiserTraining
 
@@ -163,8 +163,4 @@ def _drawn(
 ) -> np.ndarray:
     system = kind(recipe)
     system.load()
-    contexts = system.draw_contexts(identities)
-    if system.banked:
-        system.meet(contexts)
-    places = [Position(identity, 0, 0) for identity in identities]
-    return system.sample(system.vary(contexts, places), places).images.astype(int)
+    return drawn(system, identities).astype(int)

@@ -1,7 +1,7 @@
 """How much of the context should IDiff-Face drop in training (contextual partial dropout)?
 
 It compares three fine-tunes of stage one under the first teacher, which were trained equally long
-and differ only in the dropout rate (docs/papers.md 2.2).
+and differ only in the dropout rate (docs/papers.md 2.2), by the recipe that they were made for.
 """
 
 from factory.search import Choice, Pool, Space
@@ -18,6 +18,9 @@ def composition(point):
         "weights.denoiser.sha256=''",
         "weights.teacher.location=package:weights/teacher/first.safetensors",
         "weights.teacher.sha256=''",
+        "sampler.guidance_scale=1.75",
+        "identities.source=two_stage",
+        "options.perturb=null",
     )
     return {"pools": {"idiff_face": pool.view()}}
 

@@ -398,7 +398,7 @@ class DCFaceTraining(DenoiserTraining):
         """Draw the identity image of each target; the target itself is the style image.
 
         The two are mirrored independently of each other. A student has no target: as in sampling,
-        its style image is another person's.
+        its style image need not be of the person; it is that of another row.
         """
         if self.sizes is None:
             return Drawn(())

@@ -186,11 +186,9 @@ class IDiffFaceTraining(DenoiserTraining):
         peer = data.peers[data.first[label] + (draws.random(count) * span).astype(np.int64)]
         context = data.embeddings[flip, np.where(other, peer, rows)].astype(np.float32)
         if self.options.lb < 1.0:
-            cosines, seeds = (
-                draws.uniform(self.options.lb, 1.0, count),
-                draws.integers(2**63, size=count),
-            )
-            context = perturb(context, cosines, seeds.tolist()).astype(np.float32)
+            cosines = draws.uniform(self.options.lb, 1.0, count)
+            seeds = draws.integers(2**63, size=count).tolist()
+            context = perturb(context, cosines, seeds).astype(np.float32)
         return Drawn((context,), {"context": context})
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:

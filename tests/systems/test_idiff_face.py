@@ -10,6 +10,7 @@ import pytest
 import torch
 from gpu import same_images, same_step
 from PIL import Image
+from students import SAMPLER, drawn, learned
 from tiny import IDIFF, SIZE, located, save_idiff
 
 from factory.datasets.claim import write_claim
@@ -388,14 +389,7 @@ def test_a_student_learns_where_its_teacher_goes(
     monkeypatch.setattr(
         trained.followed, "forward", lambda *a, **k: (asked.append(1), teach(*a, **k))[1]
     )
-    optimizer = torch.optim.AdamW(trained.module.parameters(), 2e-3)
-    errors = []
-    for batch in trained.batches(0, 60):
-        loss, numbers = trained.loss(trained.module.train(), batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        errors.append(numbers["error"])
+    errors = learned(trained)
     # Four steps of the teacher to the end, each with and without context.
     assert len(asked) == 8 * (batches or 60)
     again, first = (next(iter(trained.batches(at, at + 1))) for at in (63, 0))
@@ -405,14 +399,11 @@ def test_a_student_learns_where_its_teacher_goes(
             set(again.t.tolist()) == set(first.t.tolist()) == set(trained.segments.starts.tolist())
         )
         assert not (again.t == first.t).any()
-    if batches:
         assert np.mean(errors[-3:]) < 0.3 * np.mean(errors[:3])
     trained.save(trained.module.eval(), tmp_path / "few.safetensors", {"licence": "CC0-1.0"})
     few = files | {"denoiser": tmp_path / "few.safetensors"}
-    ddim = {"name": "ddim", "steps": 2, "batch_size": 4, "dtype": "float32"}
-    system = loaded(generating(few, weights=located(few), sampler=ddim))
-    places = [Position(0, 0, 0), Position(1, 0, 0)]
-    made = system.sample(system.vary(system.draw_contexts([0, 1]), places), places).images
+    system = loaded(generating(few, weights=located(few), sampler=SAMPLER))
+    made = drawn(system)
     assert made.shape == (2, SIZE, SIZE, 3) and made.std() > 1
     with pytest.raises(InputError, match="has learned ddim of 2 steps"):
         loaded(generating(few, weights=located(few)))
