@@ -191,9 +191,8 @@ def show(results: dict[str, Any]) -> None:
     found = results["gap"]
     if not results["full"]:
         print(
-            "Half the people, and fewer steps of training, than in the table of "
-            "docs/results.md, which --full makes: the order of the rows holds, their figures are "
-            "lower."
+            "Half the people, and fewer steps of training, than --full has: the order of the rows "
+            "holds, their figures are lower."
         )
     print(
         f"gap-to-real: abs = real - syn = {found['absolute']:.2f} points, "
