@@ -5,6 +5,7 @@ digest of its inputs, so that systems share equal arrays. Arrays that networks c
 halves: for the images, and for their mirror images.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -32,7 +33,7 @@ from factory.recognition.backbones import IResNet
 BATCH = 64
 NETWORKS = ("latents", "embeddings", "norms", "maps")  # kinds that frozen networks make
 KINDS = ("images", *NETWORKS, "truth")
-CHUNK = 16 * BATCH  # images in one file of a sidecar folder
+CHUNK = 16 * BATCH  # images in one file of a folder of chunks
 MAP_LAYER = "layer4.0"  # DCFace's spatial identity features: the first unit of stage 4
 
 
@@ -219,13 +220,20 @@ def encoder_digest(autoencoder: Bottleneck | VQ | KL) -> str:
     return hashed.hexdigest()[:16]
 
 
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
 def load_examples(
     source: ExampleSource,
     cache: Path,
     sidecar: Store | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = _silent,
 ) -> Examples:
     """Return a dataset's arrays, from the cache if it has them.
+
+    What is computed here is kept after every 1,024 images, so that the next call goes on after an
+    interruption. Processes of one machine that share a cache take turns.
 
     Args:
         source: the inputs of the arrays.
@@ -239,20 +247,11 @@ def load_examples(
     """
     named = source.named()
     paths = {kind: cache / f"{name}.npy" for kind, name in named.items()}
-    missing = [kind for kind in named if not paths[kind].is_file()]
-    if missing:
+    if not all(path.is_file() for path in paths.values()):
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".examples-", dir=cache) as aside:
-            made = {kind: Path(aside) / f"{kind}.npy" for kind in missing}
-            found = {kind: made[kind] for kind in missing if sidecar and kind in NETWORKS}
-            if sidecar:
-                for kind, path in found.items():
-                    _gather(sidecar, named[kind], len(source.feed), path)
-            here = {kind: path for kind, path in made.items() if kind not in found}
-            if here:
-                compute(source, here, range(len(source.feed)), say)
-            for kind, path in made.items():  # another worker may move the same bytes as well
-                os.replace(path, paths[kind])
+        with (cache / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _complete(source, paths, sidecar, say)
     arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in source.kinds}
     labels = np.load(paths["labels"])
     peers = np.argsort(labels, kind="stable")
@@ -260,8 +259,68 @@ def load_examples(
     return Examples(labels, np.load(paths["keys"]), peers, first, arrays, source.attributes)
 
 
+def _complete(
+    source: ExampleSource, paths: dict[str, Path], sidecar: Store | None, say: Callable[[str], None]
+) -> None:
+    """Make the files that a cache lacks, the networks' arrays from their chunks."""
+    missing = [kind for kind, path in paths.items() if not path.is_file()]
+    networks = [kind for kind in missing if kind in NETWORKS]
+    cache, named = paths["labels"].parent, source.named()
+    chunks = sidecar or Store(cache / "chunks")
+    with tempfile.TemporaryDirectory(prefix=".examples-", dir=cache) as aside:
+        made = {kind: Path(aside) / f"{kind}.npy" for kind in missing}
+        if networks and not sidecar:
+            for first in range(0, len(source.feed), CHUNK):
+                fill(source, chunks, first, say, networks)
+        for kind in networks:
+            _gather(chunks, named[kind], len(source.feed), made[kind])
+        here = {kind: path for kind, path in made.items() if kind not in networks}
+        if here:
+            compute(source, here, range(len(source.feed)), say if not networks else _silent)
+        for kind, path in made.items():
+            os.replace(path, paths[kind])
+    if not sidecar:
+        for kind in networks:
+            chunks.clear(named[kind])
+
+
+def lacking(
+    source: ExampleSource, store: Store, first: int, kinds: Sequence[str] = NETWORKS
+) -> dict[str, str]:
+    """Return the files that a folder of chunks lacks for the images from `first` on, by kind."""
+    named = source.named()
+    files = {kind: chunk_file(named[kind], first) for kind in kinds if kind in named}
+    return {kind: file for kind, file in files.items() if not store.exists(file)}
+
+
+def fill(
+    source: ExampleSource,
+    store: Store,
+    first: int,
+    say: Callable[[str], None] = _silent,
+    kinds: Sequence[str] = NETWORKS,
+) -> None:
+    """Compute what a folder of chunks lacks for the `CHUNK` images from `first` on.
+
+    Args:
+        source: the inputs of the arrays.
+        store: the folder; a file is moved into it whole.
+        first: the first image, a multiple of `CHUNK`.
+        say: receives how many images are computed.
+        kinds: the wanted kinds; of `NETWORKS`, those that the source has.
+    """
+    missing = lacking(source, store, first, kinds)
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        made = {kind: Path(scratch) / f"{kind}.npy" for kind in missing}
+        compute(source, made, range(first, min(first + CHUNK, len(source.feed))), say)
+        for kind, path in made.items():
+            store.put(path, missing[kind])
+
+
 def chunk_file(name: str, first: int) -> str:
-    """Return the sidecar folder's file with an array's `CHUNK` images from `first` on."""
+    """Return the file with an array's `CHUNK` images from `first` on."""
     return f"{name}/{first:09d}.npy"
 
 
@@ -287,7 +346,7 @@ def compute(
     source: ExampleSource,
     made: dict[str, Path],
     rows: range,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = _silent,
 ) -> None:
     """Write arrays of some images in one pass over them.
 
@@ -314,7 +373,7 @@ def compute(
         arrays[kind][part if side is None else (side, part)] = values
 
     for start, images, labels, keys in _batches(feed, rows):
-        say(f"examples {start - rows.start}/{len(rows)}")
+        say(f"examples {start}/{len(feed)}")
         part = slice(start - rows.start, start - rows.start + len(images))
         keep("labels", part, labels)
         keep("images", part, images)

@@ -1,10 +1,12 @@
 """YAML as values: plain numbers, texts, lists and mappings, whatever was typed.
 
 Duplicate keys are refused, since YAML's own answer is to take the last one in silence. Dates stay
-texts. Aliases that make a text grow without end, or a list that holds itself, are refused before
+texts, and so do on, off, yes and no, as in YAML 1.2; a field that is true or false takes these texts
+too. Aliases that make a text grow without end, or a list that holds itself, are refused before
 anything walks through them.
 """
 
+import re
 import sys
 from typing import Any
 
@@ -16,16 +18,18 @@ from factory.recipe.errors import InputError
 MOST_VALUES = 100_000  # of a text, aliases written out
 DEEPEST = 50
 DATES = "tag:yaml.org,2002:timestamp"
+BOOLEANS = "tag:yaml.org,2002:bool"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that takes dates for texts."""
+    """PyYAML's safe loader that takes dates for texts, and only true and false for booleans."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != DATES]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (DATES, BOOLEANS)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(BOOLEANS, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
 def yaml_values(text: str, what: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from factory.cluster import hardware
 from factory.datasets.store import Store
-from factory.diffusion.examples import CHUNK, NETWORKS, ExampleSource, chunk_file, compute
+from factory.diffusion.examples import CHUNK, ExampleSource, fill, lacking
 from factory.diffusion.files import RANDOM_INIT
 from factory.diffusion.trainable import Place
 from factory.recipe import InputError, TrainRecipe, parse, public
@@ -102,14 +102,6 @@ def source_of(recipe: TrainRecipe, num_gpus: float) -> ExampleSource:
     return training_class(recipe.system)(placed, Place(0, 1, Path(tempfile.gettempdir()))).source()
 
 
-def lacking(source: ExampleSource, store: Store, first: int) -> dict[str, str]:
-    """Return the missing files of a sidecar for the images from `first` on, by kind."""
-    files = {
-        kind: chunk_file(name, first) for kind, name in source.named().items() if kind in NETWORKS
-    }
-    return {kind: file for kind, file in files.items() if not store.exists(file)}
-
-
 class Precomputer:
     """Runs the frozen networks of a training, as an actor."""
 
@@ -129,18 +121,7 @@ class Precomputer:
         """
         first = int(batch["first"][0])
         try:
-            self.make(range(first, min(first + CHUNK, len(self.source.feed))))
+            fill(self.source, self.store, first)
         except (OSError, InputError) as error:
             return {"failed": np.array([f"images from {first} on: {public(str(error))}"])}
         return batch
-
-    def make(self, rows: range) -> None:
-        """Compute the kinds that the sidecar lacks for these images, and store them."""
-        missing = lacking(self.source, self.store, rows.start)
-        if not missing:
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            made = {kind: Path(scratch) / f"{kind}.npy" for kind in missing}
-            compute(self.source, made, rows)
-            for kind, path in made.items():
-                self.store.put(path, missing[kind])

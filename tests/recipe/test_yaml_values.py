@@ -15,7 +15,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 def test_dates_are_texts_and_numbers_are_numbers() -> None:
     found = yaml_values("{name: 2024-01-01, count: 20, share: 0.5, on: true, none: null}", "x")
-    assert found == {"name": "2024-01-01", "count": 20, "share": 0.5, True: True, "none": None}
+    assert found == {"name": "2024-01-01", "count": 20, "share": 0.5, "on": True, "none": None}
+
+
+def test_off_and_no_are_texts_as_in_yaml_1_2() -> None:
+    found = yaml_values("{gradient: off, country: NO, on: yes, right: true, wrong: False}", "x")
+    assert found == {"gradient": "off", "country": "NO", "on": "yes", "right": True, "wrong": False}
 
 
 def test_an_alias_is_the_value_it_names() -> None:

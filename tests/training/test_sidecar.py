@@ -118,6 +118,29 @@ def test_it_does_in_float32_too(
     check_same(asked["float32"], tmp_path)
 
 
+def test_a_training_goes_on_with_its_own_examples_where_it_stopped(
+    asked: dict[str, TrainRecipe], tmp_path: Path
+) -> None:
+    source = DCFaceTraining(asked["float32"], Place(0, 1, tmp_path)).source()
+    second = f"examples {CHUNK}/{PEOPLE * EACH}"
+
+    def stop(line: str) -> None:
+        if line == second:
+            raise KeyboardInterrupt
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        load_examples(source, stopped, say=stop)
+    said: list[str] = []
+    found = load_examples(source, stopped, say=said.append)
+    assert said == [second]  # the first chunk's images are not computed again
+    wanted = load_examples(source, whole)
+    for kind, array in wanted.arrays.items():
+        assert np.array_equal(array, found.arrays[kind]), kind
+    assert not list(Store(stopped / "chunks").list())
+    source.feed.close()
+
+
 def test_nothing_is_made_ahead_where_nothing_can_be(asked: dict[str, TrainRecipe]) -> None:
     recipe = asked["float32"]
     assert lines(recipe.model_copy(update={"precompute": None})) == []
