@@ -1,9 +1,9 @@
 """YAML as values: plain numbers, texts, lists and mappings, whatever was typed.
 
 Duplicate keys are refused, since YAML's own answer is to take the last one in silence. Dates stay
-texts, and so do on, off, yes and no, as in YAML 1.2; a field that is true or false takes these texts
-too. Aliases that make a text grow without end, or a list that holds itself, are refused before
-anything walks through them.
+texts, and so do on, off, yes and no, as in YAML 1.2; a field that is true or false takes these
+texts too. Aliases that make a text grow without end, or a list that holds itself, are refused
+before anything walks through them.
 """
 
 import re
@@ -29,7 +29,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (DATES, BOOLEANS)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(BOOLEANS, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    BOOLEANS, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def yaml_values(text: str, what: str) -> Any:
