@@ -18,6 +18,8 @@ WITHOUT_BFLOAT16 = (  # oneDNN's names of instruction sets that cannot multiply 
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
     *("AVX512_CORE", "AVX512_CORE_VNNI"),
 )
+WITHOUT_AMX = (*WITHOUT_BFLOAT16, "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512")
+INTEL = "GenuineIntel"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 AMPERE = (8, 0)  # the lowest compute capability of a GPU that can multiply bfloat16
 
@@ -29,7 +31,7 @@ class Processor:
     Attributes:
         node: the node's host name.
         name: the name of the CPU or GPU.
-        bfloat16: whether it has instructions for bfloat16 that the libraries will use.
+        bfloat16: whether the libraries multiply bfloat16 faster than float32 on it.
     """
 
     node: str
@@ -48,26 +50,38 @@ def processor(gpu: bool) -> Processor:
 
 def cpu_name() -> str:
     """Return the CPU's name from /proc/cpuinfo, or the machine's type without one."""
+    return _cpu_fact("model name") or platform.machine()
+
+
+def _cpu_fact(name: str) -> str:
+    """Return what /proc/cpuinfo says of the first CPU, "" if it does not say."""
     with open("/proc/cpuinfo") as file:
-        named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+        found = [line.partition(":")[2].strip() for line in file if line.startswith(name)]
+    return found[0] if found else ""
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Tell whether oneDNN and torch will use bfloat16 here; a user may have limited them."""
+    """Tell whether oneDNN and torch will gain from bfloat16; a user may have limited them.
+
+    An Intel processor gains by AMX alone. AVX512-BF16 multiplies there on one of two ports: a
+    Xeon whose hypervisor hides AMX took twice as long as in float32 (docs/precision.md).
+    """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False  # a True is not enough: any AVX-512 counts there, even without bfloat16
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
-    if any(os.environ.get(cap, "").upper() in WITHOUT_BFLOAT16 for cap in CAPS):
-        return False
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         return False
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    caps = {os.environ.get(cap, "").upper() for cap in CAPS}
+    if torch.cpu._is_amx_tile_supported() and caps.isdisjoint(WITHOUT_AMX):
+        return True
+    if _cpu_fact("vendor_id") == INTEL:
+        return False
+    return torch.cpu._is_avx512_bf16_supported() and caps.isdisjoint(WITHOUT_BFLOAT16)
 
 
-def emulation(gpu: bool) -> str:
-    """Return a sentence on the cost of bfloat16 here; "" if the processor has instructions for it.
+def slowness(gpu: bool) -> str:
+    """Return a sentence on the cost of bfloat16 here; "" if it is faster than float32.
 
     A convolution like those of the desk networks is timed in both precisions, which takes a few
     tenths of a second.
@@ -81,8 +95,8 @@ def emulation(gpu: bool) -> str:
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seconds = [_seconds(layer, x, low) for low in (False, True)]
     return (
-        f"{here.name} of node {here.node} has no bfloat16 instructions and emulates them: a "
-        f"convolution takes {seconds[1] / seconds[0]:.0f} times as long as in float32"
+        f"{here.name} of node {here.node} has no fast bfloat16: a convolution takes "
+        f"{seconds[1] / seconds[0]:.1f} times as long as in float32"
     )
 
 
@@ -102,7 +116,7 @@ def set_up(threads: int, gpu: bool, precision: str = "float32") -> None:
 
     On a GPU, torch is told to use deterministic kernels and to warn of an operation that has none.
     On a CPU all kernels are deterministic; the number of threads is set, and freed memory is kept
-    for the next tensor. A process that must emulate bfloat16 logs one warning.
+    for the next tensor. A process that is slow in bfloat16 and told to use it logs one warning.
 
     Args:
         threads: number of torch's threads on the CPU.
@@ -111,7 +125,7 @@ def set_up(threads: int, gpu: bool, precision: str = "float32") -> None:
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
-    if precision == "bfloat16" and (said := emulation(gpu)):
+    if precision == "bfloat16" and (said := slowness(gpu)):
         logging.getLogger(__name__).warning("%s; float32 avoids it", said)
     if not gpu:
         return

@@ -22,7 +22,7 @@ from factory.recipe import (
 def settled(recipe: R, say: Callable[[str], None]) -> R:
     """Return the recipe with a fixed precision, after a look at the connected cluster's nodes.
 
-    One line says what `auto` became and why, or what bfloat16 costs on a node that emulates it.
+    One line says what `auto` became and why, or what bfloat16 costs on a node that is slow in it.
 
     Args:
         recipe: the recipe to run; if its output is claimed already, with the claim's precision.
@@ -38,7 +38,7 @@ def settled(recipe: R, say: Callable[[str], None]) -> R:
     if stated == AUTO:
         chosen = common([one for one, _ in found], field)
         has = "has" if chosen == "bfloat16" else "has no"
-        say(f"{field}: auto is {chosen} here: {found[0][0].name} {has} bfloat16 instructions")
+        say(f"{field}: auto is {chosen} here: {found[0][0].name} {has} fast bfloat16")
         return with_precision(recipe, chosen)
     for _, said in found:
         if said:
@@ -54,7 +54,7 @@ def common(found: list[Processor], field: str) -> str:
         field: the recipe field to name in the error.
 
     Raises:
-        InputError: some have instructions for bfloat16 and some have not.
+        InputError: some are faster in bfloat16 and some are not.
     """
     able = [one for one in found if one.bfloat16]
     if not able:
@@ -64,7 +64,7 @@ def common(found: list[Processor], field: str) -> str:
     lacking = next(one for one in found if not one.bfloat16)
     raise InputError(
         f"recipe field {field}: auto, but the cluster's nodes differ: {able[0].name} "
-        f"({able[0].node}) has bfloat16 instructions, {lacking.name} ({lacking.node}) has none; "
+        f"({able[0].node}) has fast bfloat16, {lacking.name} ({lacking.node}) has none; "
         "accepted are float32 and bfloat16, which all nodes then compute in"
     )
 
@@ -76,11 +76,11 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
 
     Args:
         recipe: states what a worker reserves.
-        timed: also time what bfloat16 costs on a processor that emulates it.
+        timed: also time what bfloat16 costs on a processor that is slow in it.
 
     Returns:
-        For each node its processor and a sentence on what emulation costs there; the sentence is
-        "" if it was not timed or there is no emulation.
+        For each node its processor and a sentence on what bfloat16 costs there; the sentence is
+        "" if it was not timed or bfloat16 is fast.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -113,4 +113,4 @@ def looks(recipe: R, timed: bool) -> list[tuple[Processor, str]]:
 
 
 def _look(gpu: bool, timed: bool) -> tuple[Processor, str]:
-    return hardware.processor(gpu), hardware.emulation(gpu) if timed else ""
+    return hardware.processor(gpu), hardware.slowness(gpu) if timed else ""

@@ -88,7 +88,7 @@ class Sampler(Part):
     batch_size: Annotated[Positive, Field(le=65_536)] = 16
     dtype: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 if the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors are faster in it.",
     )
 
     @property

@@ -116,7 +116,7 @@ class Engine(Part):
     threads: Positive = 1
     precision: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 if the workers' processors have instructions for it.",
+        description="auto: bfloat16 if the workers' processors are faster in it.",
     )
     max_failures: Natural = 2
     deepspeed: DeepSpeed = DeepSpeed()
