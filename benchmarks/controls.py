@@ -1,10 +1,11 @@
 """Measure on the desk models whether the papers' controls do what the papers say.
 
-    python -m benchmarks.controls --out runs/controls --json docs/results/controls.json \
-        --plot docs/results/controls.svg
+    python -m benchmarks.controls --out runs/controls --data runs/studio/train \
+        --json docs/results/controls.json --plot docs/results/controls.svg
 
 Every value of a control makes one dataset, with the same number of people, seed and recipe, which
-the judge measures. To resume, run the same command again.
+the judge measures. Dropout and style grid are choices of a training: their denoisers are trained
+first, on --data. To resume, run the same command again.
 """
 
 import argparse
@@ -41,36 +42,23 @@ class Setting:
         value: the number on the axis.
         recipe: the generate recipe's name.
         sets: the recipe's overrides.
+        trained: the train recipe's name that makes its denoiser; "" takes the recipe's own.
     """
 
     value: float
     recipe: str
     sets: tuple[str, ...] = ()
+    trained: str = ""
 
 
-def _weights(name: str) -> tuple[str, ...]:
-    """Return the overrides that replace a recipe's denoiser by another one of the first teacher."""
-    used = {"denoiser": name, "teacher": "teacher/first"}
-    return tuple(
-        override
-        for part, file in used.items()
-        for override in (
-            f"weights.{part}.location=package:weights/{file}.safetensors",
-            f"weights.{part}.sha256=''",
-        )
-    )
-
-
-# The fine-tunes are compared by the recipe that they were made for.
-CPD = ("sampler.guidance_scale=1.75", "identities.source=two_stage", "options.perturb=null")
 CONTROLS = {
     "cpd_rate": tuple(
-        Setting(rate, "idiff_face_full", (*_weights(f"idiff_face/{name}"), *CPD))
-        for rate, name in ((0.0, "cpd0"), (0.25, "cpd25"), (0.5, "cpd50"))
+        Setting(rate, "idiff_face_full", trained=f"idiff_face_cpd{rate:.0%}"[:-1])
+        for rate in (0.0, 0.25, 0.5)
     ),
     "style_grid": tuple(
-        Setting(grid, "dcface", _weights(f"dcface/{name}"))
-        for grid, name in ((1, "grid1"), (3, "denoiser"), (5, "grid5"))
+        Setting(grid, "dcface", trained="" if grid == 3 else f"dcface_grid{grid}")
+        for grid in (1, 3, 5)
     ),
     "m": tuple(Setting(m, "cemiface", (f"options.m={m}",)) for m in (-0.4, -0.1, 0.2, 0.5, 0.8)),
     "v": tuple(
@@ -80,13 +68,14 @@ CONTROLS = {
 }
 
 
-def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[str, Any]:
+def measure_controls(chain: Chain, names: Sequence[str], people: int, data: str) -> dict[str, Any]:
     """Generate and measure every setting of the named controls.
 
     Args:
         chain: runs the jobs.
         names: names of controls in `CONTROLS`.
         people: number of identities of each dataset; each has eight images.
+        data: the dataset that denoisers are trained on.
 
     Returns:
         the settings by control, each with three kinds of figures: what the judge measured;
@@ -106,6 +95,8 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
             out = chain.run / row
             # Every image is kept; otherwise the screen would decide the measure.
             sets = (*setting.sets, *size, "screens.identity_drift=null")
+            if setting.trained:
+                sets = (*_trained(chain, setting.trained, data), *sets)
             recipe = RECIPES / "generate" / f"{setting.recipe}.yaml"
             chain.step(row, "generate", recipe, "--out", out, sets=sets)
             judged = chain.measure(row, out, "judge", JUDGE, *beside)
@@ -113,6 +104,19 @@ def measure_controls(chain: Chain, names: Sequence[str], people: int) -> dict[st
             measured["diversity"] = judged["variety"]["diversity_unmatched"]
             found[name].append({**asdict(setting), **measured, "cosine": mean_cosine(out)})
     return found
+
+
+def _trained(chain: Chain, name: str, data: str) -> tuple[str, ...]:
+    """Train a denoiser, and return the overrides of a generate recipe that sample it."""
+    out = chain.run / "weights" / name
+    recipe = RECIPES / f"train/{name}.yaml"
+    chain.step(
+        f"train {name}", "train_diffusion", recipe, "--out", out, sets=(f"data.train={data}",)
+    )
+    return (
+        f"weights.denoiser.location={out / 'denoiser.safetensors'}",
+        "weights.denoiser.sha256=''",
+    )
 
 
 def mean_cosine(dataset: str | Path) -> float:
@@ -155,6 +159,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--controls", nargs="+", choices=list(CONTROLS), default=list(CONTROLS))
+    parser.add_argument("--data", default="runs/studio/train", help="dataset of the trainings")
     parser.add_argument("--people", type=int, default=PEOPLE, help="identities of each dataset")
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--plot", help="draw the figures to this file (SVG)")
@@ -168,7 +173,7 @@ def main() -> None:
     connect("")
     address, uri = ray.get_runtime_context().gcs_address, tracking.resolve(given.tracking_uri)
     chain = Chain(given.out, address, uri, (), benchmark_folder(BENCHMARKS))
-    found = measure_controls(chain, given.controls, given.people)
+    found = measure_controls(chain, given.controls, given.people, given.data)
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
     if given.plot:

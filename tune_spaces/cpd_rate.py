@@ -1,7 +1,12 @@
 """How much of the context should IDiff-Face drop in training (contextual partial dropout)?
 
-It compares three fine-tunes of stage one under the first teacher, which were trained equally long
-and differ only in the dropout rate (docs/papers.md 2.2), by the recipe that they were made for.
+It compares three fine-tunes that are trained equally long and differ only in the dropout rate
+(docs/papers.md 2.2). Train them first, each for some ten minutes:
+
+    factory generate desk/generate/studio_train.yaml --out runs/studio/train
+    factory train_diffusion desk/train/idiff_face_cpd0.yaml --out runs/idiff_face_cpd0
+
+and so on with cpd25 and cpd50.
 """
 
 from factory.search import Choice, Pool, Space
@@ -14,13 +19,8 @@ def composition(point):
     name = WEIGHTS[point["cpd_rate"]]
     pool = Pool(
         "jobs/recipes/desk/generate/idiff_face_full.yaml",
-        f"weights.denoiser.location=package:weights/idiff_face/{name}.safetensors",
+        f"weights.denoiser.location=runs/idiff_face_{name}/denoiser.safetensors",
         "weights.denoiser.sha256=''",
-        "weights.teacher.location=package:weights/teacher/first.safetensors",
-        "weights.teacher.sha256=''",
-        "sampler.guidance_scale=1.75",
-        "identities.source=two_stage",
-        "options.perturb=null",
     )
     return {"pools": {"idiff_face": pool.view()}}
 

@@ -1,22 +1,25 @@
 """Where should DCFace's styles come from, and how often should an identity's first image count?
 
 `repeats` is how often DCFace's one image per person is added (docs/papers.md 1.3). `grid` is the k
-of the k x k style patches that its weights were trained with.
+of the k x k style patches that its weights were trained with; grids 1 and 5 are to be trained first:
+
+    factory generate desk/generate/studio_train.yaml --out runs/studio/train
+    factory train_diffusion desk/train/dcface_grid1.yaml --out runs/dcface_grid1
+    factory train_diffusion desk/train/dcface_grid5.yaml --out runs/dcface_grid5
 """
 
 from factory.search import Choice, Pool, Space
 
-GRIDS = {1: "grid1", 3: "denoiser", 5: "grid5"}
+SHIPPED = 3
 ATTRIBUTES = "{location: 'package:weights/attributes/attributes.safetensors', licence: Apache-2.0}"
 
 
 def composition(point):
     """Return the composition of a point."""
-    sets = [
-        f"weights.denoiser.location=package:weights/dcface/{GRIDS[point['grid']]}.safetensors",
-        "weights.denoiser.sha256=''",
-        f"options.styles.draw={point['draw']}",
-    ]
+    sets = [f"options.styles.draw={point['draw']}"]
+    if point["grid"] != SHIPPED:
+        file = f"runs/dcface_grid{point['grid']}/denoiser.safetensors"
+        sets += [f"weights.denoiser.location={file}", "weights.denoiser.sha256=''"]
     if point["draw"] == "matched":
         sets.append(f"weights.attributes={ATTRIBUTES}")
     pool = Pool("jobs/recipes/desk/generate/dcface.yaml", *sets)
@@ -30,7 +33,7 @@ SPACE = Space(
     name="style_mix",
     question="Where should styles come from, and how often should a first image stand?",
     axes={
-        "grid": Choice(*GRIDS),
+        "grid": Choice(1, SHIPPED, 5),
         "draw": Choice("random", "matched", "similar"),
         "repeats": Choice(0, 2, 5),
     },

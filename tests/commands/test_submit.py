@@ -47,18 +47,11 @@ def test_the_jobs_and_the_package_are_uploaded_and_nothing_heavy(tmp_path: Path)
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     needed = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
-    weights = {name for name in needed if name.endswith(".safetensors")}
-    fine_tunes = {name for name in weights if Path(name).stem.startswith(("cpd", "grid"))}
-    assert len(fine_tunes) == 5
     with zipfile.ZipFile(package) as opened:
         names = set(opened.namelist())
     benchmarks = {name for name in needed if re.match(r"factory/studio/bins/.*\.bin", name)}
     assert len(benchmarks) == 5  # made again by the first command that asks for them
-    stay = {
-        f"factory/weights/{name}.safetensors"
-        for name in ("idiff_face/denoiser", "dcface/identities")
-    }
-    assert needed - names == fine_tunes | stay | benchmarks
+    assert needed - names == benchmarks | {"factory/weights/idiff_face/denoiser.safetensors"}
     heads = {name.partition("/")[0] for name in names}
     assert not heads & {
         ".git",
