@@ -1,7 +1,7 @@
 """Where should DCFace's styles come from, and how often should an identity's first image count?
 
 `repeats` is how often DCFace's one image per person is added (docs/papers.md 1.3). `grid` is the k
-of the k x k style patches that its weights were trained with; grids 1 and 5 are to be trained first:
+of the k x k style patches that its weights were trained with. Train those of 1 and 5 first:
 
     factory generate desk/generate/studio_train.yaml --out runs/studio/train
     factory train_diffusion desk/train/dcface_grid1.yaml --out runs/dcface_grid1

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -250,13 +250,24 @@ def load_examples(
     if not all(path.is_file() for path in paths.values()):
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _take(lock, cache, say)
             _complete(source, paths, sidecar, say)
     arrays = {kind: np.load(paths[kind], mmap_mode="r") for kind in source.kinds}
     labels = np.load(paths["labels"])
     peers = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[peers], np.arange(labels.max() + 2))
     return Examples(labels, np.load(paths["keys"]), peers, first, arrays, source.attributes)
+
+
+def _take(lock: IO[str], cache: Path, say: Callable[[str], None]) -> None:
+    """Lock a cache, after other processes if need be; say so where a disk has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"another process fills {cache}; waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        say(f"{cache} cannot be locked ({error.strerror}); processes that share it repeat work")
 
 
 def _complete(

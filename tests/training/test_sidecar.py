@@ -1,5 +1,7 @@
 """What a pool of actors makes ahead is, to the byte, what a training would make itself."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +23,13 @@ from factory.training.sidecar import Precomputer, precompute
 
 PEOPLE, EACH = 260, 4  # two files of each kind, the second one not full
 FIRSTS = (0, CHUNK)
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    input()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +147,27 @@ def test_a_training_goes_on_with_its_own_examples_where_it_stopped(
     for kind, array in wanted.arrays.items():
         assert np.array_equal(array, found.arrays[kind]), kind
     assert not list(Store(stopped / "chunks").list())
+    source.feed.close()
+
+
+def test_processes_that_share_a_cache_take_turns(
+    asked: dict[str, TrainRecipe], tmp_path: Path
+) -> None:
+    source, cache = DCFaceTraining(asked["float32"], Place(0, 1, tmp_path)).source(), tmp_path / "c"
+    cache.mkdir()
+    words = [sys.executable, "-c", HOLD, str(cache / "lock")]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdin and holder.stdout and holder.stdout.readline() == "held\n"
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        if not said:
+            holder.communicate("\n")  # it ends, and its lock with it
+        said.append(line)
+
+    load_examples(source, cache, say=say)
+    assert said[0] == f"another process fills {cache}; waiting for it"
+    assert said[1] == f"examples 0/{PEOPLE * EACH}"
     source.feed.close()
 
 
