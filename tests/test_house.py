@@ -265,6 +265,11 @@ def test_every_target_passes_its_flags_on(target: str) -> None:
     assert "--flag-of-mine" in shown.stdout
 
 
+def test_shipped_weights_are_60_mib_at_most() -> None:
+    files = list((ROOT / "factory/weights").rglob("*.safetensors"))
+    assert len(files) > 8 and sum(file.stat().st_size for file in files) <= 60 * 2**20
+
+
 def test_the_tree_that_a_job_uploads_is_60_mib_at_most() -> None:
     left_out = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
     sent = [f for f in tracked() if not any(ignored(ROOT / f) for ignored in left_out)]
