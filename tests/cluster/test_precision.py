@@ -200,7 +200,7 @@ def test_a_sweep_settles_once_and_its_folder_keeps_it(
         return [(OLD, "")]
 
     monkeypatch.setattr(precision, "looks", found)
-    space, store = load_space(str(ROOT / "tune_spaces/cpd_rate.py")), Store(tmp_path)
+    space, store = load_space(str(ROOT / "tune_spaces/requested_similarity.py")), Store(tmp_path)
     book = Book(store, space)
     settled_as = book.precision(2, print)
     assert settled_as == {"generate": "float32", "fr": "float32"} and asked == ["generate", "fr"]

@@ -213,13 +213,18 @@ def learnt(d: Path, recipe: str, out: Path) -> list[object]:
 
 
 AUTOENCODER, BANKS = "desk/train/autoencoder.yaml", "desk/bank/dcface.yaml"
+# The bank's own denoiser is to be trained first; a shipped one stands in where none is sampled.
+NOBODYS = (
+    "--set",
+    "generate.weights.denoiser.location=package:weights/dcface/denoiser.safetensors",
+)
 SPACE = Path(__file__).parents[2] / "tune_spaces/similarity_bands.py"
 ADDRESSED: dict[str, Make] = {
     "generate": lambda d: [STUDIO, "--out", d / "out"],
     "prepare": lambda d: [people(d / "s"), "--out", d / "out", "--licence", "own"],
     "train_recognizer": lambda d: learnt(d, FR_DESK, d / "out"),
     "train_diffusion": lambda d: learnt(d, AUTOENCODER, d / "out"),
-    "make_bank": lambda d: [BANKS, "--out", d / "out"],
+    "make_bank": lambda d: [BANKS, *NOBODYS, "--out", d / "out"],
     "sweep": lambda d: [SPACE, "--samples", 1, "--out", d / "out"],
 }
 INTO: dict[str, Make] = {
@@ -227,7 +232,7 @@ INTO: dict[str, Make] = {
     "train_recognizer": lambda d: learnt(d, FR_DESK, mine(d)),
     "train_diffusion": lambda d: learnt(d, AUTOENCODER, mine(d)),
     "train_attributes": lambda d: [make_pool(d / "data", 2, 2), "--out", mine(d)],
-    "make_bank": lambda d: [BANKS, "--out", mine(d)],
+    "make_bank": lambda d: [BANKS, *NOBODYS, "--out", mine(d)],
     "export": lambda d: [make_pool(d / "data", 2, 2), "--format", "wds", "--to", mine(d)],
     "prepare": lambda d: [people(d / "s"), "--out", mine(d), "--licence", "own"],
     "compose": lambda d: [composed(d), "--out", mine(d)],
