@@ -42,7 +42,7 @@ def rate(dtype: torch.dtype, layout: torch.memory_format, repeats: int) -> float
 def measure(repeats: int) -> dict[str, Any]:
     """Return the processor, and GFLOP/s by precision and layout."""
     here = hardware.processor(gpu=False)
-    found: dict[str, Any] = {"processor": here.name, "bfloat16_instructions": here.bfloat16}
+    found: dict[str, Any] = {"processor": here.name, "fast_bfloat16": here.bfloat16}
     for name, dtype in DTYPES.items():
         for layout, memory in LAYOUTS.items():
             found[f"{name}_{layout}_gflops"] = round(rate(dtype, memory, repeats) / 1e9, 1)

@@ -24,5 +24,5 @@ def test_operations_are_those_that_torch_counts() -> None:
 def test_every_precision_and_layout_has_its_rate() -> None:
     found = measure(repeats=1)
     names = [f"{dtype}_{layout}_gflops" for dtype in DTYPES for layout in LAYOUTS]
-    assert list(found) == ["processor", "bfloat16_instructions", *names]
+    assert list(found) == ["processor", "fast_bfloat16", *names]
     assert all(found[name] > 0 for name in names)
