@@ -53,7 +53,10 @@ class Setting:
 
 CONTROLS = {
     "cpd_rate": tuple(
-        Setting(rate, "idiff_face_full", trained=f"idiff_face_cpd{rate:.0%}"[:-1])
+        Setting(
+            *(rate, "idiff_face_full", ("options.perturb=null",)),  # dropout alone spreads images
+            trained=f"idiff_face_cpd{round(100 * rate)}",
+        )
         for rate in (0.0, 0.25, 0.5)
     ),
     "style_grid": tuple(

@@ -21,6 +21,7 @@ def composition(point):
         "jobs/recipes/desk/generate/idiff_face_full.yaml",
         f"weights.denoiser.location=runs/idiff_face_{name}/denoiser.safetensors",
         "weights.denoiser.sha256=''",
+        "options.perturb=null",  # dropout alone spreads a person's images
     )
     return {"pools": {"idiff_face": pool.view()}}
 
