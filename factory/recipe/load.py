@@ -163,7 +163,7 @@ def _explain(model: type[BaseModel], fault: Any, what: str) -> str:
         return f"{what}{field}: missing"
     if fault["type"] == "value_error":
         place = f"{what}{field}" if field else what.rstrip(". ").removesuffix(" field")
-        return f"{place}: {fault['ctx']['error']}"
+        return f"{place}: {public(str(fault['ctx']['error']))}"
     if fault["type"] in ("model_type", "dict_type"):
         fault = fault | {"msg": "accepted is a group of fields"}
     if fault["type"] == "string_pattern_mismatch":

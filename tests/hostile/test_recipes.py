@@ -298,6 +298,12 @@ VALUES = st.recursive(
 )
 
 
+def test_a_name_that_is_an_address_is_refused_without_its_keys() -> None:
+    with pytest.raises(InputError, match="recipe field name: 's3://b/x'; accepted are") as caught:
+        load("desk/generate/studio.yaml", ["name=s3://k:secret@b/x"])
+    assert "secret" not in str(caught.value)
+
+
 @settings(
     max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "100")),
     deadline=None,
