@@ -1,5 +1,6 @@
 """Make an identity bank: screen candidates, set them apart and draw identities from them.
 
+    factory train_diffusion desk/train/dcface_identities.yaml --out runs/dcface_identities
     factory make_bank desk/bank/dcface.yaml --out runs/bank
 
 The bank has one image per identity. The printed digest names the bank in generate recipes. To
