@@ -124,6 +124,17 @@ class Examples:
             return self.arrays[name]
         raise AttributeError(name)
 
+    def another(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Return a row of each image's own person, int64 [B]; it may be the image itself.
+
+        Args:
+            rows: rows of the examples, int64 [B].
+            shares: uniform draws in [0, 1), float64 [B].
+        """
+        label = self.labels[rows]
+        span = self.first[label + 1] - self.first[label]
+        return self.peers[self.first[label] + (shares * span).astype(np.int64)]
+
     def clean(self, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the denoiser's targets, float32 [B, C, H, W]: latents if there are any, or pixels.
 

@@ -7,8 +7,9 @@ person's inquiry and a requested m give that person's images; only the noise var
 
 The paper does not state how the inquiry enters. DEFAULT (docs/papers.md 3.1): as one token, which a
 linear layer makes from the teacher's embedding and a linear projection of m. The following goes
-beyond the paper and is off by default: several tokens, a learned empty inquiry with guidance,
-velocity and min-SNR weights.
+beyond the paper and is off by default: several tokens, the inquiry in the residual blocks too, a
+learned empty inquiry with guidance, other images of a person as inquiries with the m that they
+have, velocity and min-SNR weights.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from factory.diffusion.adm import ADM, ADMConfig
 from factory.diffusion.sampling import Given
-from factory.recipe import Cosine, InputError, Part, Positive, checked
+from factory.recipe import Cosine, Fraction, InputError, Part, Positive, checked
 from factory.seeding import generator
 from factory.systems.base import Conditions, Position, Rendered
 from factory.systems.sampling import DiffusionSystem, SamplingOptions
@@ -79,6 +80,10 @@ class CemiFaceConfig(Part):
         description="Embeddings of length one, or raw ones; sampling uses the mean raw length.",
     )
     similarity_channels: Positive = Field(default=512, description="Outputs of F1.")
+    conditioning: Literal["attention", "both"] = Field(
+        default="attention",
+        description="Where inquiry and m enter: as keys of the attention, or with the time too.",
+    )
     tokens: Positive = 1
     learn_empty_context: bool = False
 
@@ -91,7 +96,7 @@ class CemiFaceConfig(Part):
 class InquiryDenoiser(nn.Module):
     """The ADM U-Net with the inquiry and m as outside keys and values of its attention.
 
-    Only the time step enters the residual blocks.
+    Only the time step enters the residual blocks, unless the configuration says "both".
     """
 
     def __init__(self, config: CemiFaceConfig) -> None:
@@ -102,6 +107,9 @@ class InquiryDenoiser(nn.Module):
         self.similarity = nn.Linear(1, config.similarity_channels)
         inputs = config.context_size + config.similarity_channels
         self.keys = nn.Linear(inputs, config.tokens * config.unet.key_channels)
+        self.feature = None
+        if config.conditioning == "both":
+            self.feature = nn.Linear(inputs, 4 * config.unet.widths[0])
         shape = (config.tokens, config.unet.key_channels)
         self.empty = nn.Parameter(0.1 * torch.randn(shape)) if config.learn_empty_context else None
 
@@ -128,9 +136,11 @@ class InquiryDenoiser(nn.Module):
         context, m = given
         attended = torch.cat([context, self.similarity(m)], dim=1)  # cat(C_id, C_sim)
         keys = self.keys(attended).unflatten(1, (self.config.tokens, -1))
+        feature = None if self.feature is None else self.feature(attended)
         if empty is not None and self.empty is not None:
             keys = torch.where(empty[:, None, None], self.empty.to(keys.dtype), keys)
-        return self.unet(x, t, keys)
+            feature = None if feature is None else feature * ~empty[:, None]
+        return self.unet(x, t, keys, feature)
 
 
 class CemiFaceSampling(SamplingOptions):
@@ -227,15 +237,24 @@ class CemiFaceOptions(TrainingOptions):
 
     identity: IdentityLoss = IdentityLoss(weight=0.05, max_t=1.0, glances=False)
     levels: Levels = Levels()
+    other_image_prob: Fraction = Field(
+        default=0.0,
+        description="Share of samples whose inquiry is another image of the person, with the m "
+        "that the two have. It needs labels; at 0 none are read.",
+    )
 
 
 class CemiFaceTraining(DenoiserTraining):
-    """Train on images alone: each image is its own inquiry, with a drawn similarity."""
+    """Train on images alone: each image is its own inquiry, with a drawn similarity.
+
+    With options.other_image_prob, a share of the inquiries are other images of the same person. Such
+    a pair has its own m, which the image then fits, so nothing pulls two ways.
+    """
 
     system = "cemiface"
     Model = CemiFaceConfig
     Options = CemiFaceOptions
-    fresh = ("similarity.", "keys.", "empty")
+    fresh = ("similarity.", "keys.", "feature.", "empty")
 
     def check(self) -> None:
         """Refuse an empty inquiry that is not learned; read norms if embeddings are raw."""
@@ -249,10 +268,21 @@ class CemiFaceTraining(DenoiserTraining):
         return InquiryDenoiser(self.config)
 
     def draw(self, draws: np.random.Generator, rows: np.ndarray, flip: np.ndarray) -> Drawn:
-        """Take each image as its own inquiry, and draw m uniformly from the levels."""
-        m = draws.choice(self.values, len(rows)).astype(np.float32)[:, None]
-        context = self.data.embeddings[flip, rows].astype(np.float32)
-        return Drawn((self._inquiry(context, flip, rows), m), {"context": context, "m": m[:, 0]})
+        """Take each image as its own inquiry, and draw m uniformly from the levels.
+
+        An inquiry of another image has the cosine of the two embeddings as its m.
+        """
+        data, count = self.data, len(rows)
+        m = draws.choice(self.values, count).astype(np.float32)
+        context = data.embeddings[flip, rows].astype(np.float32)
+        paired, inquiries = np.zeros(count, bool), rows
+        if self.options.other_image_prob:
+            paired = draws.random(count) < self.options.other_image_prob
+            inquiries = np.where(paired, data.another(rows, draws.random(count)), rows)
+            own, context = context, data.embeddings[flip, inquiries].astype(np.float32)
+            m = np.where(paired, (own * context).sum(axis=1), m)
+        wanted = {"context": context, "m": m, "paired": paired}
+        return Drawn((self._inquiry(context, flip, inquiries), m[:, None]), wanted)
 
     def _inquiry(self, context: np.ndarray, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if self.config.context == "unit":
@@ -260,9 +290,9 @@ class CemiFaceTraining(DenoiserTraining):
         return context * self.data.norms[flip, rows].astype(np.float32)[:, None]
 
     def identity_loss(self, seen: Tensor, batch: DenoiserBatch, rows: Tensor) -> Tensor:
-        """Return L_SimMat of each image, float [n]."""
+        """Return L_SimMat of each image, float [n]; a pair's is (m - sim)^2 at every t."""
         similarity = (seen * batch.wanted["context"][rows]).sum(dim=1)
-        gamma = self.noising.gamma(batch.t[rows])
+        gamma = self.noising.gamma(batch.t[rows]).masked_fill(batch.wanted["paired"][rows], 1.0)
         return similarity_loss(similarity, batch.wanted["m"][rows], gamma)
 
     def shown(self, module: nn.Module, rows: np.ndarray) -> Given:

@@ -181,9 +181,7 @@ class IDiffFaceTraining(DenoiserTraining):
         """Draw each context: the image's own embedding, or that of another image of the person."""
         data, count = self.data, len(rows)
         other = draws.random(count) < self.options.other_image_prob
-        label = data.labels[rows]
-        span = data.first[label + 1] - data.first[label]
-        peer = data.peers[data.first[label] + (draws.random(count) * span).astype(np.int64)]
+        peer = data.another(rows, draws.random(count))
         context = data.embeddings[flip, np.where(other, peer, rows)].astype(np.float32)
         if self.options.lb < 1.0:
             cosines = draws.uniform(self.options.lb, 1.0, count)

@@ -185,6 +185,46 @@ def test_an_image_is_its_own_inquiry(files: dict[str, Path], dataset: str, tmp_p
     assert held.kept()["length"] == pytest.approx(float(held.data.norms.mean(dtype=np.float64)))
 
 
+def test_a_pair_has_the_similarity_that_it_has(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    options = OPTIONS | {"other_image_prob": 1.0}
+    recipe = training("cemiface", files, dataset, MODEL, options=options)
+    held = CemiFaceTraining(recipe, Place(0, 1, tmp_path)).load()
+    batch = next(iter(held.batches(0, 1)))
+    inquiry, m = (part.numpy() for part in batch.given)
+    sides = held.data.embeddings.astype(np.float32)
+    found = (sides[:, None] == inquiry[None, :, None]).all(axis=-1)  # [2, B, N]
+    assert (found.sum(axis=(0, 2)) >= 1).all()
+    labels = [set(held.data.labels[found[:, n].any(axis=0)]) for n in range(len(inquiry))]
+    assert all(held.data.labels[row] in of for row, of in zip(batch.rows, labels, strict=True))
+    assert not all(found[:, n, row].any() for n, row in enumerate(batch.rows))
+    flipped = np.array([found[1, n].any() for n in range(len(inquiry))], int)
+    own = sides[flipped, batch.rows]
+    np.testing.assert_allclose(m[:, 0], (own * inquiry).sum(axis=1), atol=1e-6)
+    seen = torch.nn.functional.normalize(torch.randn(len(m), DIMENSION), dim=1)
+    similarity = (seen.numpy() * inquiry).sum(axis=1)
+    loss = held.identity_loss(seen, batch, torch.arange(len(m))).numpy()
+    np.testing.assert_allclose(loss, (m[:, 0] - similarity) ** 2, atol=1e-6)
+
+
+def test_the_inquiry_enters_the_residual_blocks_if_asked_for() -> None:
+    model = CemiFaceConfig.model_validate(MODEL | {"conditioning": "both"})
+    network = InquiryDenoiser(model)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    torch.nn.init.zeros_(network.keys.weight)  # so that the attention does not see it
+    x, t = torch.randn(2, *model.shape), torch.full((2,), 500)
+    first, second = (torch.nn.functional.normalize(torch.randn(2, DIMENSION)) for _ in range(2))
+    m, empty = torch.full((2, 1), 0.5), torch.tensor([True, False])
+    with torch.no_grad():
+        made = [network(x, t, (one, m), empty=empty) for one in (first, second)]
+        nothing = network(x, t, None)
+    assert torch.equal(made[0][0], made[1][0])
+    torch.testing.assert_close(made[0][0], nothing[0])
+    assert (made[0][1] - made[1][1]).abs().max() > 1e-4
+
+
 def test_it_learns_from_an_unconditional_model_and_generates(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ) -> None:
