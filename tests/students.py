@@ -22,6 +22,7 @@ def learned(trained: DenoiserTraining) -> list[float]:
     optimizer = torch.optim.AdamW(trained.module.parameters(), 2e-3)
     errors = []
     for batch in trained.batches(0, 60):
+        assert batch.looks is None  # no identity loss, whatever the default of the system
         loss, numbers = trained.loss(trained.module.train(), batch)
         loss.backward()
         optimizer.step()

@@ -42,7 +42,7 @@ SPACE = Space(
             for system in ("idiff_face", "dcface", "cemiface", "id3", "studio_plain")
         },
         "images_each": Choice(6, 8, 10),
-        "m": Choice(0.0, 0.2, 0.4),
+        "m": Choice(0.5, 0.65, 0.8),
         "idiff_face_below": Choice(0.76, 0.80, 1.0),
     },
     composition=composition,

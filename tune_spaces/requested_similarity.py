@@ -16,7 +16,7 @@ def composition(point):
 SPACE = Space(
     name="requested_similarity",
     question="Which similarity to the inquiry should CemiFace be asked for?",
-    axes={"m": Choice(-0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8)},
+    axes={"m": Choice(-0.4, 0.0, 0.2, 0.4, 0.6, 0.76, 0.92)},
     composition=composition,
     search="grid",
 )

@@ -220,12 +220,24 @@ class Segments:
         return noisy, self.target(noisy, landed, t)
 
 
-def check_unweighted(few: Few | None, min_snr_gamma: float) -> None:
-    """Raise InputError if a student's recipe weights errors by min-SNR."""
-    if few is not None and min_snr_gamma:
+def check_unweighted(options: Any) -> None:
+    """Raise InputError if a student's recipe asks for min-SNR weights or for an identity loss.
+
+    Args:
+        options: a train recipe's `TrainingOptions`. An identity loss that is a system's default is
+            not asked for; a student has none.
+    """
+    if options.few is None:
+        return
+    if options.min_snr_gamma:
         raise InputError(
-            f"recipe field options.min_snr_gamma: {min_snr_gamma:g}; with options.few accepted is "
-            "0: a student's errors count where it lands"
+            f"recipe field options.min_snr_gamma: {options.min_snr_gamma:g}; with options.few "
+            "accepted is 0: a student's errors count where it lands"
+        )
+    if "identity" in options.model_fields_set and options.identity.weight:
+        raise InputError(
+            f"recipe field options.identity.weight: {options.identity.weight:g}; with options.few "
+            "accepted is 0: a student follows its teacher's path and nothing else"
         )
 
 

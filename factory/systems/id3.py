@@ -227,7 +227,7 @@ class ID3(DiffusionSystem):
         return self.model.context_size - len(self.histograms)
 
     def fits(self) -> None:
-        """Refuse another teacher's size, unknown attributes, and an empty context not learned."""
+        """Refuse another teacher's size, unknown attributes, and what was never learned."""
         self.suits(self.dimension, self.model.learn_empty_context)
         for name in self.options.attributes:
             if name not in self.histograms:
@@ -237,6 +237,11 @@ class ID3(DiffusionSystem):
                 )
         if self.options.score.gradient == "off":
             return
+        if self.student is not None:
+            raise InputError(
+                f"recipe field options.score.gradient: {self.options.score.gradient}; the denoiser "
+                "is a student of a few steps, which accepts off: it predicts no score to adjust"
+            )
         if self.process.zero_terminal_snr and self.options.score.interval[1] >= 1.0:
             raise InputError(
                 "recipe field options.score.interval: reaches 1, where this denoiser's x_t is pure "

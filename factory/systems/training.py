@@ -157,7 +157,7 @@ class DenoiserTraining(Trainable):
         self.noising = Noising(self.options.process)
         few = self.options.few
         self.segments = None if few is None else Segments(few, self.noising)
-        check_unweighted(few, self.options.min_snr_gamma)
+        check_unweighted(self.options)
         self._load_frozen()
 
     def load(self) -> Self:
@@ -365,7 +365,7 @@ class DenoiserTraining(Trainable):
         )
         looks = None
         identity, size = self.options.identity, self.recipe.image.size
-        if identity.weight and step >= identity.after * self.total_steps:
+        if self.segments is None and identity.weight and step >= identity.after * self.total_steps:
             looks = ()
             if identity.glances:
                 grain = torch.from_numpy(draws.standard_normal((count, 3, size, size), np.float32))

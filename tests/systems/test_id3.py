@@ -375,12 +375,14 @@ def test_a_gpu_draws_as_a_cpu_does(files: dict[str, Path], gradient: str) -> Non
 def test_a_student_of_two_steps_is_learned_and_sampled(
     files: dict[str, Path], dataset: str, tmp_path: Path
 ) -> None:
-    options = OPTIONS | {"few": FEW, "lb": 0.7, "identity": {"weight": 0.0}}
+    options = OPTIONS | {"few": FEW, "lb": 0.7}
     weights = located(files, "autoencoder", "teacher", "denoiser")
     recipe = training("id3", files, dataset, MODEL, options=options, weights=weights)
     few = files | {"denoiser": taught(ID3Training, recipe, tmp_path)}
     options = {"anchors": 6, "score": {"gradient": "off"}}
     assert drawn(loaded(few, options=options, sampler=SAMPLER)).shape == (2, SIZE, SIZE, 3)
+    with pytest.raises(InputError, match=r"options\.score\.gradient: cheap; .* accepts off"):
+        loaded(few, options=options | {"score": {"gradient": "cheap"}}, sampler=SAMPLER)
 
 
 def test_a_gpu_trains_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path) -> None:

@@ -432,6 +432,10 @@ def test_a_students_contexts_are_turned_as_those_of_sampling(
     ("changes", "named"),
     [
         ({"options": {"few": {"steps": 2}, "min_snr_gamma": 5.0}}, "min_snr_gamma: 5; with"),
+        (
+            {"options": {"few": {"steps": 2}, "identity": {"weight": 0.5}}},
+            "identity.weight: 0.5; with options.few accepted is 0",
+        ),
         ({"options": {"few": {"steps": 5}}}, "teacher_steps is 12, accepted is a multiple"),
         ({"options": {"lb": 0.7}}, "options.lb: 0.7; without options.few accepted is 1"),
         ({"options": {"few": {}}}, r"weights\.denoiser: missing"),
