@@ -247,8 +247,8 @@ class CemiFaceOptions(TrainingOptions):
 class CemiFaceTraining(DenoiserTraining):
     """Train on images alone: each image is its own inquiry, with a drawn similarity.
 
-    With options.other_image_prob, a share of the inquiries are other images of the same person. Such
-    a pair has its own m, which the image then fits, so nothing pulls two ways.
+    With options.other_image_prob, a share of the inquiries are other images of the same person.
+    Such a pair has its own m, which the image then fits, so nothing pulls two ways.
     """
 
     system = "cemiface"
