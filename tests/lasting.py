@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,23 @@ def makes(pattern: str, least: int = 1) -> Callable[[Path], Sign]:
         return lambda said: len(set(folder.glob(pattern)) - before) >= least
 
     return sign
+
+
+def writes(pattern: str) -> Callable[[Path], Sign]:
+    """Return the sign that the job has written to a file or folder of these names, old or new."""
+
+    def sign(folder: Path) -> Sign:
+        start = time.time()
+        return lambda said: any(_changed(path, start) for path in folder.glob(pattern))
+
+    return sign
+
+
+def _changed(path: Path, start: float) -> bool:
+    try:
+        return path.stat().st_mtime > start
+    except FileNotFoundError:  # it has been removed or renamed since
+        return False
 
 
 def opened(mark: str, below: Path) -> bool:
@@ -218,7 +236,7 @@ JOBS = [
     Lasting("verify", lambda d: [whole(d)], reads("data/shards")),
     Lasting(
         "export", lambda d: [many(d), "--format", "imagefolder", "--to", d / "out"],
-        reads("data/shards"), whole=("out/SHA256SUMS",),
+        writes("out/*"), whole=("out/SHA256SUMS",),
     ),
     Lasting(
         "make_pairs", lambda d: [many(d), "--to", d / "x.bin", "--pairs", 6000],
