@@ -142,7 +142,7 @@ def many(folder: Path, size: int = 32) -> Path:
 def whole(folder: Path) -> Path:
     """Make a dataset in which verify finds no fault."""
     store, digest = Store(folder / "data"), "0123456789abcdef"
-    recipe = small_recipe(identities={"count": 1500, "images_each": 6, "source": "train"})
+    recipe = small_recipe(identities={"count": 6000, "images_each": 6, "source": "train"})
     write_claim(store, recipe, digest, ())
     for shard in shards(recipe):
         commit_small(store, shard, digest, folder)
