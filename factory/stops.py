@@ -279,10 +279,13 @@ def _hold() -> set[int]:
 
 
 def kill(family: set[int]) -> None:
-    """Kill processes by their ids, and wait until they are gone."""
+    """Kill processes by their ids, and wait until they are gone.
+
+    One whose parent is gone first is below another process until then, so ids are looked at.
+    """
     _send(family, signal.SIGKILL)
     until = time.monotonic() + GONE_SEC
-    while below() & family and time.monotonic() < until:
+    while any(map(_parent, family)) and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -295,11 +298,10 @@ def _send(processes: set[int], number: int) -> None:
 def below() -> set[int]:
     """Return the ids of all living processes below this one."""
     started: dict[int, list[int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # the process has just ended
-            state, parent, *_ = file.read_text().rpartition(")")[2].split()
-            if state not in "ZX":
-                started.setdefault(int(parent), []).append(int(file.parent.name))
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = int(folder.name)
+        if parent := _parent(process):
+            started.setdefault(parent, []).append(process)
     found: set[int] = set()
     ahead = [os.getpid()]
     while ahead:
@@ -307,3 +309,12 @@ def below() -> set[int]:
         found.update(children)
         ahead += children
     return found
+
+
+def _parent(process: int) -> int:
+    """Return the id of a living process's parent; 0 if it has ended, or has none."""
+    try:
+        state, parent, *_ = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it is gone
+        return 0
+    return 0 if state in "ZX" else int(parent)

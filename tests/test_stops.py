@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from stopping import check, stop
 
@@ -162,3 +165,25 @@ def test_handlers_are_those_of_before_after_the_block() -> None:
     assert [signal.getsignal(number) for number in stops.SIGNALS] == before
     stops.install()  # nobody watches: as in a worker
     assert [signal.getsignal(number) for number in stops.SIGNALS] == before
+
+
+def test_what_is_killed_is_gone_even_if_its_parent_goes_first(tmp_path: Path) -> None:
+    """A process with much memory takes longer to go than its parent, and is then init's."""
+    large = f"m = b'x' * (1 << 30); open({str(tmp_path / 'ready')!r}, 'w').close(); input()"
+    words = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {large!r}])"
+    with subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE) as started:
+        while not (tmp_path / "ready").exists():
+            assert started.poll() is None
+            time.sleep(0.01)
+        (child,) = psutil.Process(started.pid).children()
+        family = {started.pid, child.pid}
+        assert family <= stops.below()
+        stops.kill(family)
+        assert [one for one in family if _lives(one)] == []
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
