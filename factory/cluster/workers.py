@@ -20,7 +20,9 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data._internal.execution.backpressure_policy import DownstreamCapacityBackpressurePolicy
+from ray.data._internal.execution.operators import map_operator
 
 from factory.cluster.capacity import require
 from factory.cluster.tries import AGAIN, Tries
@@ -31,6 +33,7 @@ from factory.recipe import FaultError, InputError, public
 
 PORTION = 1000  # rows that Ray is handed in one object
 WINDOW_ROWS, WINDOW_BYTES = 100_000, 1 << 28  # see `flow`
+AHEAD = 32.0  # rows that wait for a pool, as a multiple of those that its actors have in hand
 SPINS = "100000"  # turns of a waiting OpenMP thread before it sleeps
 REFUSED, FAILED = "refused", "failed"  # columns of a row that holds an error instead of a result
 PASSAGE = "passage"  # column of a row on its way, see `Followed`
@@ -198,9 +201,22 @@ def flow(
             none out.
     """
     watch = FlowWatch() if watch is None else watch
+    _keep_little()
     wait_for_pool(pools[0].reserved, pools[0].least)
     with watch.watching():
         yield from _flow(rows, pools, what, watch)
+
+
+def _keep_little() -> None:
+    """Have Ray Data's driver keep as much of a dataset at its end as at its beginning.
+
+    It would keep statistics of every block, which only `Dataset.stats()` reads, and would let rows
+    queue for a pool until they fill half the object store, which a hundred thousand small ones do
+    not. Ray 2.60 has no setting for the first, and for the second one that is read once, at import.
+    """
+    map_operator.to_stats = lambda metadata: []
+    DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
+    ray.data.DataContext.get_current().downstream_capacity_backpressure_ratio = AHEAD
 
 
 def _flow(
@@ -237,7 +253,13 @@ def _handed(left: Iterator[dict[str, Any]]) -> Any:
         return None
     data = ray.data.from_arrow_refs(portions)
     data.context.target_max_block_size = 1  # a row a block
-    return data.map_batches(_unpacked, batch_size=None, batch_format="numpy", num_cpus=0)
+    return data.map_batches(
+        _unpacked,
+        batch_size=None,
+        batch_format="numpy",
+        compute=TaskPoolStrategy(size=1),  # as it takes no CPU, Ray would start one for each portion
+        num_cpus=0,
+    )
 
 
 def _unpacked(batch: Any) -> Iterator[dict[str, np.ndarray]]:

@@ -1,8 +1,10 @@
 """Actor pools: what goes wrong in an actor comes back as one error, and rows in windows."""
 
+import gc
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -115,6 +117,21 @@ def test_rows_are_handed_over_a_window_at_a_time(
     pool = ActorPool("Doubles", Doubles, (10,), PART, 1)
     found = [(row["number"], len(asked)) for row in flow(rows(), [pool], "")]
     assert sorted(found) == [(10, 4), (20, 4), (30, 4), (40, 4), (50, 7), (60, 7), (70, 7)]
+
+
+def test_the_driver_keeps_as_much_of_a_long_dataset_as_of_a_short_one(
+    ray_cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each row that Ray hands out, it has a bundle while the row waits, and had statistics."""
+    monkeypatch.setattr(workers, "PORTION", 100)
+    monkeypatch.setattr(workers, "AHEAD", 2.0)
+    kept = Counter[str]()
+    rows = ({"number": number} for number in range(1, 1001))
+    for turn, _ in enumerate(flow(rows, [ActorPool("Doubles", Doubles, (10,), PART, 1)], "")):
+        if turn == 300:
+            kept.update(type(one).__name__ for one in gc.get_objects())
+    assert turn == 999
+    assert 0 < kept["RefBundle"] < 100 and kept["BlockStats"] < 100
 
 
 class Naps:
