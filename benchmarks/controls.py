@@ -60,8 +60,7 @@ CONTROLS = {
         for rate in (0.0, 0.25, 0.5)
     ),
     "style_grid": tuple(
-        Setting(grid, "dcface", trained="" if grid == 3 else f"dcface_grid{grid}")
-        for grid in (1, 3, 5)
+        Setting(grid, "dcface_full", trained=f"dcface_grid{grid}") for grid in (1, 3, 5)
     ),
     "m": tuple(Setting(m, "cemiface", (f"options.m={m}",)) for m in (-0.4, -0.1, 0.2, 0.5, 0.8)),
     "v": tuple(

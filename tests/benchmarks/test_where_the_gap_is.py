@@ -78,7 +78,7 @@ def test_borrowed_contexts_keep_their_person_and_take_anothers_difference(
 @pytest.mark.timeout(3600)
 def test_the_table_is_made_and_resumed(tmp_path: Path) -> None:
     words = ["-m", "benchmarks.where_the_gap_is", "--out", str(tmp_path / "gap"), "--seeds", "1"]
-    words += ["--people", "8", "--images-each", "4", "--json", str(tmp_path / "found.json")]
+    words += ["--people", "8", "--images-each", "8", "--json", str(tmp_path / "found.json")]
     words += ["--set", "sampler.steps=2", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     made = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]

@@ -126,11 +126,11 @@ def test_the_driver_keeps_as_much_of_a_long_dataset_as_of_a_short_one(
     monkeypatch.setattr(workers, "PORTION", 100)
     monkeypatch.setattr(workers, "AHEAD", 2.0)
     kept = Counter[str]()
-    rows = ({"number": number} for number in range(1, 1001))
+    rows = ({"number": number} for number in range(1, 501))
     for turn, _ in enumerate(flow(rows, [ActorPool("Doubles", Doubles, (10,), PART, 1)], "")):
         if turn == 300:
             kept.update(type(one).__name__ for one in gc.get_objects())
-    assert turn == 999
+    assert turn == 499
     assert 0 < kept["RefBundle"] < 100 and kept["BlockStats"] < 100
 
 

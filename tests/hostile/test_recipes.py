@@ -216,7 +216,7 @@ AUTOENCODER, BANKS = "desk/train/autoencoder.yaml", "desk/bank/dcface.yaml"
 # The bank's own denoiser is to be trained first; a shipped one stands in where none is sampled.
 NOBODYS = (
     "--set",
-    "generate.weights.denoiser.location=package:weights/dcface/denoiser.safetensors",
+    "generate.weights.denoiser.location=package:weights/dcface/few.safetensors",
 )
 SPACE = Path(__file__).parents[2] / "tune_spaces/similarity_bands.py"
 ADDRESSED: dict[str, Make] = {
