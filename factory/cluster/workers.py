@@ -257,7 +257,7 @@ def _handed(left: Iterator[dict[str, Any]]) -> Any:
         _unpacked,
         batch_size=None,
         batch_format="numpy",
-        compute=TaskPoolStrategy(size=1),  # as it takes no CPU, Ray would start one for each portion
+        compute=TaskPoolStrategy(size=1),  # without a CPU, Ray would start one for each portion
         num_cpus=0,
     )
 
