@@ -41,10 +41,10 @@ def wait_for(reserved: Reservation, say: Callable[[str], None] = notice) -> None
     if started_here():
         return
     # A trial of a sweep has a placement group, which holds nothing for the trainers that it starts.
-    wanted = ray.remote(
+    reserve = ray.remote(
         num_cpus=reserved.num_cpus, num_gpus=reserved.num_gpus, scheduling_strategy="DEFAULT"
     )
-    task = wanted(_held)
+    task = reserve(_held)
     held, patience = task.remote(), FIRST_SEC
     while not ray.wait([held], timeout=patience)[0]:
         say(lacking(reserved))

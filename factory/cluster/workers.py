@@ -11,6 +11,7 @@ import pickle
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -21,8 +22,6 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
-from ray.data._internal.execution.backpressure_policy import DownstreamCapacityBackpressurePolicy
-from ray.data._internal.execution.operators import map_operator
 
 from factory.cluster.capacity import require
 from factory.cluster.tries import AGAIN, Tries
@@ -213,9 +212,14 @@ def _keep_little() -> None:
     It would keep statistics of every block, which only `Dataset.stats()` reads, and would let rows
     queue for a pool until they fill half the object store, which a hundred thousand small ones do
     not. Ray 2.60 has no setting for the first, and for the second one that is read once, at import.
+    A Ray that has moved these names makes the same dataset, in a driver that grows.
     """
-    map_operator.to_stats = lambda metadata: []
-    DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
+    with suppress(ImportError):
+        from ray.data._internal.execution import backpressure_policy as policies
+        from ray.data._internal.execution.operators import map_operator
+
+        map_operator.to_stats = lambda metadata: []
+        policies.DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
     ray.data.DataContext.get_current().downstream_capacity_backpressure_ratio = AHEAD
 
 
