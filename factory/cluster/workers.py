@@ -215,11 +215,13 @@ def _keep_little() -> None:
     A Ray that has moved these names makes the same dataset, in a driver that grows.
     """
     with suppress(ImportError):
-        from ray.data._internal.execution import backpressure_policy as policies
+        from ray.data._internal.execution.backpressure_policy import (
+            DownstreamCapacityBackpressurePolicy as Policy,
+        )
         from ray.data._internal.execution.operators import map_operator
 
         map_operator.to_stats = lambda metadata: []
-        policies.DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
+        Policy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
     ray.data.DataContext.get_current().downstream_capacity_backpressure_ratio = AHEAD
 
 

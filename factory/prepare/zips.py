@@ -44,6 +44,12 @@ def damage(what: str) -> Iterator[None]:
         raise InputError(f"{what}: no zip that can be read ({error}); {WHOLE}") from None
 
 
+def directory(file: IO[bytes], what: str) -> zipfile.ZipFile:
+    """Return a zip with its directory read; InputError if it is damaged."""
+    with damage(what):
+        return zipfile.ZipFile(file)
+
+
 def list_zips(store: Store, zips: list[str], how: Labelling, labels: Labels | None) -> Listing:
     """List the images of zips: by `dataset.json` where one lies inside, else by folder.
 
@@ -57,7 +63,7 @@ def list_zips(store: Store, zips: list[str], how: Labelling, labels: Labels | No
     owner: dict[str, str] = {}
     for name in zips:
         what = f"SOURCE {store.url}/{name}"
-        with damage(what), store.open_random(name) as file, zipfile.ZipFile(file) as archive:
+        with store.open_random(name) as file, directory(file, what) as archive:
             for member in archive.infolist():
                 if member.is_dir():
                     continue
@@ -106,8 +112,10 @@ def _stylegan(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> I
     inside = f"{what}: {shown(member.filename)}"
     if member.file_size > 16 * LONGEST_BYTES:
         raise InputError(f"{inside} has {member.file_size:,} bytes; accepted are labels")
+    with damage(what):
+        told = archive.read(member)
     try:
-        content = json.loads(archive.read(member))
+        content = json.loads(told)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{inside}: no JSON ({error}); accepted are labels") from None
     if isinstance(content, dict) and content.get("labels") is None:
@@ -123,8 +131,7 @@ class ZipReader:
     def __init__(self, file: IO[bytes], what: str) -> None:
         """Read the zip's directory."""
         self.what = what
-        with damage(what):
-            self._zip = zipfile.ZipFile(file)
+        self._zip = directory(file, what)
         self._members = {member.header_offset: member for member in self._zip.infolist()}
 
     def read(self, offset: int) -> bytes:
