@@ -25,7 +25,7 @@ from factory.datasets.store import Store
 from factory.recipe import FaultError
 
 PAPERS = ("sampler={name: ddim, steps: 50, eta: 1.0, batch_size: 16, dtype: float32}",)
-IMAGES_EACH, SHARD = 10, 5
+IMAGES_EACH, SHARD = 10, 8  # whole batches of 16
 
 
 def cost(recipe: str, people: int, sets: tuple[str, ...], folder: Path) -> float:

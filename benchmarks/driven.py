@@ -79,8 +79,13 @@ class Marks:
             self.mark("first" if self.back == 1 else "last")
 
     def mark(self, name: str) -> None:
-        """Tell the moment, and this process's CPU seconds and highest memory until now in MiB."""
-        self.tell.send((name, time.perf_counter(), time.process_time(), _memory("VmHWM")))
+        """Tell the moment, this process's CPU seconds until now, and its memory in MiB.
+
+        The highest resident memory until now counts the pages of Ray's object store that this
+        process wrote; the memory of its own, at this moment, does not.
+        """
+        memory = _memory("VmHWM"), _memory("RssAnon")
+        self.tell.send((name, time.perf_counter(), time.process_time(), *memory))
 
 
 def drive(tell: Connection, count: int, actors: int, url: str, seconds: float) -> None:

@@ -8,8 +8,9 @@ the same pool, whose actors return a finished manifest at once and write nothing
 on the loopback that counts its requests (`benchmarks/objects.py`), or your own with --s3.
 
 Each cell of the table has a driver and a Ray of its own. With --json, a cell that the file holds is
-not measured again, so the same command goes on where it was stopped. Run it on an otherwise idle
-machine; on a busy one, CPU seconds still say something and rates do not.
+not measured again, so the same command goes on where it was stopped. Within a cell, each turn of
+the work is a line on standard error. Run it on an otherwise idle machine; on a busy one, CPU
+seconds still say something and rates do not.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -56,23 +58,45 @@ def measured(count: int, actors: int, url: str, seconds: float) -> dict[str, Any
         driver = context.Process(target=drive, args=(its, count, actors, url, seconds))
         driver.start()
     its.close()
-    watch, marks = Lookout(driver.pid or 0), {}
+    watch, marks = Lookout(driver.pid or 0), dict[str, Mark]()
     while True:
         try:
             if not mine.poll(LOOK_SEC):
                 watch.look()
                 continue
-            name, *numbers = mine.recv()
+            name, at, cpu, peak, own = mine.recv()
         except EOFError:
             break
         watch.look()
-        marks[name] = (*numbers, dict(watch.seconds), counted(url))
+        marks[name] = Mark(at, cpu, peak, own, dict(watch.seconds), counted(url))
+        print(json.dumps({name: marks[name]}), file=sys.stderr, flush=True)
         if name == "last":
             watch.weigh()
     driver.join()
     if driver.exitcode:
         raise FaultError(f"the driver of {count} shards ended with code {driver.exitcode}")
     return _figures(count, marks) | watch.weights
+
+
+class Mark(NamedTuple):
+    """What is known at a turn of the driver's work.
+
+    Attributes:
+        at: the moment, in seconds.
+        cpu: the driver's CPU seconds until then.
+        peak: its highest resident memory until then in MiB, with the pages of Ray's object store
+            that it wrote.
+        own: its memory then in MiB, without such pages.
+        spent: CPU seconds of the actors and of Ray's own processes.
+        served: what the store counts, empty if it counts nothing.
+    """
+
+    at: float
+    cpu: float
+    peak: float
+    own: float
+    spent: dict[str, float]
+    served: dict[str, Any]
 
 
 class Lookout:
@@ -128,30 +152,32 @@ class Lookout:
             yield process, ACTORS if name.startswith("ray::") else RAY
 
 
-def _figures(count: int, marks: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def _figures(count: int, marks: dict[str, Mark]) -> dict[str, Any]:
     """Return the figures of a cell; CPU and requests are those of a shard."""
 
     def lasted(first: str, last: str) -> float:
-        return round(marks[last][0] - marks[first][0], 2)
+        return round(marks[last].at - marks[first].at, 2)
 
     def spent(first: str, last: str) -> dict[str, float]:
-        own = marks[last][1] - marks[first][1]
-        found = {kind: marks[last][3][kind] - marks[first][3][kind] for kind in (ACTORS, RAY)}
+        own = marks[last].cpu - marks[first].cpu
+        found = {kind: marks[last].spent[kind] - marks[first].spent[kind] for kind in (ACTORS, RAY)}
         found = {DRIVER: own, **found}
-        if marks[last][4]:
-            found["server"] = marks[last][4]["cpu_seconds"] - marks[first][4]["cpu_seconds"]
+        if marks[last].served:
+            found["server"] = marks[last].served["cpu_seconds"] - marks[first].served["cpu_seconds"]
         return {name: round(seconds * MILLI / count, 3) for name, seconds in found.items()}
 
     def asked(first: str, last: str) -> float:
-        return (marks[last][4]["requests"] - marks[first][4]["requests"]) / count
+        return (marks[last].served["requests"] - marks[first].served["requests"]) / count
 
-    made = marks["last"][0] - marks["first"][0]
+    made = marks["last"].at - marks["first"].at
+    shown = [(name, mark) for name, mark in marks.items() if name != "begin"]
     found: dict[str, Any] = {
         "start_sec": lasted("banked", "first"),
         "making_sec": round(made, 2),
         "shards_per_sec": round((count - 1) / made, 2),
         "cpu_ms": spent("first", "last"),
-        "driver_mb": {name: round(marks[name][2], 1) for name in marks if name != "begin"},
+        "driver_mb": {name: round(mark.peak, 1) for name, mark in shown},
+        "driver_own_mb": {name: round(mark.own, 1) for name, mark in shown},
     }
     if "merged" in marks:
         found["merge_sec"] = lasted("last", "merged")
@@ -160,7 +186,7 @@ def _figures(count: int, marks: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
             spent("last", "merged"),
             spent("merged", "verified"),
         )
-    if marks["last"][4]:
+    if marks["last"].served:
         parts = {"making": ("banked", "last"), "merge": ("last", "merged")}
         requests = {name: asked(*part) for name, part in parts.items()}
         requests |= {"together": sum(requests.values()), "verify": asked("merged", "verified")}

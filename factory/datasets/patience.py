@@ -17,6 +17,7 @@ SLOW_SECONDS = (30.0, 30.0, 30.0)  # further ones for a store that is alive and 
 FINAL = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
 SLOW = ("SLOW_DOWN", "SlowDown", "Slow Down", "THROTTLING", "HTTP status 503", "HTTP status 429")
 EXPIRED = ("ExpiredToken", "EXPIRED_TOKEN", "TokenRefreshRequired", "InvalidToken")
+SUMLESS = "MissingContentLength"  # of a store that knows no checksum behind the data
 BARE = "(HTTP status 400) during HeadObject"  # an answer without a body cannot say why
 BEGGED, FAILED = "asked to slow down", "failed for the moment"  # why a request is repeated
 A = TypeVar("A")
@@ -47,7 +48,7 @@ def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[An
     The object must have `url` and `root`; `root` is None if the store is remote. Its `why` asks the
     store again in a way that is answered with a reason. A store that asks to slow down is given
     longer, and pauses differ, so that many actors do not return together. Credentials that are no
-    longer valid raise FaultError at once.
+    longer valid, and uploads in a form that the store does not know, raise FaultError at once.
     """
 
     @functools.wraps(method)
@@ -66,6 +67,12 @@ def patient(method: Callable[Concatenate[Any, P], B]) -> Callable[Concatenate[An
                     text = self.why() or text
                 if any(word in text for word in EXPIRED):
                     raise expired(self.url) from error
+                if SUMLESS in text:
+                    raise FaultError(
+                        f"store {self.url}: it refuses uploads with a checksum behind the data; "
+                        "accepted are uploads from nodes with the environment variable "
+                        "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+                    ) from error
                 why = BEGGED if any(word in text for word in SLOW) else FAILED
                 if why == BEGGED and not pauses and slow:
                     pauses.append(slow.popleft())

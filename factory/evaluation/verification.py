@@ -145,6 +145,8 @@ def verify(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool = False) ->
 def measured(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool) -> Distances:
     """Embed a benchmark's images with their mirror images and return the pairs' distances.
 
+    An image of several pairs, as the field's files have thousands, is embedded once.
+
     Args:
         recognizer: the recognizer to measure.
         benchmark: ten pairs or more.
@@ -155,21 +157,28 @@ def measured(recognizer: NamedEmbedder, benchmark: Pairs, resize: bool) -> Dista
             embedding is not finite.
     """
 
+    first: dict[bytes, int] = {}  # of each distinct image, the number that it first has
+    for number, data in enumerate(benchmark.images):
+        first.setdefault(data, number)
+
     def images() -> Iterator[np.ndarray]:
-        for number, data in enumerate(benchmark.images):
+        for data, number in first.items():
             what = f"benchmark {benchmark.name} image {number}"
             yield fitted(decode(data, what), recognizer.size, what, resize)
 
     made = (flip_sum(recognizer, batch) for batch in batches(images(), BATCH))
     sums, lengths = zip(*made, strict=True)
-    unit = normalized(np.concatenate(sums))
+    rows = dict(zip(first, range(len(first)), strict=True))
+    again = [rows[data] for data in benchmark.images]
+    unit = normalized(np.concatenate(sums))[again]
     distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
     if not np.isfinite(distances).all():
         raise InputError(
             f"recognizer {recognizer.name}: it answers with what is not a number on benchmark "
             f"{benchmark.name}; accepted are finite embeddings"
         )
-    xnorm = float(np.concatenate(lengths).mean())
+    both = np.concatenate([part.reshape(2, -1) for part in lengths], axis=1)
+    xnorm = float(both[:, again].mean())
     return Distances.of(benchmark.name, distances, benchmark.same, xnorm)
 
 

@@ -102,11 +102,16 @@ def _rows(conditions: Conditions, part: slice) -> Conditions:
 
 
 def _screen(recipe: GenerateRecipe, system: System, device: str) -> Screen:
-    """Return the recipe's screens, with the teacher and the known faces they compare with."""
+    """Return the recipe's screens, with the teacher and the known faces they compare with.
+
+    The teacher embeds in the sampler's precision.
+    """
     if recipe.teacher is None:
         return Screen(system, None)
     checked_sha256("teacher", recipe.teacher)
-    teacher = load_recognizer(recipe.teacher.location, device=device)
+    low = stated_precision(recipe) == "bfloat16"
+    dtype = "bfloat16" if low else "float32"
+    teacher = load_recognizer(recipe.teacher.location, dtype, device)
     faces = known_faces(recipe)
     if faces is not None and faces.unit.shape[1] != teacher.dimension:
         raise InputError(

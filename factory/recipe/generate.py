@@ -88,7 +88,8 @@ class Sampler(Part):
     batch_size: Annotated[Positive, Field(le=65_536)] = 16
     dtype: Precision = Field(
         default=AUTO,
-        description="auto: bfloat16 if the workers' processors are faster in it.",
+        description="Of sampling and screening; auto: bfloat16 if the workers' processors are "
+        "faster in it.",
     )
 
     @property

@@ -12,6 +12,12 @@ SLOW = "AWS Error SLOW_DOWN during PutObject operation: Please reduce your reque
 BODILESS = "AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body."
 OLD = "Unable to parse ExceptionName: ExpiredToken Message: The provided token has expired."
 
+LENGTHLESS = (  # rclone 1.75's server, to pyarrow 25
+    "When uploading object with key 'a' in bucket 'faces': AWS Error UNKNOWN (HTTP status 411) "
+    "during PutObject operation: Unable to parse ExceptionName: MissingContentLength Message: "
+    "MissingContentLength"
+)
+
 
 class Far:
     """A remote store whose requests meet errors, and then succeed."""
@@ -77,6 +83,14 @@ def test_patience_ends(paused: list[float]) -> None:
 def test_expired_credentials_are_one_error_at_once(far: Far, paused: list[float]) -> None:
     with pytest.raises(FaultError, match="store s3://bucket/far: its credentials have expired; "):
         far.ask()
+    assert paused == []
+
+
+def test_a_store_without_checksums_behind_the_data_is_one_error_at_once(
+    paused: list[float],
+) -> None:
+    with pytest.raises(FaultError, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        Far(OSError(LENGTHLESS)).ask()
     assert paused == []
 
 

@@ -68,6 +68,32 @@ def test_equals_the_independent_protocol_to_the_last_digit(pairs, monkeypatch):
     assert found.xnorm > 0
 
 
+def test_an_image_of_several_pairs_is_embedded_once():
+    """The field's files repeat images, and the result must not know whether they do."""
+    images, _ = faces(20, seed=4)
+    rng = np.random.default_rng(9)
+    pairs = [(0, 1)] * 3 + [tuple(rng.choice(len(images), 2, replace=False)) for _ in range(37)]
+    repeated = tuple(images[at] for pair in pairs for at in pair)
+    same = np.arange(len(pairs)) % 2 == 0
+
+    class Counts(Means):
+        seen = 0
+
+        def embed(self, images):
+            self.seen += len(images)
+            return super().embed(images)
+
+    recognizer = Counts()
+    found = verification.verify(recognizer, verification.Pairs("again", repeated, same))
+    assert recognizer.seen == 2 * len(set(repeated)) < 2 * len(repeated)
+    accuracy, spread = independent(Means(), repeated, same)
+    assert (found.accuracy, found.accuracy_std) == (accuracy, spread)
+    decoded = np.stack([simplejpeg.decode_jpeg(image) for image in repeated])
+    views = np.concatenate([decoded, decoded[:, :, ::-1]])
+    own = np.linalg.norm(Means().embed(np.ascontiguousarray(views)).astype(np.float64), axis=1)
+    assert found.xnorm == pytest.approx(own.mean(), rel=1e-12)
+
+
 def test_first_of_equally_good_thresholds_and_strictly_below():
     distances = np.tile([0.5, 0.9], 10)
     same = np.tile([True, False], 10)

@@ -118,6 +118,24 @@ def test_a_teacher_of_another_size_sees_images_resized(tmp_path: Path) -> None:
     assert np.allclose(found, cosines, atol=1e-3) and np.std(found) > 0
 
 
+def test_screens_embed_in_the_samplers_precision(tmp_path: Path) -> None:
+    kinds = ("float32", "bfloat16")
+    for own, other in (kinds, kinds[::-1]):
+        recipe = idiff(f"sampler.dtype={own}", "image.format=png")
+        _, made = make(recipe, tmp_path / own)
+        bank = identities.load_bank(Store(tmp_path / own), bank_digest(recipe))
+        assert bank is not None
+        images = np.stack([decode(sample.encoded, key) for key, sample in made.items()])
+        contexts = bank.contexts[[sample.sidecar["identity"] for sample in made.values()]]
+        found = np.array([sample.sidecar["cosine"] for sample in made.values()])
+        apart = {}
+        for dtype in kinds:
+            raw = load_recognizer(recipe.weights["teacher"].location, dtype).embed(images)
+            unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+            apart[dtype] = np.abs((unit * contexts).sum(axis=1) - found).mean()
+        assert apart[own] < 0.1 * apart[other]
+
+
 def test_a_worker_with_other_libraries_makes_nothing(tmp_path: Path) -> None:
     """Its shards would state the versions of the driver, which did not make them."""
     stated = versions() | {"torch": "1.0"}
