@@ -59,8 +59,8 @@ def load_recognizer(
             `factory.recognition.foreign` states them, or `dcface:FILE`, the teacher inside of a
             checkpoint of DCFace. Folder and files may be URLs, fetched to the cache
             (`factory.datasets.located`).
-        dtype: of the network's convolutions; bfloat16 is faster and moves cosines by less than 0.01.
-            An ONNX file embeds in float32, whatever its weights are kept in.
+        dtype: of the network's convolutions; bfloat16 is faster and moves cosines by less than
+            0.01. An ONNX file embeds in float32, whatever its weights are kept in.
         device: where a torch network runs; an ONNX file embeds on the CPU.
 
     Raises:
