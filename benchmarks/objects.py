@@ -1,11 +1,12 @@
 """An S3 server on the loopback, in a process of its own, that counts the requests it answers.
 
-It is moto's, which keeps objects in memory and answers some hundred requests a second: its CPU
-seconds stand beside the driver's, because on one machine they share the cores.
+It is moto's, behind gunicorn: it keeps objects in memory and answers some hundred requests a
+second. Its CPU seconds stand beside the driver's, because on one machine they share the cores.
 """
 
 import json
 import multiprocessing
+import socket
 import time
 import urllib.request
 from collections import Counter
@@ -17,6 +18,7 @@ from factory import stops
 
 KEYS = {"access_key": "a-key", "secret_key": "a-secret"}
 BUCKET, COUNTS = "faces", "/counted-requests"
+THREADS = 64  # connections that are answered at a time
 
 
 @contextmanager
@@ -54,11 +56,11 @@ def counted(url: str) -> dict[str, float]:
 
 
 def _serve(told: Any) -> None:
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
+    from gunicorn.app.base import BaseApplication
+    from moto.server import create_backend_app
 
     seen: Counter[str] = Counter()
-    behind = DomainDispatcherApplication(create_backend_app)
+    behind = create_backend_app("s3")
 
     def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         if environ["PATH_INFO"] != COUNTS:
@@ -68,12 +70,22 @@ def _serve(told: Any) -> None:
         facts = {"requests": sum(seen.values()), "cpu_seconds": time.process_time(), **seen}
         return [json.dumps(facts).encode()]
 
-    class Quiet(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections stay open, as with S3
+    class Server(BaseApplication):
+        def load_config(self) -> None:
+            for name, value in settings.items():
+                self.cfg.set(name, value)
 
-        def log(self, type: str, message: str, *args: Any) -> None:
-            pass
+        def load(self) -> Any:
+            return answer
 
-    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=Quiet)
-    told.send(server.server_port)
-    server.serve_forever()
+    listening = socket.create_server(("127.0.0.1", 0))
+    told.send(listening.getsockname()[1])
+    settings = {
+        "bind": f"fd://{listening.detach()}",
+        "worker_class": "gthread",  # one process, whose connections stay open, as with S3
+        "threads": THREADS,
+        "keepalive": 75,
+        "timeout": 0,
+        "loglevel": "critical",
+    }
+    Server().run()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.objects import serving
 from factory.datasets.claim import write_claim
 from factory.datasets.manifest import ShardManifest, commit_shard, merge
 from factory.datasets.provenance import DIGITAL_SOURCE_TYPE
@@ -91,24 +92,8 @@ def ray_cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A bucket on a loopback server; yields the address of a folder in it, `%s` its name."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    fs.S3FileSystem(
-        access_key="a-key",
-        secret_key="a-secret",
-        endpoint_override=f"{host}:{port}",
-        scheme="http",
-        region="us-east-1",
-        allow_bucket_creation=True,
-    ).create_dir("faces")
-    yield (
-        f"s3://a-key:a-secret@faces/%s?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    )
-    server.stop()
+    with serving() as place:
+        yield place
 
 
 MISSING = (1, 2)  # the slot that stays empty in every dataset of `made_dataset`

@@ -26,7 +26,7 @@ LIGHT_COMMANDS = ("cli", "plan", "verify", "export", "make_pairs", "compose")
 LONGEST, SHORTEST = 500, 15  # lines of a file of the factory's
 COMES_WITH = {  # parts of what is declared
     **{"pydantic_core": "pydantic", "markupsafe": "jinja2"},
-    **{"botocore": "boto3", "prometheus_client": "ray", "grpc": "ray", "werkzeug": "moto"},
+    **{"botocore": "boto3", "prometheus_client": "ray", "grpc": "ray"},
 }
 NAMELESS = {"utils", "common", "helpers", "misc"}
 

@@ -78,6 +78,7 @@ def test_the_benchmark_measures_goes_on_and_draws(
     for cell in cells:
         assert cell["shards_per_sec"] > 0 and cell["cpu_ms"]["driver"] > 0
         assert cell["actor_pss_mb"] > 0
+        assert 0 < cell["driver_own_mb"]["last"] < cell["driver_mb"]["last"]
         if cell["store"] == "s3":
             assert cell["requests"]["making"] > 3
     assert "<svg" in chart.read_text()
