@@ -107,7 +107,7 @@ def maker(recipe: GenerateRecipe, teacher: Teacher, folder: Path) -> Maker:
     assignment = Assignment(recipe.model_dump(mode="json"), Store(folder), "digest", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "create", Toy)
-        patch.setattr(make, "load_recognizer", lambda location, device: teacher)
+        patch.setattr(make, "load_recognizer", lambda location, dtype, device: teacher)
         patch.setattr(make, "hardware", SimpleNamespace(set_up=lambda *_: None))
         return Maker(assignment)
 
