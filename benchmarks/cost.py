@@ -79,7 +79,7 @@ def main() -> None:
     )
     parser.add_argument("few", help="the recipe as it is shipped")
     parser.add_argument("full", help="the recipe of the denoiser that it follows")
-    parser.add_argument("--people", type=int, default=20, help="of ten images each (default 20)")
+    parser.add_argument("--people", type=int, default=24, help="of ten images each (default 24)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of both sides (default 3)")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     given = parser.parse_args()
