@@ -1,6 +1,8 @@
 """Make the five verification benchmarks of the studio as `.bin` files.
 
-factory make_benchmarks --out runs/benchmarks --pairs 1000 --size 64
+    factory make_benchmarks --out runs/benchmarks --pairs 6000
+
+A folder that holds all of them already is left as it is.
 """
 
 import argparse
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.evaluation.benchmarks import check_folder, write_benchmarks
+from factory.evaluation.benchmarks import finished, write_benchmarks
 from factory.evaluation.verification import FOLDS
 from factory.recipe import InputError
 from factory.studio.benchmarks import MOST_PAIRS
@@ -24,7 +26,9 @@ def job(arguments: argparse.Namespace) -> None:
         raise InputError(f"--size {arguments.size}; accepted is 16 to 1024 pixels")
     made = {key: getattr(arguments, key) for key in ("pairs", "size", "seed")}
     folder = Path(arguments.out)
-    check_folder(folder, **made)
+    if finished(folder, **made):
+        print(f"{folder}: finished already, five benchmarks of {arguments.pairs} pairs")
+        return
     write_benchmarks(folder, **made, say=lambda line: print(line, flush=True))
 
 

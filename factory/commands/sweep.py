@@ -27,6 +27,8 @@ def job(arguments: argparse.Namespace) -> None:
         raise InputError(f"--seeds {arguments.seeds}: accepted are 1 and more")
     if arguments.seeds:
         space = replace(space, seeds=tuple(range(1, arguments.seeds + 1)))
+    if arguments.benchmarks:
+        space = replace(space, benchmarks=arguments.benchmarks)
     from factory.cluster.connect import connect
     from factory.search.sweep import sweep
 
@@ -64,6 +66,10 @@ def main() -> NoReturn:
     )
     parser.add_argument(
         "--concurrent", type=int, default=0, help="trials at a time (default: as many as fit)"
+    )
+    parser.add_argument(
+        "--benchmarks",
+        help="folder of .bin files that verify the recognizers (default: SPACE's)",
     )
     parser.add_argument(
         "--pools", default="runs/pools", help="folder or URL of the pools that sweeps share"

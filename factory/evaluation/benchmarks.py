@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.datasets.claim import Claim
-from factory.datasets.provenance import versions
+from factory.datasets.provenance import sha256_file, versions
 from factory.datasets.scratch import process_token
 from factory.datasets.store import Store, cache_home
 from factory.evaluation.verification import FOLDS, write_bin
@@ -53,13 +53,24 @@ def benchmark_folder(location: str, say: Say = print) -> Path:
     return made
 
 
-def check_folder(folder: Path, pairs: int, size: int, seed: int) -> None:
-    """Raise InputError if a folder holds anything but benchmarks of these settings."""
+def finished(folder: Path, pairs: int, size: int, seed: int) -> bool:
+    """Tell whether a folder holds the whole benchmarks of these settings, as they were written.
+
+    Raises:
+        InputError: it holds anything but benchmarks of these settings.
+    """
     store, wanted = Store(folder), {"pairs": pairs, "size": size, "seed": seed}
     found = BINS.read(store)
-    differing = BINS.differing({name: found.get(name) for name in wanted}, wanted) if found else []
+    if not found:
+        return False
+    differing = BINS.differing({name: found.get(name) for name in wanted}, wanted)
     if differing:
         raise BINS.another(store, differing)
+    stated = found.get("sha256", {})
+    return store.exists(GROUPS) and all(
+        store.exists(file) and sha256_file(folder / file) == stated.get(file)
+        for file in (f"{name}.bin" for name in BENCHMARKS)
+    )
 
 
 def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -> None:

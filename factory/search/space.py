@@ -431,7 +431,7 @@ def _check_set(override: str) -> None:
     if kind == "fr" and name.partition(".")[0] in FILLED:
         raise InputError(
             f"--set {override}: a trial fills in fr.{', fr.'.join(FILLED)}; accepted are other "
-            "fields, and seeds and benchmarks in SPACE"
+            "fields, --seeds and --benchmarks"
         )
 
 

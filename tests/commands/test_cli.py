@@ -53,7 +53,7 @@ FLAGS: dict[str, set[str]] = {
         *("--shard-images", "--actors"),
     },
     "report": {"--to", "--measures"},
-    "sweep": {"--out", "--samples", "--seeds", "--concurrent", "--pools"},
+    "sweep": {"--out", "--samples", "--seeds", "--benchmarks", "--concurrent", "--pools"},
     "train_attributes": {
         *("--out", "--epochs", "--seed", "--licence", "--identities", "--threads"),
     },

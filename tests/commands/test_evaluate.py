@@ -42,6 +42,8 @@ def test_benchmarks_are_stated_and_readable(work):
     assert names == sorted(manifest["sha256"])
     assert len(names) == 5
     assert all(read_bin(work / "bench" / name).same.sum() == 10 for name in names)
+    same = job(work, "make_benchmarks", "--out", "bench", "--pairs", "20", "--size", "32")
+    assert "bench: finished already, five benchmarks of 20 pairs" in same.stdout
     other = job(work, "make_benchmarks", "--out", "bench", "--pairs", "40", "--size", "32")
     assert other.returncode == 2
     assert "pairs is 20 there, 40 here" in other.stderr

@@ -16,6 +16,7 @@ import simplejpeg
 import yaml
 from faces import face
 
+from factory.commands.sweep import main
 from factory.datasets.store import Store
 from factory.evaluation.verification import write_bin
 from factory.recipe import FaultError
@@ -242,3 +243,20 @@ def test_two_cpus_are_enough_for_pools_and_trainings(
     run_of = json.loads((tmp_path / "sweep/sweep.json").read_text())["runs"][0]
     assert run_of["concurrent"] == min((os.cpu_count() or 1) // reserved, 2)
     assert len(results(tmp_path / "sweep")) == 2
+
+
+def test_the_command_line_names_the_benchmarks(tmp_path: Path, monkeypatch, space) -> None:
+    given = {}
+
+    def stop(space, *_):
+        given["benchmarks"] = space.benchmarks
+        raise SystemExit(0)
+
+    monkeypatch.setattr("factory.cluster.connect.connect", lambda address: None)
+    monkeypatch.setattr("factory.search.sweep.sweep", stop)
+    words = ["sweep", space(8, 2), "--samples", "1", "--out", str(tmp_path / "out")]
+    for more, wanted in (([], str(tmp_path / "bins")), (["--benchmarks", "own"], "own")):
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        with pytest.raises(SystemExit):
+            main()
+        assert given["benchmarks"] == wanted

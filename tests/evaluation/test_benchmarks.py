@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from factory.evaluation import benchmarks
-from factory.evaluation.benchmarks import MANIFEST, SHIPPED, benchmark_folder, write_benchmarks
+from factory.evaluation.benchmarks import (
+    MANIFEST,
+    SHIPPED,
+    benchmark_folder,
+    finished,
+    write_benchmarks,
+)
 from factory.evaluation.verification import bin_files, read_bin
+from factory.recipe import InputError
 
 SETTINGS = {"pairs": 20, "size": 32, "seed": 1}
 
@@ -53,3 +60,21 @@ def test_half_of_them_is_never_taken(missing: Path, monkeypatch: pytest.MonkeyPa
 
 def test_other_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert benchmark_folder(str(tmp_path), lambda line: None) == tmp_path
+
+
+def test_only_whole_benchmarks_of_the_same_settings_are_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    assert not finished(folder, **SETTINGS)
+    write_benchmarks(folder, **SETTINGS, say=lambda line: None)
+    assert finished(folder, **SETTINGS)
+    with pytest.raises(InputError, match="pairs is 20 there, 40 here"):
+        finished(folder, **{**SETTINGS, "pairs": 40})
+    damaged = folder / "frontal.bin"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
+    assert not finished(folder, **SETTINGS)
+    damaged.unlink()
+    assert not finished(folder, **SETTINGS)
+    damaged.write_bytes(content)
+    (folder / MANIFEST).unlink()
+    assert not finished(folder, **SETTINGS)
