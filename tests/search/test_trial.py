@@ -8,14 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from faces import face, make_pool
+from torch.nn import functional
 
 from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
 from factory.datasets.scratch import STALE_SECONDS
 from factory.datasets.store import LOCK, Store
-from factory.evaluation.verification import Pairs, write_bin
-from factory.recipe import FaultError, FRRecipe, InputError, parse
+from factory.evaluation.verification import Pairs, verify, write_bin
+from factory.recipe import FaultError, FRRecipe, InputError, parse, with_precision
+from factory.recognition.backbones import make_backbone
 from factory.search import Choice, Space, trial
 from factory.search.pools import Pools, held
 from factory.search.trial import ACCURACY, ENDED, LAST, Judged, Objective, _told, composed, subset
@@ -222,6 +225,33 @@ def test_looking_on_changes_no_training(tmp_path, tiny):
     worker = Worker(note=lambda line, rows, pictures: told.extend(rows))
     assert run(tiny, store, worker, watch=Judged(3, 10))["curve"] == made["watched"]["curve"]
     assert told == made["watched"]["curve"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_recognizer_is_looked_at_in_its_trainings_precision(tiny, monkeypatch, precision):
+    seen = []
+
+    def watched(recognizer, benchmark):
+        seen.append(recognizer.embed(images))
+        return verify(recognizer, benchmark)
+
+    images = np.stack([face(n, 0, 32) for n in range(8)])
+
+    torch.manual_seed(0)
+    network = make_backbone(tiny.backbone, tiny.image.size).eval()
+    monkeypatch.setattr("factory.evaluation.verification.verify", watched)
+    recipe = with_precision(
+        tiny.model_copy(update={"engine": tiny.engine.model_copy(update={"precision": "auto"})}),
+        precision,
+    )
+    look = Judged(1, 4).look(recipe, network.state_dict(), True)
+    assert 0 <= look[ACCURACY] <= 1 and look[LAST] == 1
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        exact = functional.normalize(network(pixels)).numpy()
+    found = functional.normalize(torch.from_numpy(seen[0])).numpy()
+    error = np.abs(found - exact).max()
+    assert error < 1e-5 if precision == "float32" else 1e-4 < error < 2e-2
 
 
 def test_a_training_without_its_last_report_is_a_fault(tmp_path, monkeypatch, here):
