@@ -20,19 +20,27 @@ REPORTED = (InputError, FaultError, OSError)  # errors that reach the caller as 
 class InRanges(Protocol):
     """A way to run a function over ranges of items: `alone`, or `over_tasks`."""
 
-    def __call__(self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+    def __call__(
+        self, work: Callable[[Sequence[A]], list[B]], items: Iterable[A], *, length: int = 0
+    ) -> Iterator[B]:
         """Yield what `work` returns for each range, a result for each item, in their order."""
         ...
 
 
-def alone(work: Callable[[Sequence[A]], list[B]], items: Iterable[A]) -> Iterator[B]:
+def alone(
+    work: Callable[[Sequence[A]], list[B]], items: Iterable[A], *, length: int = 0
+) -> Iterator[B]:
     """Run a function over ranges of items in this process: an `InRanges`."""
-    for part in _cut(items):
+    for part in _cut(items, length):
         yield from work(part)
 
 
 def over_tasks(
-    work: Callable[[Sequence[A]], list[B]], items: Iterable[A], most: int = 0
+    work: Callable[[Sequence[A]], list[B]],
+    items: Iterable[A],
+    most: int = 0,
+    *,
+    length: int = 0,
 ) -> Iterator[B]:
     """Yield what `work` returns for each range of items, in their order.
 
@@ -40,6 +48,7 @@ def over_tasks(
         work: a function that can be pickled; it returns a result for each item.
         items: they are taken as tasks begin, and never all held.
         most: largest number of tasks at a time, of one CPU each; 0 takes the cluster's CPUs.
+        length: number of items of a range; 0 takes `RANGE`.
 
     Raises:
         InputError, FaultError, OSError: as `work` raised it.
@@ -48,7 +57,7 @@ def over_tasks(
 
     waiting: deque[Any] = deque()
     most = most or cpus()
-    for part in _cut(items):
+    for part in _cut(items, length):
         waiting.append(_begun(work, part))
         if len(waiting) > most:
             yield from _result(waiting.popleft())
@@ -61,9 +70,9 @@ def away(work: Callable[..., B], *arguments: Any) -> B:
     return _result(_begun(work, *arguments))
 
 
-def _cut(items: Iterable[A]) -> Iterator[list[A]]:
+def _cut(items: Iterable[A], length: int) -> Iterator[list[A]]:
     left = iter(items)
-    while part := list(islice(left, RANGE)):
+    while part := list(islice(left, length or RANGE)):
         yield part
 
 

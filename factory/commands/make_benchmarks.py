@@ -1,14 +1,16 @@
 """Make the five verification benchmarks of the studio as `.bin` files.
 
-    factory make_benchmarks --out runs/benchmarks --pairs 6000
+    factory make_benchmarks --out runs/benchmarks --pairs 6000 --tasks 8
 
 A folder that holds all of them already is left as it is.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from factory.cluster.ranges import alone, over_tasks
 from factory.commands import cli
 from factory.evaluation.benchmarks import finished, write_benchmarks
 from factory.evaluation.verification import FOLDS
@@ -24,12 +26,20 @@ def job(arguments: argparse.Namespace) -> None:
         )
     if not 16 <= arguments.size <= 1024:
         raise InputError(f"--size {arguments.size}; accepted is 16 to 1024 pixels")
+    if arguments.tasks < 0:
+        raise InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
     made = {key: getattr(arguments, key) for key in ("pairs", "size", "seed")}
     folder = Path(arguments.out)
     if finished(folder, **made):
         print(f"{folder}: finished already, five benchmarks of {arguments.pairs} pairs")
         return
-    write_benchmarks(folder, **made, say=lambda line: print(line, flush=True))
+    spread = alone
+    if arguments.tasks:
+        from factory.cluster.connect import connect
+
+        connect(arguments.address)
+        spread = partial(over_tasks, most=arguments.tasks)
+    write_benchmarks(folder, **made, say=lambda line: print(line, flush=True), spread=spread)
 
 
 def main() -> NoReturn:
@@ -38,5 +48,6 @@ def main() -> NoReturn:
     parser.add_argument("--out", type=cli.local, required=True, help="folder of the .bin files")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of each benchmark")
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
+    parser.add_argument("--tasks", type=int, default=0, help="render in N Ray tasks at a time")
     parser.add_argument("--seed", type=int, default=1, help="root seed of the images")
     cli.run(parser, job)

@@ -6,17 +6,20 @@ first command that asks for them there makes them again, once a machine.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from factory.cluster.ranges import InRanges, alone
 from factory.datasets.claim import Claim
 from factory.datasets.provenance import sha256_file, versions
 from factory.datasets.scratch import process_token
 from factory.datasets.store import Store, cache_home
 from factory.evaluation.verification import FOLDS, write_bin
 from factory.recipe import local_path
-from factory.studio.benchmarks import BENCHMARKS, groups, make_benchmark
+from factory.studio.benchmarks import BENCHMARKS, Benchmark, joined, make_fold
 
 SHIPPED = "package:studio/bins"
 MANIFEST, GROUPS = "benchmarks.json", "groups.json"
@@ -37,7 +40,7 @@ def benchmark_folder(location: str, say: Say = print) -> Path:
     if location != SHIPPED or any(folder.glob("*.bin")):
         return folder
     wanted = json.loads((folder / MANIFEST).read_text())
-    settings = {key: int(wanted[key]) for key in ("pairs", "size", "seed")}
+    settings: dict[str, Any] = {key: int(wanted[key]) for key in ("pairs", "size", "seed")}
     made = cache_home() / f"benchmarks-{'-'.join(map(str, settings.values()))}"
     if not made.is_dir():
         say(f"{location} was not uploaded: rendering it into {made}, once, in a few minutes")
@@ -73,7 +76,9 @@ def finished(folder: Path, pairs: int, size: int, seed: int) -> bool:
     )
 
 
-def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -> None:
+def write_benchmarks(
+    folder: Path, pairs: int, size: int, seed: int, say: Say, spread: InRanges = alone
+) -> None:
     """Write each of the studio's benchmarks and the groups of its pairs, the manifest last.
 
     Args:
@@ -82,17 +87,23 @@ def write_benchmarks(folder: Path, pairs: int, size: int, seed: int, say: Say) -
         size: height and width of the images in pixels.
         seed: root seed of the pictures.
         say: receives a line a file.
+        spread: runs the rendering of folds, here or as Ray tasks; the files are the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Any] = {"pairs": pairs, "size": size, "seed": seed}
-    files = {}
+    settings = {"pairs": pairs, "size": size, "seed": seed}
+    rendered = spread(partial(_folds, **settings), product(BENCHMARKS, range(FOLDS)), length=1)
+    sha256, known = {}, {}
     for name in BENCHMARKS:
-        images, same = make_benchmark(name, **made, folds=FOLDS)
-        files[f"{name}.bin"] = write_bin(folder / f"{name}.bin", images, same)
-        say(f"{name}.bin: {len(same)} pairs, sha256 {files[f'{name}.bin'][:16]}")
-    known = {name: {"pairs": groups(name, pairs, seed)} for name in BENCHMARKS}
+        made = joined(islice(rendered, FOLDS))
+        sha256[f"{name}.bin"] = write_bin(folder / f"{name}.bin", made.images, made.same)
+        known[name] = {"pairs": made.groups}
+        say(f"{name}.bin: {pairs} pairs, sha256 {sha256[f'{name}.bin'][:16]}")
     store = Store(folder)
     store.write(GROUPS, (json.dumps(known) + "\n").encode())
-    content = {**made, "folds": FOLDS, "licence": "CC0-1.0", "sha256": files}
+    content = {**settings, "folds": FOLDS, "licence": "CC0-1.0", "sha256": sha256}
     content["versions"] = versions()
     store.write(MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _folds(named: Sequence[tuple[str, int]], **settings: int) -> list[Benchmark]:
+    return [make_fold(name, fold, **settings, folds=FOLDS) for name, fold in named]

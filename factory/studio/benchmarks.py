@@ -5,7 +5,8 @@ matched: the other person is of the same gender and near in age, skin and hair, 
 face tells them apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -46,9 +47,25 @@ def _matched_partners(people: list[Person], count: int) -> list[int]:
     return distance.argmin(1).tolist()
 
 
+class Benchmark(NamedTuple):
+    """A benchmark, or a fold of one.
+
+    Attributes:
+        images: two JPEG files a pair; the two of a pair are adjacent.
+        same: for each pair, whether it shows one person.
+        groups: gender and age of the first person of each pair, in words: women or men, under 40
+            or 40 and over. The other person of an impostor pair is of the same gender and near in
+            age.
+    """
+
+    images: list[bytes]
+    same: list[bool]
+    groups: list[str]
+
+
 def make_benchmark(
     name: str, pairs: int, size: int, seed: int, folds: int = 10, quality: int = 95
-) -> tuple[list[bytes], list[bool]]:
+) -> Benchmark:
     """Make one verification benchmark.
 
     Args:
@@ -59,13 +76,47 @@ def make_benchmark(
         folds: number of equal consecutive folds.
         quality: JPEG quality, 1 to 100; chroma is not subsampled.
 
-    Returns:
-        images: 2 * pairs JPEG files; the two images of a pair are adjacent.
-        same: for each pair, whether both images show one person. Half of every fold is genuine.
-
     Raises:
         ValueError: the name is unknown, or the folds cannot share the pairs evenly.
     """
+    _check(name, pairs, folds)
+    return joined(make_fold(name, n, pairs, size, seed, folds, quality) for n in range(folds))
+
+
+def joined(folds: Iterable[Benchmark]) -> Benchmark:
+    """Return the benchmark that these folds are, in their order."""
+    whole = Benchmark([], [], [])
+    for fold in folds:
+        for values, more in zip(whole, fold, strict=True):
+            values += more
+    return whole
+
+
+def make_fold(
+    name: str, fold: int, pairs: int, size: int, seed: int, folds: int = 10, quality: int = 95
+) -> Benchmark:
+    """Make one fold of a benchmark, numbered from 0; the rest is as for `make_benchmark`."""
+    _check(name, pairs, folds)
+    made = Benchmark([], [], [])
+
+    def picture(who: Person, kind: str, pair: int, side: int) -> bytes:
+        view = draw_view_kind(seed64(seed, f"benchmark-{name}", pair, side), kind)
+        pixels = np.ascontiguousarray(render(who, view, size))
+        return simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
+
+    people = _pairs(name, fold, pairs, seed, folds)
+    for pair, (who, other) in enumerate(people, start=fold * (pairs // folds)):
+        made.images.extend(
+            picture(shown, kind, pair, side)
+            for side, (shown, kind) in enumerate(zip((who, other), VIEW_KINDS[name], strict=True))
+        )
+        made.same.append(who is other)
+        gender = "men" if who.gender > 0.5 else "women"
+        made.groups.append(f"{gender} {'under 40' if who.age < 40 else '40 and over'}")
+    return made
+
+
+def _check(name: str, pairs: int, folds: int) -> None:
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark is {name!r}; choose one of {', '.join(BENCHMARKS)}")
     if folds < 1:
@@ -75,47 +126,17 @@ def make_benchmark(
             f"pairs is {pairs}; it must be a multiple of {2 * folds} (twice the folds) "
             f"from {2 * folds} to {MOST_PAIRS}"
         )
-    first_kind, second_kind = VIEW_KINDS[name]
-    images: list[bytes] = []
-    same: list[bool] = []
-
-    def picture(who: Person, kind: str, pair: int, side: int) -> bytes:
-        view = draw_view_kind(seed64(seed, f"benchmark-{name}", pair, side), kind)
-        pixels = np.ascontiguousarray(render(who, view, size))
-        return simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
-
-    for pair, (who, other) in enumerate(_pairs(name, pairs, seed, folds)):
-        images.append(picture(who, first_kind, pair, 0))
-        images.append(picture(other, second_kind, pair, 1))
-        same.append(who is other)
-    return images, same
 
 
-def groups(name: str, pairs: int, seed: int, folds: int = 10) -> list[str]:
-    """Return the gender and age of the first person of each pair of a benchmark, in words.
-
-    Args:
-        name, pairs, seed, folds: as for `make_benchmark`.
-
-    Returns:
-        one of four groups for each pair: women or men, under 40 or 40 and over. The other person
-        of an impostor pair is of the same gender and near in age.
-    """
-    return [
-        f"{'men' if who.gender > 0.5 else 'women'} {'under 40' if who.age < 40 else '40 and over'}"
-        for who, _ in _pairs(name, pairs, seed, folds)
-    ]
-
-
-def _pairs(name: str, pairs: int, seed: int, folds: int) -> Iterator[tuple[Person, Person]]:
-    """Yield the two people of each pair; a genuine pair yields the same object twice."""
+def _pairs(
+    name: str, fold: int, pairs: int, seed: int, folds: int
+) -> Iterator[tuple[Person, Person]]:
+    """Yield the two people of each pair of a fold; a genuine pair yields the same object twice."""
     half = pairs // folds // 2  # number of genuine pairs of one fold, and of their people
-    first_person = BENCHMARKS.index(name) * RANGE
-    for fold in range(folds):
-        start = first_person + fold * CANDIDATES * half
-        people = [person("test", start + i) for i in range(CANDIDATES * half)]
-        partner = _matched_partners(people, half)
-        order = generator(seed64(seed, f"benchmark-order-{name}", fold)).permutation(2 * half)
-        for entry in order.tolist():
-            who = people[entry % half]
-            yield who, who if entry < half else people[partner[entry % half]]
+    start = BENCHMARKS.index(name) * RANGE + fold * CANDIDATES * half
+    people = [person("test", start + i) for i in range(CANDIDATES * half)]
+    partner = _matched_partners(people, half)
+    order = generator(seed64(seed, f"benchmark-order-{name}", fold)).permutation(2 * half)
+    for entry in order.tolist():
+        who = people[entry % half]
+        yield who, who if entry < half else people[partner[entry % half]]

@@ -38,7 +38,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "generate": {"--out", "--extend", "--dry-run"},
     "make_bank": {"--out"},
-    "make_benchmarks": {"--out", "--pairs", "--size", "--seed"},
+    "make_benchmarks": {"--out", "--pairs", "--size", "--tasks", "--seed"},
     "make_pairs": {"--to", "--pairs", "--folds", "--seed", "--skip", "--without", "--groups"},
     "measure": {
         *("--recognizer", "--json", "--identities", "--images-each", "--r", "--resize"),

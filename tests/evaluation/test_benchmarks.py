@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from factory.cluster.ranges import over_tasks
 from factory.evaluation import benchmarks
 from factory.evaluation.benchmarks import (
     MANIFEST,
@@ -52,7 +53,7 @@ def test_half_of_them_is_never_taken(missing: Path, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(benchmarks, "groups", killed)
+        patched.setattr(benchmarks, "versions", killed)
         with pytest.raises(KeyboardInterrupt):
             benchmark_folder(SHIPPED, lambda line: None)
     assert len(bin_files(benchmark_folder(SHIPPED, lambda line: None))) == 5
@@ -78,3 +79,13 @@ def test_only_whole_benchmarks_of_the_same_settings_are_finished(tmp_path: Path)
     damaged.write_bytes(content)
     (folder / MANIFEST).unlink()
     assert not finished(folder, **SETTINGS)
+
+
+@pytest.mark.ray
+def test_tasks_write_the_files_of_one_process(tmp_path: Path, ray_cluster) -> None:
+    one, many = tmp_path / "one", tmp_path / "many"
+    write_benchmarks(one, **SETTINGS, say=lambda line: None)
+    write_benchmarks(many, **SETTINGS, say=lambda line: None, spread=over_tasks)
+    files = sorted(file.name for file in one.iterdir())
+    assert files == sorted(file.name for file in many.iterdir()) and len(files) == 7
+    assert all((one / file).read_bytes() == (many / file).read_bytes() for file in files)
