@@ -44,9 +44,11 @@ class Following(tune.Callback):
         row["iteration"] = result["training_iteration"]
         self.curves[number].append(row)
         self.tracked.report(number, row)
+        ended = len(result["facts"]["accuracies"]) if result["last"] else 1
         self.say(
             f"trial {number + 1}/{self.samples} {trial_name(self._begun(number)['point'])}: seed "
             f"{row['seed']}, step {row['step']}, accuracy {100 * row[ACCURACY]:.2f} %"
+            + (f", the mean of {ended} seeds" if ended > 1 else "")
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -266,7 +266,10 @@ def following(tmp_path, runs):
     book.note(0, {"number": 0, "point": {"x": 1}, "asked": 0, "compose": 0, "fr": 0, "pools": {}})
     store.write("trials/0000/composition/composition.json", b"{}")
     with Tracked("", space(), store, "", said.append) as tracked:
-        yield Following(book, tracked, said.append, 1), SimpleNamespace(config={"number": 0})
+        yield (
+            Following(book, tracked, said.append, 1),
+            SimpleNamespace(config={"number": 0}, said=said),
+        )
 
 
 FACTS = {
@@ -279,10 +282,25 @@ FACTS = {
 }
 
 
-def report(follows, trial, step):
-    row = {"seed": 1, "step": step, "loss": 1.0, "accuracy": 0.7, "complete": True, "facts": FACTS}
+def report(follows, trial, step, accuracies=(0.7,), last=True):
+    row = {"seed": 1, "step": step, "loss": 1.0, "accuracy": 0.7, "complete": True, "last": last}
+    row["facts"] = FACTS | {"accuracies": list(accuracies)}
     trial.last_result = row | {"training_iteration": step}
     follows.on_trial_result(0, [], trial, trial.last_result)
+
+
+def test_a_line_says_when_its_accuracy_is_a_mean_over_seeds(following):
+    follows, trial = following
+    follows.on_trial_start(0, [], trial)
+    for step, accuracies, last in (
+        (1, (0.7,), True),
+        (2, (0.6, 0.8), False),
+        (3, (0.6, 0.8), True),
+    ):
+        report(follows, trial, step, accuracies, last)
+    line = "trial 1/1 x=1: seed 1, step {}, accuracy 70.00 %{}"
+    wanted = [line.format(1, ""), line.format(2, ""), line.format(3, ", the mean of 2 seeds")]
+    assert [said for said in trial.said if "step" in said] == wanted
 
 
 def test_a_trial_that_lost_its_node_reports_again_and_counts_once(following, runs):
