@@ -6,10 +6,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from factory import stops
+from factory.cluster.ranges import InRanges, alone, over_tasks
 from factory.recipe import FaultError, InputError
 from factory.recipe.errors import DONE, WRONG_INPUT
 
@@ -115,6 +117,22 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
     return int(text)
+
+
+def spread(arguments: argparse.Namespace) -> InRanges:
+    """Return how a job runs over its items: in `--tasks` Ray tasks, or in this process if 0.
+
+    Raises:
+        InputError: `--tasks` is negative, or there is no Ray at `--address`.
+    """
+    if arguments.tasks < 0:
+        raise InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
+    if not arguments.tasks:
+        return alone
+    from factory.cluster.connect import connect
+
+    connect(arguments.address)
+    return partial(over_tasks, most=arguments.tasks)
 
 
 def local(text: str) -> str:

@@ -6,11 +6,9 @@ A folder that holds all of them already is left as it is.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from factory.cluster.ranges import alone, over_tasks
 from factory.commands import cli
 from factory.evaluation.benchmarks import finished, write_benchmarks
 from factory.evaluation.verification import FOLDS
@@ -26,19 +24,12 @@ def job(arguments: argparse.Namespace) -> None:
         )
     if not 16 <= arguments.size <= 1024:
         raise InputError(f"--size {arguments.size}; accepted is 16 to 1024 pixels")
-    if arguments.tasks < 0:
-        raise InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
     made = {key: getattr(arguments, key) for key in ("pairs", "size", "seed")}
     folder = Path(arguments.out)
     if finished(folder, **made):
         print(f"{folder}: finished already, five benchmarks of {arguments.pairs} pairs")
         return
-    spread = alone
-    if arguments.tasks:
-        from factory.cluster.connect import connect
-
-        connect(arguments.address)
-        spread = partial(over_tasks, most=arguments.tasks)
+    spread = cli.spread(arguments)
     write_benchmarks(folder, **made, say=lambda line: print(line, flush=True), spread=spread)
 
 

@@ -8,10 +8,8 @@ factory verify s3://BUCKET/faces --address auto --tasks 64
 import argparse
 import time
 from contextlib import nullcontext
-from functools import partial
 from typing import NoReturn
 
-from factory.cluster.ranges import alone, over_tasks
 from factory.commands import cli
 from factory.datasets.claim import CLAIM
 from factory.datasets.manifest import load_manifest
@@ -23,14 +21,7 @@ from factory.recipe.errors import DONE
 def job(arguments: argparse.Namespace) -> int:
     """Verify; with --repair also remove what generate has to make again."""
     store = Store(arguments.url)
-    start, removed, spread = time.monotonic(), [], alone
-    if arguments.tasks < 0:
-        raise cli.InputError(f"--tasks {arguments.tasks}: accepted is 0 or more")
-    if arguments.tasks:
-        from factory.cluster.connect import connect
-
-        connect(arguments.address)
-        spread = partial(over_tasks, most=arguments.tasks)
+    start, removed, spread = time.monotonic(), [], cli.spread(arguments)
     # The lock keeps a shard that is just being committed from being reported as faulty. Without
     # a dataset no lock is taken, since the lock would make the folder.
     locked = arguments.repair and store.exists(CLAIM)
