@@ -28,6 +28,7 @@ def write_sweep(store, count, **more):
             "generation_seconds": 10.0 * (number + 1),
             "curve": [{"iteration": n, "accuracy": 0.5 + 0.1 * n} for n in (1, 2)],
             "seconds": {"train": 2.0, "all": 3.0},
+            "pairs": {"frontal": 600},
             "wait": 0.5,
             "taken": {"pool": {"mean_cosine": 0.875}},
         }

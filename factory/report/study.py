@@ -50,6 +50,7 @@ def gathered(store: Store) -> dict[str, Any]:
     return {
         **{key: sweep["space"][key] for key in ("name", "question", "fr", "sets", "search")},
         **{key: sweep["space"][key] for key in ("seeds", "objectives", "axes")},
+        "pairs": finished[0].get("pairs"),  # of each benchmark, which all trials share
         "rows": sorted(rows, key=lambda row: -row["accuracy"]),
         "not_finished": {s: states.count(s) for s in sorted(set(states)) if s != "finished"},
         "chance": None if p is None else round(p, 5),

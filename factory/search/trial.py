@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from factory.evaluation.verification import Pairs
 ACCURACY = "accuracy"
+PAIRS = "pairs"
 LAST = "last"
 ENDED = "ended"  # the report of a trial without a result
 STARTED = "started"  # the first row of a training, when its worker has started
@@ -66,7 +67,7 @@ class Judged:
         return step == total or step % max(math.ceil(total / self.reports), 1) == 0
 
     def look(self, recipe: FRRecipe, weights: "dict[str, Tensor]", last: bool) -> dict[str, float]:
-        """Return the average accuracy and that of each benchmark, all in [0, 1]."""
+        """Return the average accuracy and that of each benchmark in [0, 1], and its pairs."""
         from factory.evaluation.verification import average, verify
         from factory.recognition.recognizers import load_recognizer, save_recognizer
 
@@ -83,6 +84,7 @@ class Judged:
             ACCURACY: average(found),
             LAST: float(last),
             **{f"{ACCURACY}.{result.name}": result.accuracy for result in found},
+            **{f"{PAIRS}.{result.name}": result.pairs for result in found},
         }
 
     def _whole(self, folder: str) -> "list[Pairs]":
@@ -196,7 +198,8 @@ class Objective:
                     "facts": {
                         **facts,
                         "accuracies": [final[ACCURACY] for final in finals],
-                        "benchmarks": _benchmarks(finals),
+                        "benchmarks": _of_each(finals, ACCURACY),
+                        "pairs": {name: n for name, (n, *_) in _of_each(finals, PAIRS).items()},
                         "seconds": {**clock.seconds, "all": round(time.time() - start, 2)},
                         "started": start,
                     },
@@ -312,8 +315,9 @@ def composed(folder: Store, made: Composition, pools: dict[str, Any]) -> dict[st
     }
 
 
-def _benchmarks(finals: list[Row]) -> dict[str, list[float]]:
-    names = [name for name in (finals[0] if finals else {}) if name.startswith(f"{ACCURACY}.")]
+def _of_each(finals: list[Row], what: str) -> dict[str, list[float]]:
+    """Return for each benchmark what the last report of each seed says of it."""
+    names = [name for name in (finals[0] if finals else {}) if name.startswith(f"{what}.")]
     return {name.partition(".")[2]: [final[name] for final in finals] for name in sorted(names)}
 
 

@@ -19,6 +19,7 @@ def test_a_study_keeps_finished_trials_best_first_and_counts_the_others(tmp_path
     write_sweep(Store(tmp_path), 6)
     study = gathered(Store(tmp_path))
     assert [row["trial"] for row in study["rows"]] == [5, 2, 1, 0]
+    assert study["pairs"] == {"frontal": 600}
     assert study["not_finished"] == {"refused": 1, "stopped": 1}
     best = study["rows"][0]
     assert best["accuracy"] == pytest.approx(76.0) and best["sd"] == pytest.approx(1.414)

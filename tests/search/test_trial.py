@@ -16,7 +16,7 @@ from factory.datasets.compose import compose
 from factory.datasets.manifest import MANIFEST
 from factory.datasets.scratch import STALE_SECONDS
 from factory.datasets.store import LOCK, Store
-from factory.evaluation.verification import Pairs, verify, write_bin
+from factory.evaluation.verification import Pairs, read_bin, verify, write_bin
 from factory.recipe import FaultError, FRRecipe, InputError, parse, with_precision
 from factory.recognition.backbones import make_backbone
 from factory.search import Choice, Space, trial
@@ -218,6 +218,8 @@ def test_looking_on_changes_no_training(tmp_path, tiny):
     seen = [row for row in made["watched"]["curve"] if ACCURACY in row]
     assert [(row["step"], row[LAST]) for row in seen] == [(2, 0.0), (4, 0.0), (6, 1.0)]
     assert all(0 <= row[f"{ACCURACY}.blobs"] == row[ACCURACY] <= 1 for row in seen)
+    whole = len(read_bin(tmp_path / "bins/blobs.bin").same)
+    assert [row["pairs.blobs"] for row in seen] == [10, 10, whole] and whole > 10
 
     # Killed after the last checkpoint and before the record, it tells its rows all the same.
     store, told = Store(tmp_path / "watched"), []
