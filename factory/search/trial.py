@@ -199,7 +199,7 @@ class Objective:
                         **facts,
                         "accuracies": [final[ACCURACY] for final in finals],
                         "benchmarks": _of_each(finals, ACCURACY),
-                        "pairs": {name: n for name, (n, *_) in _of_each(finals, PAIRS).items()},
+                        "pairs": {k: int(n) for k, (n, *_) in _of_each(finals, PAIRS).items()},
                         "seconds": {**clock.seconds, "all": round(time.time() - start, 2)},
                         "started": start,
                     },
