@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -196,6 +197,22 @@ def run(
 
 
 @contextmanager
+def spared(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Let work go on that a tracking server does not answer; a line tells what it now lacks.
+
+    Args:
+        what: what is recorded inside.
+        say: receives the line.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        say(f"MLflow: no {what} ({' '.join(public(str(error)).split())})")
+
+
+@contextmanager
 def paced(tracked: Run, step: str) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """Lend a function that logs the numbers it is given: the first, one a minute, and the last.
 
@@ -205,18 +222,13 @@ def paced(tracked: Run, step: str) -> Iterator[Callable[[Mapping[str, float]], N
         tracked: the run.
         step: which of the numbers is the step.
     """
-    from mlflow.exceptions import MlflowException
-
     shown_at, held = -float("inf"), {}
 
     def show() -> None:
         nonlocal shown_at
         shown_at = time.monotonic()
-        try:
+        with spared(f"point at {step} {held[step]:.0f}", partial(print, flush=True)):
             tracked.metrics(held, int(held[step]))
-        except (MlflowException, OSError) as error:
-            reason = " ".join(public(str(error)).split())
-            print(f"MLflow: no point at {step} {held[step]:.0f} ({reason})", flush=True)
         held.clear()
 
     def note(numbers: Mapping[str, float]) -> None:

@@ -160,13 +160,13 @@ def truthful(folder: Path) -> Path:
     )  # fmt: skip
 
 
-def bins(folder: Path, pairs: int, files: int = 1) -> Path:
+def bins(folder: Path, pairs: int, files: int = 1, size: int = 64) -> Path:
     """Write benchmarks of blobs."""
     to = folder / "bins"
-    to.mkdir(exist_ok=True)
+    to.mkdir(parents=True, exist_ok=True)
     images, same = [], []
     for n in range(pairs):
-        for shown in (face(n, 0, 64), face(n if n % 2 else n + pairs, 1, 64)):
+        for shown in (face(n, 0, size), face(n if n % 2 else n + pairs, 1, size)):
             images.append(simplejpeg.encode_jpeg(shown))
         same.append(bool(n % 2))
     for number in range(files):

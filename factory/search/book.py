@@ -1,15 +1,16 @@
 """The book of a sweep: the claim and the results of trials in the sweep's folder."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from factory.cluster.precision import settled
 from factory.datasets.claim import Claim, differences
+from factory.datasets.manifest import MANIFEST, load_manifest
 from factory.datasets.store import Store, parted
 from factory.recipe import AUTO, InputError, stated_precision, with_options
-from factory.search.results import SWEEP, best, front, generation, overhead, startup
+from factory.search.results import SWEEP, best, facts, front, generation, overhead, startup
 from factory.search.space import Space, Trial
 from factory.search.trial import trial_folder
 
@@ -59,10 +60,26 @@ class Book:
                 found[kind] = stated_precision(settled(recipe, say))
         return found
 
-    def claim(self, run_id: str, samples: int) -> None:
-        """Write the claim: the space, the MLflow run and the number of trials."""
+    def claim(self, run_id: str, samples: int, benchmarks: Mapping[str, str]) -> None:
+        """Write the claim: the space, the MLflow run, the number of trials and the benchmarks.
+
+        Args:
+            run_id: id of the sweep's run in MLflow.
+            samples: number of trials in all.
+            benchmarks: sha256 of the benchmarks' files, by name; empty if no trial is left to do.
+
+        Raises:
+            InputError: trials were verified on other benchmarks.
+        """
+        before = self.held.get("benchmarks") or benchmarks
+        for field, was, now in differences(before, benchmarks or before):
+            raise InputError(
+                f"benchmarks {self.space.benchmarks}: {field} has sha256 {now}, and trials of "
+                f"{self.store.url} were verified on {was}; accepted are the files as they were, or "
+                "another --out"
+            )
         now = {"space": self.space.described(), "run_id": run_id, "samples": samples, "failed": []}
-        now["precision"] = dict(self.space.precision)
+        now["precision"], now["benchmarks"] = dict(self.space.precision), dict(before)
         self.held = {"runs": [], **self.held, **now}
         self.store.write(SWEEP, as_json(self.held))
         self.store.write("space.py", self.space.source.encode())
@@ -70,23 +87,36 @@ class Book:
     def check(self, pools: str) -> None:
         """Raise InputError if a trial that has begun would now be a different one.
 
-        The space's fields alone cannot show this, because the space's function and its recipes'
-        files may have changed.
+        The space's fields alone cannot show this, because the space's function, its recipes' files
+        and the datasets that it takes as they are may have changed.
         """
         for begun in self._each("trial.json"):
-            number = begun["number"]
-            old, new = Trial.of(begun), self.space.trial(number, begun["point"], pools)
-            for field, was, now in differences(decides(old), decides(new)):
+            number, point = begun["number"], begun["point"]
+            old, new = Trial.of(begun), self.space.trial(number, point, pools)
+            was = decides(old) | {"point": point}
+            now = decides(new) | {"point": self._drawn(number, point)}
+            held, there = begun.get("datasets", {}), datasets(new)
+            was["datasets"] = {name: held[name] for name in there if name in held}
+            now["datasets"] = {name: there[name] for name in there if name in held}
+            for field, before, after in differences(was, now):
                 raise InputError(
-                    f"--out {self.store.url}: trial {number} has begun with {field} {was!r}, which "
-                    f"the space and its recipes now say is {now!r}; accepted are the files as they "
-                    "were, or another folder"
+                    f"--out {self.store.url}: trial {number} has begun with {field} {before!r}, "
+                    f"which the space, its recipes and datasets now say is {after!r}; accepted are "
+                    "the files as they were, or another folder"
                 )
+
+    def _drawn(self, number: int, point: dict[str, Any]) -> Any:
+        """Return the point that a trial would have now; `point` where results decided it."""
+        if self.space.search == "tpe":
+            return point
+        if self.space.search == "grid" and number >= len(self.space.grid):
+            return None
+        return json.loads(json.dumps(self.space.draw(number)))
 
     def _each(self, file: str) -> Iterator[dict[str, Any]]:
         for name in self.store.list("trials"):
             if name.endswith(f"/{file}") and name.count("/") == 2:
-                yield json.loads(self.store.read(name))
+                yield facts(self.store, name, "number")
 
     def results(self) -> dict[int, dict[str, Any]]:
         """Return the results of all trials that have ended, by number."""
@@ -96,11 +126,11 @@ class Book:
     def begun(self, number: int) -> dict[str, Any] | None:
         """Return the facts that were written before a trial began; None if it never began."""
         name = f"{trial_folder(number)}/trial.json"
-        return json.loads(self.store.read(name)) if self.store.exists(name) else None
+        return facts(self.store, name, "number") if self.store.exists(name) else None
 
     def begin(self, trial: Trial) -> None:
         """Write a trial's description before it begins."""
-        self.note(trial.number, trial.as_dict())
+        self.note(trial.number, trial.as_dict() | {"datasets": datasets(trial)})
 
     def note(self, number: int, values: dict[str, Any]) -> None:
         """Write or extend a trial's facts before it ends."""
@@ -157,6 +187,22 @@ class Book:
         }
         self.store.write(SWEEP, as_json(self.held))
         return self.held
+
+
+def datasets(trial: Trial) -> dict[str, Any]:
+    """Return what the datasets hold that a trial takes as they are, by the name of its pool.
+
+    A dataset that is gone is left out.
+    """
+    made, found = {url for _, url in trial.pools.values()}, {}
+    for name, view in trial.compose.pools.items():
+        if view.url not in made and Store(view.url).exists(MANIFEST):
+            manifest = load_manifest(Store(view.url))
+            found[name] = {
+                "content_digest": manifest.content_digest,
+                "images": manifest.totals.kept,
+            }
+    return found
 
 
 def decides(trial: Trial) -> Any:

@@ -1,5 +1,6 @@
 """The driver's side of a sweep: it shows, counts, tracks and stores the reports of trials."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -15,24 +16,47 @@ from factory.search.trial import ACCURACY, ENDED
 Say = Callable[[str], None]
 
 
+def _kept(told: Callable[..., None]) -> Callable[..., None]:
+    """Keep what a callback raises, of which Tune makes a text."""
+
+    @functools.wraps(told)
+    def telling(self: "Following", *given: Any, **info: Any) -> None:
+        try:
+            told(self, *given, **info)
+        except Exception as error:
+            self.error = error
+            raise
+
+    return telling
+
+
 class Following(tune.Callback):
-    """Records the reports of trials in the driver."""
+    """Records the reports of trials in the driver.
+
+    Attributes:
+        curves: what each trial has reported, by number.
+        failed: why trials failed, by number.
+        error: what ended the sweep while a report was recorded.
+    """
 
     def __init__(self, book: Book, tracked: Tracked, say: Say, samples: int) -> None:
         self.book, self.tracked, self.say, self.samples = book, tracked, say, samples
         self.curves: dict[int, list[dict[str, Any]]] = {}
         self.failed: dict[int, str] = {}
+        self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing for Tune to pickle, because nobody reads its copy."""
         return {}
 
+    @_kept
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Begin a trial's run in MLflow, or continue it."""
         number = trial.config["number"]
         self.curves[number] = []
         self.book.note(number, {"run_id": self.tracked.begin(self._begun(number))})
 
+    @_kept
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -51,6 +75,7 @@ class Following(tune.Callback):
             + (f", the mean of {ended} seeds" if ended > 1 else "")
         )
 
+    @_kept
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write a trial's result: finished, stopped by the scheduler, refused or failed."""
         number, last = trial.config["number"], trial.last_result
@@ -72,12 +97,14 @@ class Following(tune.Callback):
         self.tracked.end(result)
         counters.trial(self.book.space.name, result["state"])
 
+    @_kept
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial is continued after a loss; its actor reports everything again."""
         number = trial.config["number"]
         self.say(f"trial {number + 1}/{self.samples} broke off and goes on from its folder")
         self.book.note(number, {"asked": time.time()})
 
+    @_kept
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial failed with an unexpected error, which is the program's fault."""
         self._lost(trial.config["number"], "failed", "an error whose traceback stands above")

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from factory.datasets.store import Store
+from factory.recipe import InputError
 from factory.search.space import OBJECTIVES
 
 SWEEP, BEST = "sweep.json", "best"
@@ -19,10 +20,34 @@ def is_sweep(store: Store) -> bool:
 
 
 def load(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a sweep's summary, and the results of its trials in their order."""
+    """Return a sweep's summary, and the results of its trials in their order.
+
+    Raises:
+        InputError: a file is damaged, or is not of a sweep.
+    """
     names = (name for name in store.list("trials") if name.endswith("/result.json"))
-    results = sorted((json.loads(store.read(n)) for n in names), key=lambda r: r["number"])
-    return json.loads(store.read(SWEEP)), results
+    sweep, results = facts(store, SWEEP, "space"), [facts(store, n, "number") for n in names]
+    return sweep, sorted(results, key=lambda result: result["number"])
+
+
+def facts(store: Store, name: str, key: str) -> dict[str, Any]:
+    """Return the content of one of a sweep's JSON files.
+
+    Args:
+        store: the sweep's folder.
+        name: the file's name in it.
+        key: what the file has to state.
+
+    Raises:
+        InputError: the file is damaged, or states no such thing.
+    """
+    try:
+        found = json.loads(store.read(name))
+    except ValueError as error:
+        raise InputError(f"{store.url}/{name}: damaged ({error})") from None
+    if not isinstance(found, dict) or key not in found:
+        raise InputError(f"{store.url}/{name}: it states no {key}, so it is not a sweep's")
+    return found
 
 
 def losses(result: Result, objectives: Sequence[str]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ everything else: the recipes of its pools, of its composition and of its recogni
 
 import importlib.util
 import itertools
+import json
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from factory.datasets.provenance import pinned, versions
 from factory.datasets.store import below
+from factory.evaluation.verification import FOLDS
 from factory.recipe import (
     AUTO,
     ComposeRecipe,
@@ -51,15 +53,22 @@ class Choice:
     """An axis of a few values; numbers and lists count as ordered.
 
     Args:
-        values: one or more JSON values.
+        values: one or more JSON values. Tuples become lists, as they are in a sweep's folder.
+
+    Raises:
+        InputError: there is none, or one is no JSON value.
     """
 
     values: tuple[Any, ...]
 
     def __init__(self, *values: Any) -> None:
-        object.__setattr__(self, "values", values)
         if not values:
             raise InputError("Choice(): accepted is one value or more")
+        try:
+            kept = tuple(json.loads(json.dumps(value, allow_nan=False)) for value in values)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Choice(): {error}; accepted are JSON values") from None
+        object.__setattr__(self, "values", kept)
 
     def at(self, u: float) -> Any:
         """Return the value at a place in [0, 1)."""
@@ -72,7 +81,7 @@ class Choice:
     @property
     def ordered(self) -> bool:
         """Tell whether the values are ordered."""
-        return all(isinstance(value, (int, float, list, tuple)) for value in self.values)
+        return all(isinstance(value, (int, float, list)) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -274,10 +283,10 @@ class Space:
             raise InputError(
                 f"space {self.name}: asha goes by accuracy, which must be an objective"
             )
-        if self.reports < 1 or self.pairs < 1:
+        if self.reports < 1 or self.pairs < FOLDS:
             raise InputError(
                 f"space {self.name}: reports {self.reports}, pairs {self.pairs}; accepted are 1 "
-                "and more"
+                f"and more, and {FOLDS} pairs and more, one a fold"
             )
         whole = [seed for seed in self.seeds if isinstance(seed, int) and seed >= 0]
         if not self.seeds or len(set(whole)) < len(self.seeds):
@@ -309,7 +318,10 @@ class Space:
             raise InputError(f"--samples {samples}: accepted are 1 to {most} in space {self.name}")
 
     def draw(self, number: int) -> Point:
-        """Return the point of a trial of a random or grid search, a function of its number."""
+        """Return the point of a trial that no results decide, a function of its number.
+
+        In a grid search the number is below that of the grid's points.
+        """
         if self.search == "grid":
             return self.grid[number]
         return {

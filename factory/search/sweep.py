@@ -25,12 +25,15 @@ from factory import stops
 from factory.cluster.capacity import cpus, gpus, require, trainers
 from factory.cluster.workers import runtime_env
 from factory.datasets.manifest import MANIFEST
+from factory.datasets.provenance import sha256_file
 from factory.datasets.store import Store, below
-from factory.evaluation.benchmarks import benchmark_folder
-from factory.evaluation.verification import bin_files
+from factory.evaluation.benchmarks import MANIFEST as STATED
+from factory.evaluation.benchmarks import SHIPPED, benchmark_folder
+from factory.evaluation.verification import bin_files, read_bin
 from factory.generation.run import check_sources, preflight
-from factory.recipe import FaultError, InputError, keyless, public
+from factory.recipe import FaultError, InputError, keyless, local_path, public
 from factory.recognition.faces import load_faces
+from factory.recognition.images import decode, fitted
 from factory.recognition.recognizers import checked_recognizer
 from factory.search.book import Book
 from factory.search.following import Following, Say
@@ -86,7 +89,7 @@ def sweep(
     book.check(pools)
     ahead = [space.trial(n, space.draw(n), pools) for n in range(samples)]
     done = book.results()
-    check_inputs(space, [trial for trial in ahead if trial.number not in done])
+    benchmarks = check_inputs(space, [trial for trial in ahead if trial.number not in done])
     most = fitting(ahead)
     if not 0 <= concurrent <= most:
         raise InputError(
@@ -95,7 +98,7 @@ def sweep(
         )
     concurrent = concurrent or most
     with store.lock("sweep"), Tracked(tracking_uri, space, store, book.run_id, say) as tracked:
-        book.claim(tracked.run.id, samples)
+        book.claim(tracked.run.id, samples, benchmarks)
         store.sweep()
         done = book.results()
         todo = [n for n in range(samples) if n not in done]
@@ -126,14 +129,17 @@ def sweep(
     return summary
 
 
-def check_inputs(space: Space, trials: list[Trial]) -> None:
+def check_inputs(space: Space, trials: list[Trial]) -> dict[str, str]:
     """Raise InputError now if something is missing that trials would only need after hours.
 
     This checks benchmarks, known faces, recognizers, datasets, and the sources of missing pools.
+
+    Returns:
+        The sha256 of the benchmarks' files, by name; none if no trial is left to do.
     """
     if not trials:
-        return
-    bin_files(benchmark_folder(space.benchmarks))
+        return {}
+    benchmarks = check_benchmarks(space.benchmarks, trials[0].fr.image.size)
     recognition.check(trials[0].fr)
     named = [trial.compose.recognizer for trial in trials]
     for recognizer in {(p.location, p.sha256): p for p in named if p is not None}.values():
@@ -150,6 +156,28 @@ def check_inputs(space: Space, trials: list[Trial]) -> None:
             raise InputError(
                 f"recipe field pools.{name}.url: {public(url)} holds no finished dataset"
             )
+    return benchmarks
+
+
+def check_benchmarks(location: str, size: int) -> dict[str, str]:
+    """Return the sha256 of the benchmarks' files by name, of which a recognizer can be verified.
+
+    The shipped ones count as shipped where they were rendered again.
+
+    Args:
+        location: folder of .bin files.
+        size: height and width in pixels of the images that the recognizers take.
+
+    Raises:
+        InputError: there is no benchmark, one is damaged, or its images have another size.
+    """
+    files = bin_files(benchmark_folder(location))
+    for name, file in files.items():
+        what = f"benchmark {name} image 0"
+        fitted(decode(read_bin(file).images[0], what), size, what, resize=False)
+    if location == SHIPPED:
+        return json.loads((local_path(location) / STATED).read_text())["sha256"]
+    return {file.name: sha256_file(file) for file in files.values()}
 
 
 def check_ended(results: dict[int, dict[str, Any]], failed: dict[int, str], samples: int) -> None:
@@ -213,6 +241,10 @@ def run(
     )
     try:
         tuner.fit()
+    except tune.TuneError:  # Tune makes a text of what a callback raises
+        if following.error is None:
+            raise
+        raise following.error from None
     finally:
         ray.kill(objective.pools)
         store.clear(RAY)
@@ -226,6 +258,7 @@ def finish(store: Store, summary: dict[str, Any], results: dict[int, dict[str, A
     """Write the recipes of the best trial, which commands can run unchanged."""
     if summary["best"] is None:
         return
+    store.clear(BEST)  # an earlier best trial may have had other pools
     number = summary["best"]
     trial = Trial.of(json.loads(store.read(f"{trial_folder(number)}/trial.json")))
     for name, (recipe, url) in trial.pools.items():

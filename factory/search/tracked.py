@@ -76,14 +76,21 @@ class Tracked:
         return stack.enter_context(tracking.run(self.uri, EXPERIMENT, name, given, parent))
 
     def report(self, number: int, row: dict[str, Any]) -> None:
-        """Record one measurement of a recognizer."""
+        """Record one measurement of a recognizer, unless the server does not answer."""
         values = {name: row[name] for name in ("accuracy", "loss")}
-        self.trials[number][0].metrics(values, int(row["iteration"]))
+        with tracking.spared(f"point of trial {number}", self.say):
+            self.trials[number][0].metrics(values, int(row["iteration"]))
 
     def end(self, result: dict[str, Any]) -> None:
-        """Record a trial's result and end its run."""
+        """Record a trial's result and end its run, unless the server does not answer."""
         number = result["number"]
-        run, stack = self.trials[number]
+        run, stack = self.trials.pop(number)
+        with tracking.spared(f"result of trial {number}", self.say):
+            self._record(run, result)
+        with tracking.spared(f"end of trial {number}'s run", self.say):
+            stack.close()
+
+    def _record(self, run: tracking.Run, result: dict[str, Any]) -> None:
         once = [name for name in (*OBJECTIVES, "identities") if name in result]
         once.remove("accuracy")  # its curve is recorded already
         seconds = {f"seconds/{name}": value for name, value in result["seconds"].items()}
@@ -97,20 +104,19 @@ class Tracked:
         for name, taken in result["taken"].items():
             run.dataset(name, taken["url"], taken["content_digest"])
         for name in ("trial.json", "result.json", "composition/composition.json"):
-            with self.store.local(f"trials/{number:04d}/{name}") as path:
+            with self.store.local(f"trials/{result['number']:04d}/{name}") as path:
                 run.artifact(path)
-        stack.close()
-        del self.trials[number]
 
     def abandon(self, number: int, state: str, why: str) -> None:
         """End the run of a trial without a result, if there is a run."""
         if number not in self.trials:
             return
         run, stack = self.trials.pop(number)
-        run.tag("state", state)
-        run.tag("why", why)
         failure = RuntimeError(why)
-        stack.__exit__(RuntimeError, failure, None)
+        with tracking.spared(f"end of trial {number}'s run", self.say):
+            run.tag("state", state)
+            run.tag("why", why)
+            stack.__exit__(RuntimeError, failure, None)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the sweep's summary, with the recipes of its best trial."""

@@ -1,10 +1,24 @@
 """The front against its definition, the overhead against arithmetic."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.search.results import best, chance, front, generation, overhead, startup, trend
+from factory.datasets.store import Store
+from factory.recipe import InputError
+from factory.search.results import (
+    SWEEP,
+    best,
+    chance,
+    front,
+    generation,
+    load,
+    overhead,
+    startup,
+    trend,
+)
 
 TRIALS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12
@@ -66,3 +80,22 @@ def test_a_trend_is_as_likely_as_its_order_among_all_orders():
     assert trend([0, 1, 2, 3, 4], [6.0, 5.0, 7.0, 8.0, 9.0]) == pytest.approx((0.8, 10 / 120))
     assert trend([0, 1, 2, 3], [1.0, 2.0, 3.0, 4.0]) is None
     assert trend([0, 1, 2, 3, 4], [1.0] * 5) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (SWEEP, '{"space": {"na', "sweep.json: damaged"),
+        (SWEEP, '{"name": "mine"}', "sweep.json: it states no space"),
+        (SWEEP, "\\xff", "sweep.json: damaged"),
+        ("trials/0000/result.json", "[1]", "0000/result.json: it states no number"),
+    ],
+)
+def test_damaged_files_of_a_sweep_are_named(tmp_path, file, text, said):
+    store = Store(tmp_path)
+    store.write(SWEEP, json.dumps({"space": {}}).encode())
+    store.write("trials/0000/result.json", b'{"number": 0}')
+    assert load(store) == ({"space": {}}, [{"number": 0}])
+    store.write(file, text.encode("latin-1").replace(b"\\xff", b"\xff"))
+    with pytest.raises(InputError, match=said):
+        load(store)

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,13 @@ def made(**changes):
         "fr": str(ROOT / "jobs/recipes/desk/fr/desk.yaml"),
     }
     return Space(**(given | changes))
+
+
+def test_values_are_those_that_a_folder_keeps():
+    assert Choice((1, (2, 3)), None).values == ([1, [2, 3]], None)
+    for value in (np.int64(3), {1, 2}, float("nan")):
+        with pytest.raises(InputError, match=r"Choice\(\): .*; accepted are JSON values"):
+            Choice(1, value)
 
 
 def test_a_point_follows_from_its_number_alone():
@@ -103,6 +111,7 @@ def test_pools_are_named_by_what_changes_their_bytes():
         ({"sets": ("seed=3",)}, "--set seed=3: accepted are fr.FIELD=, generate.FIELD="),
         ({"objectives": ("images",), "asha": Asha()}, "asha goes by accuracy"),
         ({"reports": 0}, "reports 0, pairs 100; accepted are 1 and more"),
+        ({"pairs": 9}, "reports 4, pairs 9; accepted are 1 and more, and 10 pairs and more"),
         ({"seeds": ()}, r"seeds \(\); accepted are whole numbers, each once"),
         ({"seeds": (1, 2, 1)}, r"seeds \(1, 2, 1\); accepted"),
         ({"seeds": (1, 2), "asha": Asha(grace=9)}, "reports 8 times; accepted is grace of 1 to 8"),

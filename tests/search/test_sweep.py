@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 from faces import make_pool
+from lasting import bins
+from ray import tune
 
 from factory import tracking
 from factory.datasets.provenance import sha256_file
@@ -24,7 +26,7 @@ from factory.search.following import Following
 from factory.search.pools import Pools
 from factory.search.results import SWEEP
 from factory.search.suggestions import scheduler, tpe
-from factory.search.sweep import check_ended, check_inputs, fitting, sweep
+from factory.search.sweep import check_ended, check_inputs, finish, fitting, run, sweep
 from factory.search.tracked import Tracked
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,7 @@ def goodness(point):
 def test_tpe_goes_where_results_were_good(tmp_path, objectives):
     searched = space(objectives=objectives)
     book = Book(Store(tmp_path), searched)
-    book.claim("", 3)
+    book.claim("", 3, {})
     for number in range(16):
         point = json.loads(json.dumps(searched.draw(number)))
         end(book, number, point, goodness(point))
@@ -109,13 +111,14 @@ def test_halving_of_a_resumed_sweep_knows_earlier_reports(tmp_path):
 
 def test_a_folder_keeps_its_search(tmp_path):
     store = Store(tmp_path)
-    Book(store, space()).claim("run-1", 3)
+    Book(store, space()).claim("run-1", 3, {})
     again = Book(store, space())
     assert again.run_id == "run-1" and again.results() == {}
     with pytest.raises(InputError, match=r"search of another recipe: seeds is \[1\] there, \[1, 2"):
         Book(store, space(seeds=(1, 2)))
+    again.note(3, {"number": 3})
     again.note(3, {"asked": 5.0})
-    assert again.begun(3) == {"asked": 5.0} and again.begun(4) is None
+    assert again.begun(3) == {"number": 3, "asked": 5.0} and again.begun(4) is None
     store.delete(SWEEP)
     with pytest.raises(InputError, match=r"holds space\.py and no sweep\.json"):
         Book(store, space())
@@ -146,7 +149,7 @@ def test_a_folder_keeps_what_its_trials_were_made_of(tmp_path):
 
     store = Store(tmp_path / "out")
     book = Book(store, made())
-    book.claim("", 3)
+    book.claim("", 3, {})
     book.begin(made().trial(0, {"x": 1}, "/other/checkout/pools"))
     book.note(0, {"asked": 1.0, "run_id": "r"})
     book.check("runs/pools")
@@ -201,9 +204,16 @@ def test_what_is_not_there_is_found_before_anything_starts(tmp_path):
     weights = {"location": str(file), "licence": "CC0-1.0"}
     leaks = {"objectives": ("leakage",)}
     faces = {"location": str(tmp_path / "known.safetensors"), "sha256": known}
+    small, damaged = bins(tmp_path / "small", 20, size=32), bins(tmp_path / "damaged", 20)
+    (damaged / "broken.bin").write_bytes(b"cut off")
     check(plain.view(), weights | {"sha256": sha256}, **leaks, known=KnownFaces(**faces))
     for wrong, message in (
         ({"benchmarks": str(tmp_path)}, "no .bin file"),
+        (
+            {"benchmarks": str(small)},
+            "blobs0 image 0: 32 x 32 pixels, .* 64",
+        ),
+        ({"benchmarks": str(damaged)}, "broken.bin: not a verification file"),
         ({"sets": ("fr.augment=[spin]",)}, "spin"),
         ({"pool": {"url": str(tmp_path / "typo")}}, r"pools.a.url: .*typo holds no finished"),
         ({"pool": others.view()}, r"weights.denoiser.location: no file none.safetensors"),
@@ -327,10 +337,70 @@ def test_errors_of_trials_that_never_began_or_had_ended_are_noted(following, run
     follows.on_trial_start(0, [], trial)
     report(follows, trial, 1)
     runs[1].away = True
-    with pytest.raises(OSError, match="no answer"):
-        follows.on_trial_complete(0, [], trial)
     follows.on_trial_error(0, [], trial)
     assert runs[1].ended == "FAILED"
+
+
+def test_a_tracking_server_that_goes_away_costs_points_and_no_trial(following, runs):
+    follows, trial = following
+    follows.on_trial_start(0, [], trial)
+    runs[1].away = True
+    report(follows, trial, 1)
+    follows.on_trial_complete(0, [], trial)
+    lost = [said for said in trial.said if said.startswith("MLflow: no ")]
+    assert lost == [
+        "MLflow: no point of trial 0 (no answer)",
+        "MLflow: no result of trial 0 (no answer)",
+    ]
+    assert follows.book.results()[0]["accuracies"] == [0.7] and follows.error is None
+
+
+def test_what_ends_a_sweep_in_tune_is_told_as_it_was_raised(following, monkeypatch):
+    follows, trial = following
+
+    class Tuner:
+        """Does as Tune does with an error of a callback."""
+
+        def __init__(self, *given, **named):
+            pass
+
+        def fit(self):
+            try:
+                follows.on_trial_start(0, [], trial)
+                report(follows, trial, 1)
+                follows.on_trial_complete(0, [], trial)
+            except Exception:
+                raise tune.TuneError("Traceback ...") from None
+
+    def full(result):
+        raise FaultError("s3://b/o: no space left")
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    monkeypatch.setattr("factory.search.sweep.ray.kill", lambda actor: None)
+    searched, store = space(), follows.book.store
+    objective = SimpleNamespace(out=store.url, pools=None)
+    again = SimpleNamespace(space=searched, book=follows.book, todo=[0])
+    monkeypatch.setattr(follows.book, "end", full)
+    with pytest.raises(FaultError, match=r"^s3://b/o: no space left$"):
+        run(objective, again, follows, 1)
+    monkeypatch.setattr(follows, "on_trial_complete", lambda *given: 1 / 0)
+    follows.error = None
+    with pytest.raises(tune.TuneError):  # not one of the sweep's own
+        run(objective, again, follows, 1)
+
+
+def test_the_best_recipes_are_those_of_the_best_trial_alone(tmp_path):
+    plain = Pool(str(ROOT / "jobs/recipes/desk/generate/studio_plain.yaml"))
+    fr = str(ROOT / "jobs/recipes/desk/fr/desk.yaml")
+    searched = Space("s", "?", {"x": Choice("one", "other")},
+                     lambda point: {"pools": {point["x"]: plain.view()}}, fr)  # fmt: skip
+    store = Store(tmp_path)
+    book = Book(store, searched)
+    for number, x in enumerate(("one", "other")):
+        book.begin(searched.trial(number, {"x": x}, "pools"))
+        summary = {"best": number, "space": searched.described()}
+        finish(store, summary, {number: {"accuracy": 0.8}})
+        assert sorted(store.list("best")) == ["best/compose.yaml", f"best/{x}.yaml"]
 
 
 def test_a_sweep_with_failed_trials_keeps_why_and_is_no_success(tmp_path, runs, monkeypatch):
