@@ -8,7 +8,7 @@ shards.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from factory.nodes import Group, place, reservations
+from factory.nodes import Group, place, reservations, within
 from factory.recipe import GenerateRecipe
 
 TAR_MEMBER_BYTES = 3 * 512  # of the three tar headers of a sample
@@ -151,12 +151,15 @@ def totals(recipe: GenerateRecipe) -> Totals:
     )
 
 
-def describe(recipe: GenerateRecipe, groups: Sequence[Group] = ()) -> dict[str, str]:
+def describe(
+    recipe: GenerateRecipe, groups: Sequence[Group] = (), most: int | None = None
+) -> dict[str, str]:
     """Return what a dataset will be and cost, as names and texts for a person to read.
 
     Args:
         recipe: what to make.
         groups: the cluster's, if they are known.
+        most: how many workers of all groups together it allows; None for all.
 
     Raises:
         InputError: the groups cannot hold what the recipe reserves.
@@ -176,7 +179,7 @@ def describe(recipe: GenerateRecipe, groups: Sequence[Group] = ()) -> dict[str, 
         "(workers.max), start-up aside",
         "reserves": reserves(recipe),
         "together": together(recipe),
-        **_nodes(recipe, groups),
+        **_nodes(recipe, groups, most),
         **_gpu_hours(recipe, planned),
         "source": planned.source,
     }
@@ -201,11 +204,12 @@ def together(recipe: GenerateRecipe) -> str:
     return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
 
 
-def _nodes(recipe: GenerateRecipe, groups: Sequence[Group]) -> dict[str, str]:
+def _nodes(recipe: GenerateRecipe, groups: Sequence[Group], most: int | None) -> dict[str, str]:
     """Return how many nodes of each group that takes; nothing if the groups are not known."""
     if not groups:
         return {}
-    used, counts = place(reservations(recipe), groups), {g.name: g.count for g in groups}
+    used = place(reservations(recipe), groups, most)
+    counts = {group.name: group.count for group in within(groups, most)}
     words = [f"{name} {count} of {counts[name]}" for name, count in used.items() if count]
     return {"nodes": ", ".join(words)}
 

@@ -7,7 +7,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as some
 
-from factory.nodes import Group, Reservation, cluster_groups, place
+from factory.nodes import (
+    MOST_WORKERS,
+    Group,
+    Reservation,
+    cluster_groups,
+    most_workers,
+    place,
+)
 from factory.recipe import InputError
 
 CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
@@ -24,7 +31,7 @@ def committers(size: int, cpus: float) -> Reservation:
 def test_the_shipped_cluster_files_groups_are_read_with_the_head() -> None:
     groups = cluster_groups(yaml.safe_load(CLUSTER.read_text()), "cluster.yaml")
     assert groups == [
-        Group("head", 1, 0, 0),
+        Group("head", 1, 0, 0, head=True),
         Group("cpu", 8, 16, 0),
         Group("gpu_spot", 16, 16, 1),
     ]
@@ -99,3 +106,88 @@ def test_one_pool_finds_room_exactly_where_whole_nodes_sum_up_to_it(
 def test_a_file_without_groups_is_one_error(raw: object) -> None:
     with pytest.raises(InputError, match=r"^--cluster x: .*accepted is"):
         cluster_groups(raw, "--cluster x")
+
+
+def capped(workers: object, **fields: object) -> dict[str, object]:
+    """Return a cluster file's values: eight nodes of 4 CPUs, eight of 8 with a GPU, a head of 2."""
+    types = {
+        "head": {"resources": {"CPU": 2}},
+        "w": {"max_workers": 8, "resources": {"CPU": 4}},
+        "g": {"max_workers": 8, "resources": {"CPU": 8, "GPU": 1}},
+    }
+    return {
+        "max_workers": workers,
+        "head_node_type": "head",
+        "available_node_types": types,
+    } | fields
+
+
+@pytest.mark.parametrize(
+    ("pools", "most", "answer"),
+    [
+        ([actors(2, 4)], 2, {"head": 0, "w": 2, "g": 0}),
+        ([actors(3, 4)], 2, {"head": 0, "w": 0, "g": 2}),  # the smallest nodes would be three
+        ([actors(2, 1, 1), committers(14, 1)], 2, {"head": 0, "w": 0, "g": 2}),
+        ([actors(18, 1)], 2, {"head": 1, "w": 0, "g": 2}),  # the head is none of the two
+        ([actors(16, 4)], 16, {"head": 0, "w": 8, "g": 4}),
+        ([actors(5, 4)], 2, "20 CPU together, but the cluster has 18; its max_workers allows 2 "),
+        ([actors(3, 1, 1)], 2, "3 GPU together, but the cluster has 2; its max_workers allows 2 "),
+        ([actors(3, 5)], 2, "have room for 2 actors of 5 CPU, each on one node; its max_workers a"),
+        ([actors(1, 4)], 0, "largest node of the cluster has 2 CPU; accepted is 0 to 2; its max_"),
+        ([actors(1, 1, 1)], 0, "has 0 GPU; accepted is 0 to 0; its max_workers allows 0 workers"),
+        ([actors(33, 4)], 24, r"132 CPU together, but the cluster has 98$"),
+    ],
+)
+def test_max_workers_caps_the_workers_of_all_groups_together(
+    pools: list[Reservation], most: int, answer: dict[str, int] | str
+) -> None:
+    raw = capped(most)
+    groups = cluster_groups(raw, "x")
+    assert most_workers(raw, "x") == most
+    if isinstance(answer, dict):
+        assert place(pools, groups, most) == answer
+    else:
+        with pytest.raises(InputError, match=answer):
+            place(pools, groups, most)
+
+
+@given(
+    some.integers(1, 12),
+    some.sampled_from([0.5, 1.0, 2.0, 3.0]),
+    some.lists(some.tuples(some.integers(1, 3), some.integers(1, 8)), min_size=1, max_size=3),
+    some.integers(0, 9),
+)
+def test_one_pool_finds_room_exactly_where_the_largest_nodes_allowed_sum_up_to_it(
+    size: int, cpus: float, nodes: list[tuple[int, int]], most: int
+) -> None:
+    groups = [Group(str(n), count, has, 0) for n, (count, has) in enumerate(nodes)]
+    each = sorted((int(has / cpus) for count, has in nodes for _ in range(count)), reverse=True)
+    if size <= sum(each[:most]):
+        assert sum(place([actors(size, cpus)], groups, most).values()) <= most
+    else:
+        with pytest.raises(InputError):
+            place([actors(size, cpus)], groups, most)
+
+
+def test_a_file_without_max_workers_has_rays_own_number() -> None:
+    import ray.autoscaler
+
+    folder = Path(ray.autoscaler.__file__).parent
+    defaults = {
+        path.parent.name: yaml.safe_load(path.read_text()).get("max_workers")
+        for path in folder.glob("*/defaults.yaml")
+    }
+    assert {name: most for name, most in defaults.items() if most is not None} == MOST_WORKERS
+    raw = capped(3, provider={"type": "aws"})
+    assert most_workers(raw, "x") == 3
+    del raw["max_workers"]
+    assert most_workers(raw, "x") == 2
+    assert most_workers(raw | {"provider": {"type": "kuberay"}}, "x") is None
+    types = {"w": {"resources": {"CPU": 4}}}  # a group that states none has what all have
+    assert cluster_groups(raw | {"available_node_types": types}, "x") == [Group("w", 2, 4, 0)]
+
+
+@pytest.mark.parametrize("workers", ["many", -1, 1.5, None, True])
+def test_max_workers_is_a_count(workers: object) -> None:
+    with pytest.raises(InputError, match=r"^--cluster x: max_workers: .*; accepted is a count"):
+        cluster_groups(capped(workers), "--cluster x")

@@ -21,6 +21,19 @@ BENCHMARKS = "package:studio/bins"
 WHOLE = ("data.identities=null", "data.images_each=null")  # use all that a dataset holds
 
 
+def trained_at(run: Path, row: str, seed: int) -> Path:
+    """Return the folder of a row's recognizer of one seed."""
+    return run / "fr" / row / f"seed{seed}"
+
+
+def training_sets(
+    dataset: str | Path, seed: int, part: Sequence[str], sets: Sequence[str], resize: bool
+) -> tuple[str, ...]:
+    """Return the overrides of a recipe that trains one recognizer of a row."""
+    own = (f"data.train={dataset}", f"seed={seed}", *part, *sets)
+    return (*own, "data.resize=true") if resize else own
+
+
 @dataclass
 class Chain:
     """Jobs that share a folder, a Ray cluster and an MLflow store.
@@ -89,9 +102,8 @@ class Chain:
         """
         found: dict[str, Any] = {"seeds": list(self.seeds), "average": []}
         for seed in self.seeds:
-            out = self.run / "fr" / row / f"seed{seed}"
-            own = (f"data.train={dataset}", f"seed={seed}", *self.part, *sets)
-            own = (*own, "data.resize=true") if self.resize else own
+            out = trained_at(self.run, row, seed)
+            own = training_sets(dataset, seed, self.part, sets, self.resize)
             self.step(
                 f"train on {row}, seed {seed}", "train_recognizer", recipe, "--out", out, sets=own
             )

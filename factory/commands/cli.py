@@ -12,10 +12,17 @@ from typing import NoReturn
 
 from factory import stops
 from factory.cluster.ranges import InRanges, alone, over_tasks
-from factory.recipe import FaultError, InputError
-from factory.recipe.errors import DONE, WRONG_INPUT
+from factory.recipe import FaultError, InputError, public
+from factory.recipe.errors import DONE, FULL, WRONG_INPUT
 
-OUTPUTS = ("out", "to", "pools", "json", "embeddings", "materialise", "onnx")
+OUTPUTS = ("out", "to", "pools", "json", "embeddings", "centres", "materialise", "onnx")
+# What a path must be where the system refuses it; other errors of the system are no user's.
+ACCEPTED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "a path that this user may read and write"),
+    errno.EISDIR: "a file, not a folder",
+    errno.EEXIST: "a folder, or a path that is free",
+    errno.ENOTDIR: "a path below folders, not below a file",
+}
 SHOWN, LONGEST = 60, 800  # characters of a name, of an argument's error
 COPIES = "working_dir_files"  # where Ray keeps its copies of submitted working trees
 # Jobs import this module first; some then import other modules for seconds.
@@ -92,11 +99,29 @@ def _done(arguments: argparse.Namespace, job: Callable[[argparse.Namespace], int
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        told = None if stops.asked() else _told(error, arguments)
+        if told is None:
             raise
-        name = str(error.filename)
-        said = f"{name[:SHOWN]}...: a name or path of {len(name)} characters; accepted is a shorter"
-        return _say(WRONG_INPUT, InputError(said))
+        return _say(told.exit_code, told)
+
+
+def _told(error: OSError, arguments: argparse.Namespace) -> InputError | FaultError | None:
+    """Return what a user is told of an error of the system; None where it shows a defect."""
+    named = error.filename2 or error.filename
+    name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
+    if error.errno in FULL:
+        given = ((flag, getattr(arguments, flag, "")) for flag in OUTPUTS)
+        outputs = ", ".join(f"--{flag} {public(str(value))}" for flag, value in given if value)
+        return FaultError(
+            f"{name or outputs or 'a disk'}: {error.strerror}; the same command goes on when there "
+            "is room to write"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        shown = f"{name[:SHOWN]}...: a name or path of {len(name)} characters"
+        return InputError(f"{shown if name else error.strerror}; accepted is a shorter")
+    if name and error.errno in ACCEPTED:
+        return InputError(f"{name}: {error.strerror}; accepted is {ACCEPTED[error.errno]}")
+    return None
 
 
 def _kept(arguments: argparse.Namespace) -> None:

@@ -40,8 +40,13 @@ def job(given: argparse.Namespace) -> None:
     from factory.recognition.recognizers import load_recognizer
 
     judge = load_recognizer(given.judge)
+    network = comparison.feature_network(given.judge, given.features)
     if not given.resize:
-        comparison.check_sizes(datasets, recipe, judge, benchmarks)
+        comparison.check_sizes(datasets, recipe, judge, benchmarks, network)
+    seeds = range(1, given.seeds + 1)
+    comparison.check_trained(
+        out, datasets, seeds, given.recipe, given.overrides, part, given.resize
+    )
     measured = (*part.flags, *(() if given.r is None else (f"--r={given.r}",)))
     uri = tracking.resolve(given.tracking_uri)
     what = {"datasets": datasets, "seeds": given.seeds, "judge": given.judge}
@@ -53,9 +58,9 @@ def job(given: argparse.Namespace) -> None:
         COMPARISON.write(store, wanted)
         comparison.write_sheets(datasets, store)
         connect(given.address)
-        address, seeds = ray.get_runtime_context().gcs_address, range(1, given.seeds + 1)
+        address = ray.get_runtime_context().gcs_address
         chain = Comparison(out, address, uri, seeds, benchmarks, given.recipe, given.overrides,
-                           given.judge, given.features or f"{given.judge}#{LAYER}", measured,
+                           given.judge, network.location, measured,
                            part=part.sets, resize=given.resize)  # fmt: skip
         results = chain.compare(datasets, recipe, counted)
         store.write("results.json", (json.dumps(results, indent=1) + "\n").encode())

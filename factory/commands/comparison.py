@@ -5,20 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from factory.commands.chain import WHOLE, Chain
+from factory.commands.chain import WHOLE, Chain, trained_at, training_sets
 from factory.datasets.claim import Claim
-from factory.datasets.index import first_rows, index
+from factory.datasets.feed import counted
 from factory.datasets.manifest import load_manifest
 from factory.datasets.store import Store, parted
 from factory.evaluation.dataset import samples
+from factory.evaluation.features import FeatureNetwork, load_features
 from factory.evaluation.gap import REAL, gap, over_seeds
 from factory.evaluation.verification import bin_files, read_bin
 from factory.export.sheet import ContactSheet
-from factory.recipe import FRRecipe, InputError, keyless
+from factory.recipe import FRRecipe, InputError, keyless, load
 from factory.recognition.images import NamedEmbedder, decode, fitted
-from factory.training.output import kept
+from factory.training.output import check_output, kept
 
 # Rows may be added; each training has a claim of its own, and measures are made again.
 COMPARISON = Claim(
@@ -107,7 +106,10 @@ def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> di
     Raises:
         InputError: the part has more people than a dataset, or the counts differ.
     """
-    found = {name: _size(url, part) for name, url in datasets.items()}
+    found = {
+        name: Size(*counted([url], part.identities, part.images_each))
+        for name, url in datasets.items()
+    }
     for name, size in found.items():
         if part.identities is not None and size.people < part.identities:
             raise InputError(
@@ -126,16 +128,64 @@ def sizes(datasets: Mapping[str, str], part: Share, unequal: bool = False) -> di
     return found
 
 
-def _size(url: str, part: Share) -> Size:
-    labels = index(Store(url)).labels
-    labels = labels[first_rows(labels, part.identities, part.images_each)]
-    return Size(len(labels), len(np.unique(labels)))
+def check_trained(
+    out: Path,
+    datasets: Mapping[str, str],
+    seeds: Sequence[int],
+    recipe: str,
+    sets: Sequence[str],
+    part: Share,
+    resize: bool,
+) -> None:
+    """Refuse trainings of before that the rows' trainings would refuse, before any is begun.
+
+    Raises:
+        InputError: a training is of another recipe, or its dataset has changed since.
+    """
+    for name, url in datasets.items():
+        for seed in seeds:
+            own = training_sets(url, seed, part.sets, sets, resize)
+            asked, store = load(recipe, own, kind="fr"), Store(trained_at(out, name, seed))
+            assert isinstance(asked, FRRecipe)
+            check_output(store, kept(store, asked))
+
+
+def feature_network(judge: str, features: str) -> FeatureNetwork:
+    """Load the network for diversity, by default the judge's early layer.
+
+    Args:
+        judge: reference of the recognizer that measures.
+        features: reference of the network; "" for the default.
+
+    Raises:
+        InputError: there is no such network, or the judge has no such layer.
+    """
+    if features:
+        return load_features(features)
+    try:
+        return load_features(f"{judge}#{LAYER}")
+    except InputError as error:
+        raise InputError(
+            f"--judge {judge}: has no {LAYER}, the default network for diversity; --features "
+            f"chooses another ({error})"
+        ) from None
 
 
 def check_sizes(
-    datasets: Mapping[str, str], recipe: FRRecipe, judge: NamedEmbedder, benchmarks: str | Path
+    datasets: Mapping[str, str],
+    recipe: FRRecipe,
+    judge: NamedEmbedder,
+    benchmarks: str | Path,
+    features: FeatureNetwork | None = None,
 ) -> None:
-    """Refuse images that the judge or the recognizer would refuse, before hours are spent on them.
+    """Refuse images that a network would refuse, before hours are spent on them.
+
+    Args:
+        datasets: URLs by name.
+        recipe: the recipe of the recognizers.
+        judge: the recognizer that measures.
+        benchmarks: folder of the verification benchmarks.
+        features: the network for diversity.
 
     Raises:
         InputError: images of a dataset or of a benchmark have another size.
@@ -143,6 +193,8 @@ def check_sizes(
     for name, url in datasets.items():
         image = decode(next(samples(Store(url))).encoded, name)
         fitted(image, judge.size, f"{name}, under the judge {judge.name}", resize=False)
+        if features is not None:
+            fitted(image, features.size, f"{name}, in features {features.name}", resize=False)
         fitted(image, recipe.image.size, f"{name}, in recipe {recipe.name}", resize=False)
     for name, file in bin_files(benchmarks).items():
         image = decode(read_bin(file).images[0], name)

@@ -58,7 +58,9 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__)
     parser.add_argument("--out", type=cli.local, default="runs/demo", help="folder of the run")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
+    parser.add_argument(
+        "--seeds", type=cli.positive, default=1, help="trainings of each row (default 1)"
+    )
     parser.add_argument(
         "--smallest", action="store_true", help="finish in minutes; the figures mean nothing"
     )

@@ -45,7 +45,7 @@ def read_measured(path: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--measured {path}: {error}; accepted is a file of measure.py") from None
     if not isinstance(found, dict):
         raise InputError(f"--measured {path}: not a JSON object; accepted is a file of measure.py")

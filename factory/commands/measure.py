@@ -74,9 +74,9 @@ def main() -> NoReturn:
     parser = cli.parser(__doc__, url="folder or URL of a dataset")
     parser.add_argument("--recognizer", required=True, help="a checkpoint folder or a reference")
     parser.add_argument("--json", type=cli.file, default="", help="also write the result here")
-    parser.add_argument("--identities", type=int, help="measure only labels below N")
+    parser.add_argument("--identities", type=cli.positive, help="measure only labels below N")
     parser.add_argument(
-        "--images-each", type=int, help="measure only the first N images of each label"
+        "--images-each", type=cli.positive, help="measure only the first N images of each label"
     )
     parser.add_argument("--r", type=float, help="radius as a cosine (default: from the gallery)")
     parser.add_argument("--resize", action="store_true", help="resize images of another size")

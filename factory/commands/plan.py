@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from factory.commands import cli
-from factory.nodes import GROWS_TO, Group, cluster_groups, grows_to
+from factory.nodes import GROWS_TO, Group, cluster_groups, grows_to, most_workers
 from factory.plan import describe
 from factory.recipe import GenerateRecipe, InputError, load, yaml_values
 
@@ -24,21 +24,25 @@ def job(arguments: argparse.Namespace) -> None:
     from factory.systems import create
 
     create(recipe)
-    cli.show(describe(recipe, _groups(arguments.cluster)))
+    cli.show(describe(recipe, *_groups(arguments.cluster)))
 
 
-def _groups(file: str) -> list[Group]:
-    """Return the groups of the cluster file, else those of FACTORY_GROWS_TO, else none."""
+def _groups(file: str) -> tuple[list[Group], int | None]:
+    """Return the groups of the cluster file and the most workers that it allows.
+
+    Without a file they are those of FACTORY_GROWS_TO, which allows all, or there are none.
+    """
     if not file:
         said = os.environ.get(GROWS_TO, "")
-        return grows_to(said) if said else []
+        return grows_to(said) if said else [], None
     try:
         text = Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--cluster {file}: {error}; accepted is a cluster file of Ray's"
         ) from None
-    return cluster_groups(yaml_values(text, f"--cluster {file}"), f"--cluster {file}")
+    raw, what = yaml_values(text, f"--cluster {file}"), f"--cluster {file}"
+    return cluster_groups(raw, what), most_workers(raw, what)
 
 
 def main() -> NoReturn:

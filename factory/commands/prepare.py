@@ -69,7 +69,11 @@ def main() -> NoReturn:
     add("--out", required=True, help="folder or URL of the dataset")
     add("--licence", required=True, help="licence of the images, as their publisher states it")
     add("--name", default="", help="name of the dataset (default: the source's)")
-    add("--size", type=int, help="edge in pixels (default: the images' own; 112 with --align)")
+    add(
+        "--size",
+        type=cli.positive,
+        help="edge in pixels (default: the images' own; 112 with --align)",
+    )
     add("--format", choices=("jpg", "png"), default="", help="default: jpg if all images are")
     add("--resize", action="store_true", help="scale square images of another size bilinearly")
     add(

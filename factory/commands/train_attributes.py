@@ -59,6 +59,6 @@ def main() -> NoReturn:
         default="Apache-2.0",
         help="licence of the weights, unless the dataset's is stricter",
     )
-    parser.add_argument("--identities", type=int, help="train only on labels below N")
+    parser.add_argument("--identities", type=cli.positive, help="train only on labels below N")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     cli.run(parser, job)

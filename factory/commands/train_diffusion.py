@@ -62,5 +62,5 @@ def main() -> NoReturn:
     """Read the command line and run."""
     parser = cli.parser(__doc__, recipe="a train recipe (YAML)")
     parser.add_argument("--out", required=True, help="folder or URL of checkpoints and weights")
-    parser.add_argument("--max-steps", type=int, help="stop after step N of the schedule")
+    parser.add_argument("--max-steps", type=cli.positive, help="stop after step N of the schedule")
     cli.run(parser, job)

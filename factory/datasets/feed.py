@@ -258,6 +258,29 @@ def images_of(store: Store) -> Images:
     )
 
 
+def counted(
+    urls: Sequence[str], identities: int | None = None, images_each: int | None = None
+) -> tuple[int, int]:
+    """Return how many images and identities a `Feed` of the same arguments has; copies no shard.
+
+    Raises:
+        InputError: there is no dataset, or its files differ from what its manifests state.
+    """
+    images = people = 0
+    for store in map(Store, urls):
+        if is_composition(store):
+            rows = read_rows(store, load_composition(store))
+            labels, repeat = rows.label, rows.repeat
+        else:
+            labels = index(store).labels
+            repeat = np.ones(len(labels), np.int64)
+        left = None if identities is None else identities - people
+        chosen = first_rows(labels, left, images_each)
+        images += int(repeat[chosen].sum())
+        people += len(np.unique(labels[chosen]))
+    return images, people
+
+
 def _composed(store: Store) -> Images:
     composition = load_composition(store)
     rows = read_rows(store, composition)

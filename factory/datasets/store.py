@@ -24,6 +24,7 @@ from factory.datasets.filesystem import check_names, file_system
 from factory.datasets.patience import LOCAL_WORKERS, REMOTE_WORKERS, patient
 from factory.datasets.scratch import STALE_SECONDS, is_alive, is_dead, process_token, scratch
 from factory.recipe import FaultError, InputError, public
+from factory.recipe.errors import FULL
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -455,6 +456,8 @@ def _create(path: Path, data: bytes) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise InputError(f"output {path.parent} cannot be a folder: {error.strerror}") from None
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}{PART}") as file:
         file.write(data)

@@ -18,7 +18,7 @@ from factory.datasets.provenance import sha256_file, versions
 from factory.datasets.scratch import process_token
 from factory.datasets.store import Store, cache_home
 from factory.evaluation.verification import FOLDS, write_bin
-from factory.recipe import local_path
+from factory.recipe import InputError, local_path
 from factory.studio.benchmarks import BENCHMARKS, Benchmark, joined, make_fold
 
 SHIPPED = "package:studio/bins"
@@ -88,8 +88,14 @@ def write_benchmarks(
         seed: root seed of the pictures.
         say: receives a line a file.
         spread: runs the rendering of folds, here or as Ray tasks; the files are the same.
+
+    Raises:
+        InputError: the folder, or one above it, is a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"output {folder} cannot be a folder: {error.strerror}") from None
     settings = {"pairs": pairs, "size": size, "seed": seed}
     rendered = spread(partial(_folds, **settings), product(BENCHMARKS, range(FOLDS)), length=1)
     sha256, known = {}, {}

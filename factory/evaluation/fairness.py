@@ -14,20 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from factory.evaluation.scores import rates, resolved
+from factory.evaluation.scores import RESOLVED, rates, resolved
 from factory.evaluation.verification import FAR, FOLDS, Distances, Verification
 from factory.recipe import InputError
 
 DEFINITIONS = {
     "group": "of a pair; where its images are of two groups, both names with ' x ' between",
     "accuracy": "share of the group's pairs judged rightly at the folds' thresholds of all pairs",
+    "accuracy_error": "binomial standard error at two more right and two more wrong pairs "
+    "(Agresti and Coull), so that it is never 0",
     "fmr, fnmr": "share of its impostor and genuine pairs judged wrongly at the same thresholds",
-    "tar": "share of its genuine pairs accepted at the folds' thresholds of FAR 1e-3, all pairs",
+    "tar": "share of its genuine pairs accepted at the folds' thresholds of FAR 1e-3, all pairs; "
+    "a fold has none if no other fold has impostor pairs",
     "far": "share of its impostor pairs accepted there; None below 10 / 1e-3 impostor pairs",
     "own": "the whole protocol on the group's pairs alone, in their order, thresholds its own",
     "spread": "population standard deviation of the groups' accuracies",
-    "gap": "accuracy of the best group less that of the worst; resolved where it exceeds the "
-    "standard error of the difference, by binomial errors of both",
+    "gap": "accuracy of the best group less that of the worst; resolved where both have "
+    f"{RESOLVED} pairs or more and it exceeds the standard error of the difference, by the "
+    "accuracy_error of both",
 }
 ACCEPTED = (
     "a .csv with the columns benchmark, pair (or image), group, or a .json of "
@@ -90,8 +94,9 @@ def read_groups(path: str | Path) -> dict[str, list[str]]:
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 return _from_csv(list(csv.DictReader(file)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--groups {path}: {error!r}; accepted is {ACCEPTED}") from None
+    except (csv.Error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"--groups {path}: {said}; accepted is {ACCEPTED}") from None
     raise InputError(f"--groups {path}: accepted is {ACCEPTED}")
 
 
@@ -125,7 +130,7 @@ def by_group(found: Distances, groups: Sequence[str]) -> Fairness:
         best=ranked[-1],
         worst=ranked[0],
         gap=gap,
-        gap_resolved=gap > error,
+        gap_resolved=gap > error and min(best.pairs, worst.pairs) >= RESOLVED,
         ungrouped=int((of == "").sum()),
     )
 
@@ -134,7 +139,7 @@ def _one(found: Distances, rows: np.ndarray) -> GroupResult:
     distances, same = found.distances[rows], found.same[rows]
     genuine, impostors = distances[same], distances[~same]
     accepted = distances < found.thresholds[rows]
-    at_far = distances < found.far_thresholds[rows]
+    at_far, known = distances < found.far_thresholds[rows], ~np.isnan(found.far_thresholds[rows])
     both = len(genuine) > 0 and len(impostors) > 0
     overall = rates(-genuine, -impostors) if both else None
     accuracy = float(np.mean(accepted == same))
@@ -146,11 +151,11 @@ def _one(found: Distances, rows: np.ndarray) -> GroupResult:
         genuine=len(genuine),
         impostors=len(impostors),
         accuracy=accuracy,
-        accuracy_error=float(np.sqrt(accuracy * (1 - accuracy) / len(rows))),
+        accuracy_error=_error(int((accepted == same).sum()), len(rows)),
         fnmr=_share(~accepted[same]),
         fmr=_share(accepted[~same]),
-        tar=_share(at_far[same]),
-        far=_share(at_far[~same]) if resolved(FAR, len(impostors)) else None,
+        tar=_share(at_far[same & known]),
+        far=_share(at_far[~same & known]) if resolved(FAR, len(impostors)) else None,
         eer=None if overall is None else overall.eer,
         auc=None if overall is None else overall.auc,
         own=own,
@@ -159,6 +164,12 @@ def _one(found: Distances, rows: np.ndarray) -> GroupResult:
 
 def _share(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+def _error(right: int, pairs: int) -> float:
+    """Return the standard error of a share that is not 0 where all or none are right."""
+    share = (right + 2) / (pairs + 4)
+    return float(np.sqrt(share * (1 - share) / (pairs + 4)))
 
 
 def _from_json(content: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -265,23 +265,30 @@ def _named(path: Path, count: int, kind: type) -> tuple[list[str], np.ndarray]:
     if not path.is_file():
         raise InputError(f"benchmarks: no list {path}; accepted is a whole release")
     names, rows = [], []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            name, *values = line.split() or [""]
-            try:
-                row = np.array(values, dtype=kind)
-            except ValueError:
-                row = np.empty(0)
-            if len(row) != count:
-                raise InputError(
-                    f"{path} line {number}: {line.strip()[:60]!r}; accepted is a name and {count} "
-                    "numbers"
-                )
-            names.append(name)
-            rows.append(row)
+    for number, line in enumerate(_lines(path), start=1):
+        name, *values = line.split() or [""]
+        try:
+            row = np.array(values, dtype=kind)
+        except (ValueError, OverflowError):
+            row = np.empty(0)
+        if len(row) != count:
+            raise InputError(
+                f"{path} line {number}: {line.strip()[:60]!r}; accepted is a name and {count} "
+                "numbers"
+            )
+        names.append(name)
+        rows.append(row)
     if not rows:
         raise InputError(f"{path}: empty; accepted is the list of a release")
     return names, np.stack(rows)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {error}; accepted is a list in UTF-8") from None
 
 
 def _numbers(path: Path) -> np.ndarray:

@@ -160,10 +160,15 @@ def _embedded(recognizer: NamedEmbedder, faces: TinyFaces, resize: bool) -> np.n
 def _listed(folder: Path, name: str) -> TinyFaces:
     table = folder / f"{name.lower()}.csv"
     if table.is_file():
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or "file" not in rows[0]:
-            raise InputError(f"{table}: accepted are the columns file and identity")
+        try:
+            with table.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{table}: {error}; accepted is CSV in UTF-8") from None
+        if not rows or not all(row.get("file") for row in rows):
+            raise InputError(
+                f"{table}: accepted are the columns file and identity, each line with a file"
+            )
         files = tuple(folder / row["file"] for row in rows)
         identities = tuple(row.get("identity") or "" for row in rows)
     else:

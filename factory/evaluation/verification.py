@@ -57,9 +57,9 @@ class Verification:
         threshold: mean over the folds of the best threshold, a squared L2 distance in [0, 4].
         auc: area under the ROC curve of all pairs.
         eer: equal error rate of all pairs.
-        tar: mean over the folds of the true accept rate, at the other folds' threshold for FAR
-            `far`.
-        tar_std: its population standard deviation.
+        tar: mean of the true accept rate at the other folds' threshold for FAR `far`, over the
+            folds that have genuine pairs and whose other folds have impostor pairs.
+        tar_std: its population standard deviation over these folds.
         far: the false accept rate of `tar`.
         tar_resolved: whether there are enough impostor pairs to quote `tar`.
         xnorm: mean length of the embeddings before they are summed and scaled.
@@ -85,7 +85,8 @@ class Verification:
         right, at_far = (distances < found.thresholds) == same, distances < found.far_thresholds
         tests = folds(len(same))
         accuracies = [np.mean(right[test]) for test in tests]
-        tars = [at_far[test][same[test]].mean() if same[test].any() else 0.0 for test in tests]
+        counted = same & ~np.isnan(found.far_thresholds)
+        tars = [np.mean(at_far[test][counted[test]]) for test in tests if counted[test].any()]
         over_all = rates(-distances[same], -distances[~same])
         return cls(
             name=found.name,
@@ -113,7 +114,7 @@ class Distances:
         same: whether each pair shows one person, bool [pairs].
         thresholds: the threshold of each pair's fold, best on the other folds, float64 [pairs].
         far_thresholds: the threshold of each pair's fold for FAR 1e-3 on the other folds, float64
-            [pairs].
+            [pairs]; NaN where these have no impostor pair.
         xnorm: mean length of the embeddings before they are summed and scaled.
     """
 
@@ -197,9 +198,12 @@ def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
 def far_threshold(impostor: np.ndarray, far: float) -> float:
     """Return the threshold at which impostor pairs' distances have FAR `far`.
 
-    It is interpolated linearly between steps of 0.001. It is 0 if `far` is never reached.
+    It is interpolated linearly between steps of 0.001. It is 0 if `far` is never reached, and NaN
+    without impostor pairs.
     """
-    reached = _accepted(impostor, FAR_THRESHOLDS) / max(len(impostor), 1)
+    if not len(impostor):
+        return float("nan")
+    reached = _accepted(impostor, FAR_THRESHOLDS) / len(impostor)
     return float(np.interp(far, reached, FAR_THRESHOLDS)) if reached.max() >= far else 0.0
 
 

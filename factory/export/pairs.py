@@ -177,8 +177,9 @@ def read_identity_groups(path: str | Path) -> dict[int, str]:
                 return {int(row["identity"]): row["group"] for row in csv.DictReader(file)}
         found = json.loads(path.read_text(encoding="utf-8"))
         return {int(identity): str(group) for identity, group in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--groups {path}: {error!r}; accepted is {accepted}") from None
+    except (csv.Error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"--groups {path}: {said}; accepted is {accepted}") from None
 
 
 def _genuine(

@@ -1,6 +1,9 @@
 """The two errors that a command shows as one line: a mistake of the user, a failure of the run."""
 
+import errno
+
 DONE, FAULTY, WRONG_INPUT = 0, 1, 2  # exit codes
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # of a disk that takes no more
 
 
 class InputError(ValueError):

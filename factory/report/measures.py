@@ -16,6 +16,9 @@ from factory.report.words import named
 
 FOLDER = "measures"
 ACCEPTED = "the JSON of measure.py or evaluate.py"
+AVERAGE = "average"
+
+Evaluations = dict[str, Mapping[str, Any]]  # what evaluate.py wrote of one training, by file
 
 
 def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -45,44 +48,81 @@ def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any
 def sorted_measures(dataset: str, measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the parts of a page's results from the measures of one dataset.
 
-    Recognizers with the same name count as trainings with several seeds.
+    Recognizers with the same name count as trainings with several seeds, told apart by the sha256
+    of their weights. One recognizer's files are joined: a benchmark that several of them state
+    counts once, and the average is over all of its benchmarks. A file without a sha256 counts as a
+    training of its own.
 
     Args:
         dataset: the dataset's name on the page.
         measures: content by file, as `read_measures` returns it.
 
     Raises:
-        InputError: a file is neither from measure nor from evaluate.
+        InputError: a file is neither from measure nor from evaluate, one recognizer has two
+            accuracies on a benchmark, or the trainings of one name differ in their benchmarks.
     """
     quality: dict[str, Any] = {}
-    benchmarks: dict[str, dict[str, list[float]]] = {}
+    trainings: dict[str, dict[str, Evaluations]] = {}
     fairness: dict[str, Any] = {}
     protocols: list[dict[str, Any]] = []
     for file, content in measures.items():
         named_so = content.get("recognizer")
-        who = str(named_so.get("name", file)) if isinstance(named_so, Mapping) else file
+        facts = named_so if isinstance(named_so, Mapping) else {}
+        who = str(facts.get("name", file))
         if "histograms" in content:
             _check_quality(file, content)
             quality[_unlike(quality, who, file)] = content
         elif "benchmarks" in content:
             _check_benchmarks(file, content)
-            row = benchmarks.setdefault(who, {"average": []})
-            row["average"].append(content["average"])
+            same = trainings.setdefault(who, {}).setdefault(str(facts.get("sha256") or file), {})
             for benchmark, result in content["benchmarks"].items():
-                row.setdefault(benchmark, []).append(result["accuracy"])
-                if "fairness" in result:
-                    name = _unlike(fairness, f"{who}, {benchmark}", file)
-                    fairness[name] = result["fairness"]
+                before = (one["benchmarks"].get(benchmark, {}) for one in same.values())
+                groups = result.get("fairness")
+                if "fairness" in result and groups not in (one.get("fairness") for one in before):
+                    fairness[_unlike(fairness, f"{who}, {benchmark}", file)] = groups
+            same[file] = content
         elif "protocol" in content:
             protocols.append({**content, "recognizer": who})
         else:
             raise InputError(f"{file}: accepted is {ACCEPTED}")
     return {
         "quality": {dataset: quality} if quality else {},
-        "benchmarks": benchmarks,
+        "benchmarks": {who: _over_trainings(who, found) for who, found in trainings.items()},
         "fairness": fairness,
         "protocols": protocols,
     }
+
+
+def _over_trainings(who: str, trainings: Mapping[str, Evaluations]) -> dict[str, list[float]]:
+    """Return the accuracies of one row by benchmark and on average, one for each training."""
+    joined = {", ".join(files): _joined(who, files) for files in trainings.values()}
+    (first, expected), *others = joined.items()
+    for files, found in others:
+        if found.keys() != expected.keys():
+            sets = (", ".join(sorted({*one} - {AVERAGE})) for one in (expected, found))
+            raise InputError(
+                f"{first} and {files}: two trainings of recognizer {who} on unlike benchmarks, "
+                f"{' and '.join(f'({one})' for one in sets)}; accepted are the same ones of each"
+            )
+    return {name: [found[name] for found in joined.values()] for name in expected}
+
+
+def _joined(who: str, files: Evaluations) -> dict[str, float]:
+    """Return one training's accuracy on each benchmark of its files, and their mean."""
+    stated: dict[str, tuple[str, float]] = {}
+    for file, content in files.items():
+        for name, result in content["benchmarks"].items():
+            other, accuracy = stated.setdefault(name, (file, result["accuracy"]))
+            if accuracy != result["accuracy"]:
+                raise InputError(
+                    f"{other} and {file}: recognizer {who} has accuracy {accuracy:g} and "
+                    f"{result['accuracy']:g} on benchmark {name}; accepted is one file of each "
+                    "benchmark"
+                )
+    found = {name: accuracy for name, (_, accuracy) in stated.items()}
+    first = next(iter(files.values()))
+    whole = found.keys() == first["benchmarks"].keys()
+    return {AVERAGE: first[AVERAGE] if whole else sum(found.values()) / len(found), **found}
 
 
 def _check_quality(file: str, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from factory.cluster import hardware
+from factory.datasets.feed import counted
 from factory.datasets.store import Store
 from factory.diffusion.reconstruction import AutoencoderTraining
 from factory.diffusion.trainable import Place, Trainable
@@ -30,7 +31,7 @@ from factory.training.average import Average
 from factory.training.checkpoint import STATE
 from factory.training.engines import TrainingEngine, check_engine, make_engine, micro_batches
 from factory.training.faults import explained
-from factory.training.output import RECORD, licence
+from factory.training.output import RECORD, check_data_read, data_read, licence
 from factory.training.progress import Curve
 from factory.training.schedules import learning_rate
 from factory.training.workers import Worker, launch
@@ -94,7 +95,8 @@ def run(
         The summary in `training.json` on rank 0; an empty dictionary on other ranks.
 
     Raises:
-        InputError: the recipe does not fit its data or weights.
+        InputError: the recipe does not fit its data or weights, or its data has changed since the
+            checkpoint.
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check_engine(recipe)
@@ -105,6 +107,8 @@ def run(
     with _cache(store) as cache:
         place = Place(worker.rank, worker.world, cache, _saying(recipe, worker))
         trainable = trainable_class(recipe.system)(recipe, place).load()
+        data = recipe.data
+        read = data_read(recipe, *counted(data.urls(), data.identities, data.images_each))
         step = checkpoint.agreed(store) or 0
         held = checkpoint.load(store, step)[STATE] if step else None
         engine = make_engine(recipe, trainable.module, worker.device, held)
@@ -112,6 +116,7 @@ def run(
         total, per_epoch = trainable.total_steps, trainable.steps_per_epoch
         progress = Curve(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
         if held is not None:
+            check_data_read(store, held.get("data", {}), read)
             average.state = engine.part(held["average"])
             progress.restore(held["progress"])
         stop = max(min(total, max_steps or total), step)
@@ -130,7 +135,7 @@ def run(
             numbers |= {"loss": made.loss, "gradient_norm": made.norm}
             progress.add(step, numbers, rate)
             if step % recipe.checkpoint.every_steps == 0 or step == stop:
-                _save(recipe, store, step, engine, average, progress, worker)
+                _save(recipe, store, step, engine, average, progress, read, worker)
             if step % SAMPLES_EVERY == 0 or step == stop:
                 whole = engine.whole(average.state)
                 if worker.rank == 0:
@@ -139,7 +144,7 @@ def run(
         whole = engine.whole(average.state)
         if worker.rank > 0:
             return {}
-        return _finish(recipe, store, trainable, engine, whole, progress, step, inherited)
+        return _finish(recipe, store, trainable, engine, whole, progress, step, inherited, read)
 
 
 def _saying(recipe: TrainRecipe, worker: Worker) -> Callable[[str], None]:
@@ -184,9 +189,11 @@ def _save(
     engine: TrainingEngine,
     average: Average,
     progress: Curve,
+    read: dict[str, Any],
     worker: Worker,
 ) -> None:
     state = engine.state() | {"average": engine.whole(average.state), "progress": progress.state()}
+    state["data"] = read
     parts = {STATE: state} if worker.rank == 0 else {}
     checkpoint.save(store, step, parts, recipe.checkpoint.keep)
 
@@ -218,6 +225,7 @@ def _finish(
     progress: Curve,
     step: int,
     inherited: str,
+    read: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the averaged weights with their facts, and the summary; return the summary."""
     facts = {
@@ -229,6 +237,7 @@ def _finish(
     summary = {
         "name": recipe.name,
         "licence": inherited,
+        **read,
         "steps": step,
         "total": trainable.total_steps,
         "seconds": round(progress.state()["seconds"], 3),

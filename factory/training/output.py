@@ -1,15 +1,21 @@
-"""The output folder of a training: its claim, its licence and the registered weights."""
+"""The output folder of a training: its claim, its data, its licence and the registered weights."""
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from factory.datasets.claim import Claim
-from factory.datasets.composition import is_composition, source_licence
+from factory.datasets.claim import CLAIM, Claim
+from factory.datasets.composition import (
+    is_composition,
+    load_composition,
+    source_digest,
+    source_licence,
+)
+from factory.datasets.feed import counted
 from factory.datasets.licences import strictest
-from factory.datasets.manifest import committed
+from factory.datasets.manifest import MANIFEST, committed, load_manifest
 from factory.datasets.provenance import licence_of, sha256_file
 from factory.datasets.store import Store
 from factory.diffusion.files import RANDOM_INIT
@@ -27,6 +33,7 @@ from factory.tracking import Run
 
 RECIPE = "recipe.json"
 RECORD = "training.json"
+DIGESTS = "content_digests"  # of a training's datasets, in their order
 DONE = "done.json"  # written last, when the same command has nothing left to do
 TRAINING = Claim(
     RECIPE,
@@ -45,7 +52,12 @@ def kept(store: Store, recipe: Trained) -> Trained:
 
 
 def check_output(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
-    """Raise InputError, naming the fields, if the output is the training of another recipe."""
+    """Compare the output with a recipe and, if its training has a record, with the data now.
+
+    Raises:
+        InputError: the output is the training of another recipe (the fields are named), or the
+            datasets have changed since they were read.
+    """
     found = TRAINING.read(store)
     if found is not None:
         if found.get("kind") != recipe.kind:
@@ -55,6 +67,72 @@ def check_output(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
         differing = TRAINING.differing(began, recipe.model_dump(mode="json"))
         if differing:
             raise TRAINING.another(store, differing)
+        _check_read(store, recipe)
+
+
+def _check_read(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
+    """Raise InputError if the datasets are not those that the output's record states.
+
+    Shards are read only if a part of a dataset was trained on, or if there are other images now.
+    """
+    stated = json.loads(store.read(RECORD)) if store.exists(RECORD) else {}
+    data, stores = recipe.data, [Store(url) for url in recipe.data.urls()]
+    there = all(is_composition(one) or one.exists(CLAIM) for one in stores)
+    if "images" not in stated or not there:  # not stated before 0.2; or the data is gone
+        return
+    digests = [source_digest(one) for one in stores]
+    alike = stated.get(DIGESTS, digests) == digests
+    whole = data.identities is None and data.images_each is None
+    if whole and alike and stated["images"] == _images(stores):
+        return
+    found = counted(data.urls(), data.identities, data.images_each)
+    check_data_read(store, stated, data_read(recipe, *found))
+
+
+def _images(stores: Sequence[Store]) -> int | None:
+    """Return how many images datasets and compositions state; None if one is not finished."""
+    total = 0
+    for store in stores:
+        if is_composition(store):
+            total += load_composition(store).images_with_repeats
+        elif store.exists(MANIFEST):
+            total += load_manifest(store).totals.kept
+        else:
+            return None
+    return total
+
+
+def data_read(recipe: TrainRecipe | FRRecipe, images: int, identities: int) -> dict[str, Any]:
+    """Return what a training's checkpoints and record state of the data that it reads.
+
+    Args:
+        recipe: the recipe of the training.
+        images: images of an epoch.
+        identities: people among them.
+    """
+    digests = [source_digest(Store(url)) for url in recipe.data.urls()]
+    return {DIGESTS: digests, "images": images, "identities": identities}
+
+
+def check_data_read(store: Store, stated: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise InputError if a training read other data than there is now.
+
+    Args:
+        store: the output of the training.
+        stated: what a checkpoint or record of it states; what is missing there is not compared.
+        now: what `data_read` returns now.
+    """
+    if any(stated.get(name, value) != value for name, value in now.items()):
+        raise InputError(
+            f"--out {store.url}: was trained on {_described(stated)}, and the dataset has changed "
+            f"since: it gives {_described(now)} now; another --out, or deleting that folder, "
+            "trains it again"
+        )
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    digests = f" (content digest {', '.join(data[DIGESTS])})" if DIGESTS in data else ""
+    return f"{data['images']:,} images of {data['identities']:,} identities{digests}"
 
 
 def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:

@@ -27,7 +27,14 @@ from factory.training.centres import Centres
 from factory.training.checkpoint import STATE
 from factory.training.engines import check_engine, make_engine, micro_batches
 from factory.training.faults import explained
-from factory.training.output import RECORD, check_data, claim, licence
+from factory.training.output import (
+    RECORD,
+    check_data,
+    check_data_read,
+    claim,
+    data_read,
+    licence,
+)
 from factory.training.progress import Curve
 from factory.training.schedules import learning_rate, total_steps
 from factory.training.workers import Worker, launch
@@ -137,12 +144,13 @@ def run(
         The record in `training.json` on rank 0 of a finished training; else an empty dictionary.
 
     Raises:
-        InputError: the recipe does not fit its data.
+        InputError: the recipe does not fit its data, or its data has changed since the checkpoint.
         FaultError: a loss or gradient is not finite, or memory is too small.
     """
     check(recipe)
     inherited = licence(recipe)
     feed = _feed(recipe, worker)
+    read = data_read(recipe, len(feed), feed.classes)
     total, per_epoch = total_steps(recipe.schedule, feed.steps_per_epoch), feed.steps_per_epoch
     gpu = worker.device.type == "cuda"
     hardware.set_up(recipe.engine.threads, gpu, recipe.engine.precision)
@@ -152,6 +160,8 @@ def run(
     progress = Curve(recipe.name, total, recipe.schedule.batch_size, per_epoch, worker)
     step = checkpoint.agreed(store) or 0
     held = checkpoint.load(store, step) if step else None
+    if held is not None:
+        check_data_read(store, held[STATE].get("data", {}), read)
     engine = make_engine(recipe, backbone, worker.device, held[STATE] if held else None)
     if held is not None:
         centres.restore([part for name, part in held.items() if name.startswith(CENTRES)])
@@ -161,7 +171,7 @@ def run(
         return centres.loss(engine.module(part[0]), part[1])
 
     def save() -> None:
-        state = engine.state() | {"progress": progress.state()}
+        state = engine.state() | {"progress": progress.state(), "data": read}
         parts = {f"{CENTRES}{worker.rank:05d}.pt": centres.state()}
         if worker.rank == 0:
             parts[STATE] = state
@@ -195,7 +205,7 @@ def run(
     if worker.rank > 0:
         return {}
     _publish(recipe, store, whole, inherited)
-    return _record(recipe, store, feed, progress, inherited)
+    return _record(recipe, store, read, progress, inherited)
 
 
 def _feed(recipe: FRRecipe, worker: Worker) -> Feed:
@@ -234,7 +244,7 @@ def _publish(recipe: FRRecipe, store: Store, whole: dict[str, Tensor], inherited
 
 
 def _record(
-    recipe: FRRecipe, store: Store, feed: Feed, progress: Curve, inherited: str
+    recipe: FRRecipe, store: Store, read: dict[str, Any], progress: Curve, inherited: str
 ) -> dict[str, Any]:
     last = progress.curve[-1]
     record = {
@@ -242,8 +252,7 @@ def _record(
         "licence": inherited,
         "steps": progress.total,
         "epochs": last["epoch"],
-        "images": len(feed),
-        "identities": feed.classes,
+        **read,
         "loss": last["loss"],
         "seconds": last["seconds"],
         "images_per_second": round(

@@ -1,11 +1,15 @@
 """The command line is frozen: each job has these flags and no others."""
 
 import argparse
+import errno
+import importlib
+import os
 import re
 import resource
 import shlex
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import ready
 
 from factory.__main__ import names
 from factory.commands import cli
+from factory.datasets.store import write_file
 from factory.recipe import FaultError, InputError, errors, load
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +179,31 @@ def test_entry_points_are_short(job: str) -> None:
     assert len((ROOT / "jobs" / f"{job}.py").read_text().splitlines()) < ENTRY_POINT_LINES
 
 
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return each command's parser."""
+    made: dict[str, argparse.ArgumentParser] = {}
+    with pytest.MonkeyPatch.context() as patched:
+        for name in names():
+            patched.setattr(cli, "run", lambda parser, job, name=name: made.update({name: parser}))
+            importlib.import_module(f"factory.commands.{name}").main()
+    return made
+
+
+def test_what_names_an_output_is_refused_where_ray_would_delete_it(
+    parsers: dict[str, argparse.ArgumentParser],
+) -> None:
+    """The types of local outputs are used for nothing else; an output may be a URL as well."""
+    written = {
+        action.dest
+        for parser in parsers.values()
+        for action in parser._actions
+        if action.type in (cli.file, cli.local) or str(action.help).startswith("also write")
+    }
+    assert {"out", "to", "json", "embeddings", "centres", "onnx", "materialise"} <= written
+    assert written <= set(cli.OUTPUTS)
+
+
 def outcome(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
     def job(_: object) -> None:
         if error is not None:
@@ -196,6 +226,63 @@ def test_exit_codes_are_0_1_2_and_stand_in_the_last_line(
     assert code == errors.WRONG_INPUT and said.endswith("seed: missing (exit code 2)\n")
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "code", "said"),
+    [
+        (errno.ENOSPC, "/d/x", 1, "/d/x: No space left on device; the same command goes on when"),
+        (errno.ENOSPC, None, 1, "a disk: No space left on device; "),
+        (errno.EDQUOT, "/d/x", 1, "/d/x: Disk quota exceeded; "),
+        (errno.EROFS, "/d/x", 1, "/d/x: Read-only file system; "),
+        (errno.EACCES, "/d/x", 2, "/d/x: Permission denied; accepted is a path that this user may"),
+        (errno.EPERM, b"/d/x", 2, "/d/x: Operation not permitted; accepted is a path that this"),
+        (errno.EISDIR, "/d/x", 2, "/d/x: Is a directory; accepted is a file"),
+        (errno.EEXIST, "/d/x", 2, "/d/x: File exists; accepted is a folder, or a path that is"),
+        (errno.ENOTDIR, "/d/x", 2, "/d/x: Not a directory; accepted is a path below folders"),
+        (errno.ENAMETOOLONG, "x" * 300, 2, f"{'x' * 60}...: a name or path of 300 characters; "),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], number: int, name: str | bytes | None, code: int, said: str
+) -> None:
+    error = OSError(number, os.strerror(number), name)
+    told = outcome(error, capsys)
+    assert told[0] == code
+    assert told[1].startswith(f"error: {said}") and told[1].endswith(f"(exit code {code})\n")
+    assert told[1].count("\n") == 1
+
+
+def test_other_errors_of_the_system_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (
+        OSError(errno.EIO, "Input/output error", "/d/x"),
+        PermissionError(errno.EPERM, "Operation not permitted"),  # of a process, not of a path
+        OSError("the store does not answer"),
+    ):
+        made = cli.parser("A job.")
+        made.parse_args = lambda *_: argparse.Namespace(overrides=[])  # type: ignore[method-assign]
+        with pytest.raises(OSError) as caught:
+            cli.run(made, partial(throw, error))
+        assert caught.value is error
+
+
+def throw(error: Exception, _: object) -> None:
+    raise error
+
+
+def test_a_full_device_is_named_by_the_flag_that_asked_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The kernel names no file where a write to an open one fails."""
+    made = cli.parser("A job.")
+    given = argparse.Namespace(overrides=[], to="/dev/full")
+    made.parse_args = lambda *_: given  # type: ignore[method-assign]
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(made, lambda arguments: write_file(arguments.to, b"a page"))
+    assert capsys.readouterr().err == (
+        "error: --to /dev/full: No space left on device; the same command goes on when there is "
+        "room to write (exit code 1)\n"
+    )
+
+
 def test_a_job_without_a_recipe_refuses_set(capsys: pytest.CaptureFixture[str]) -> None:
     made = cli.parser("A job.", url="a dataset")
     given = argparse.Namespace(url="x", overrides=["seed=1"])
@@ -213,6 +300,37 @@ def test_set_is_repeatable_and_argparse_agrees_on_2() -> None:
     with pytest.raises(SystemExit) as stopped:
         made.parse_args(["r.yaml", "--unknown"])
     assert stopped.value.code == errors.WRONG_INPUT
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "few"])
+@pytest.mark.parametrize(
+    ("job", "flag"),
+    [
+        *(("compare", flag) for flag in ("--seeds", "--identities", "--images-each")),
+        ("demo", "--seeds"),
+        *(("measure", flag) for flag in ("--identities", "--images-each")),
+        ("prepare", "--size"),
+        ("train_attributes", "--identities"),
+        ("train_diffusion", "--max-steps"),
+    ],
+)
+def test_a_count_of_nothing_is_refused_before_the_work(
+    job: str,
+    flag: str,
+    count: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def begun(*given: object) -> None:
+        raise AssertionError(f"{job} has begun")
+
+    made = importlib.import_module(f"factory.commands.{job}")
+    monkeypatch.setattr(made, "job", begun)
+    monkeypatch.setattr(sys, "argv", [job, *(["x"] * len(POSITIONAL[job])), f"{flag}={count}"])
+    with pytest.raises(SystemExit) as stopped:
+        made.main()
+    assert stopped.value.code == errors.WRONG_INPUT
+    assert f"argument {flag}: {count}: accepted is 1 or more" in capsys.readouterr().err
 
 
 def seconds(*arguments: str) -> float:

@@ -1,20 +1,39 @@
 """Rows of datasets: what may stand side by side, and the whole job at sizes of nothing."""
 
+import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faces import make_pool
 from PIL import Image
 
-from factory.commands.chain import BENCHMARKS, JUDGE
-from factory.commands.comparison import Share, Size, check_sizes, named_datasets, sizes, table
+from factory.cluster import connect
+from factory.commands import compare
+from factory.commands.chain import BENCHMARKS, JUDGE, trained_at, training_sets
+from factory.commands.comparison import (
+    Share,
+    Size,
+    check_sizes,
+    check_trained,
+    feature_network,
+    named_datasets,
+    sizes,
+    table,
+)
 from factory.datasets.feed import Feed
+from factory.datasets.store import Store
+from factory.evaluation.features import load_features
 from factory.recipe import FRRecipe, InputError, load, local_path
+from factory.recognition import recognizers
 from factory.recognition.recognizers import load_recognizer
+from factory.training.output import RECORD, claim, data_read
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = ("schedule.steps=4", "schedule.batch_size=8")
@@ -81,9 +100,64 @@ def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path:
         check_sizes(made, larger, judge, local_path(BENCHMARKS))
     with pytest.raises(InputError, match=r"benchmark age_gap, in recipe desk: 64 x 64 pixels"):
         check_sizes({}, larger, judge, local_path(BENCHMARKS))
+    network = replace(load_features(JUDGE), name="net", size=48)
+    with pytest.raises(InputError, match=r"made, in features net: 64 x 64 .* takes 48 x 48"):
+        check_sizes(made, recipe, judge, local_path(BENCHMARKS), network)
     small = {"small": make_pool(tmp_path / "small", 3, 2, size=32)}
     with pytest.raises(InputError, match=r"small, under the judge .*: 32 x 32 pixels"):
         check_sizes(small, recipe, judge, local_path(BENCHMARKS))
+
+
+def test_a_row_whose_dataset_changed_is_refused_before_others_are_trained(tmp_path: Path) -> None:
+    rows = {name: make_pool(tmp_path / name, 4, 3) for name in ("real", "made")}
+    recipe, sets = "jobs/recipes/desk/fr/desk.yaml", ("engine.precision=float32", *SMALLEST)
+    asked = (tmp_path / "out", rows, (1, 2), recipe, sets, Share(3, 2), False)
+    check_trained(*asked)
+    own = training_sets(rows["made"], 1, Share(3, 2).sets, sets, False)
+    trained, store = load(recipe, own), Store(trained_at(tmp_path / "out", "made", 1))
+    assert isinstance(trained, FRRecipe)
+    claim(store, trained)
+    store.write(RECORD, json.dumps(data_read(trained, 6, 3)).encode())
+    check_trained(*asked)
+    shutil.rmtree(rows["made"])
+    make_pool(tmp_path / "made", 4, 3, world=1)
+    with pytest.raises(InputError, match=r"out/fr/made/seed1: was trained on 6 images of 3 .*1\)"):
+        check_trained(*asked)
+    asked = (*asked[:5], Share(3, 1), False)
+    with pytest.raises(InputError, match=r"another recipe: data\.images_each is 2 there, 1 here"):
+        check_trained(*asked)
+
+
+def test_a_judge_without_the_layer_for_diversity_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = (make_pool(tmp_path / name, 3, 2, size=64) for name in ("studio", "made"))
+    judge, load_judge = load_recognizer(JUDGE), recognizers.load_recognizer
+
+    def loaded(reference: str, *how: Any) -> Any:
+        return judge if reference.startswith("onnx:") else load_judge(reference, *how)
+
+    def begun(address: str) -> None:
+        raise AssertionError("the comparison has begun")
+
+    monkeypatch.setattr(recognizers, "load_recognizer", loaded)
+    monkeypatch.setattr(connect, "connect", begun)
+    given = argparse.Namespace(
+        recipe="jobs/recipes/desk/fr/desk.yaml", overrides=[], real=real, dataset=[made],
+        out=str(tmp_path / "out"), seeds=1, judge="onnx:theirs.onnx", r=0.3, features="",
+        benchmarks=BENCHMARKS, identities=None, images_each=None, unequal=False, resize=False,
+        address="", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        compare.job(given)
+    for words in ("--judge onnx:theirs.onnx: has no layer2", "--features chooses another"):
+        assert words in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    given.features = "onnx:theirs.onnx#layer2"
+    with pytest.raises(InputError, match=r"--features 'onnx:theirs\.onnx#layer2': no layer of"):
+        compare.job(given)
+    assert feature_network("onnx:theirs.onnx", JUDGE).location == JUDGE
+    assert feature_network(JUDGE, "").location == f"{JUDGE}#layer2"
 
 
 def test_the_table_leaves_out_what_does_not_exist() -> None:

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import patches
+import pytest
+
+from factory.commands.export import read_measured
+from factory.recipe import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +47,13 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
         assert done.returncode == 2 and said in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[" * 100_000, b"[]"])
+def test_a_file_of_measures_that_is_none_is_one_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"--measured .*; accepted is a file of measure\.py"):
+        read_measured(str(tmp_path / "m.json"))
 
 
 def test_exporting_imports_neither_torch_nor_ray(tmp_path: Path) -> None:

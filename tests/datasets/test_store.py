@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -114,6 +115,17 @@ def test_an_address_of_no_kind(url: str) -> None:
 def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be a folder"), Store(tmp_path / "file").lock("x"):
+        pass
+
+
+def test_a_disk_that_takes_no_folder_is_no_wrong_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), Store(tmp_path / "new").lock("x"):
         pass
 
 

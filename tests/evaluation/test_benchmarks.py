@@ -81,6 +81,14 @@ def test_only_whole_benchmarks_of_the_same_settings_are_finished(tmp_path: Path)
     assert not finished(folder, **SETTINGS)
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_is_no_folder_of_benchmarks(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"file.* cannot be a folder: "):
+        write_benchmarks(tmp_path / "file" / below, **SETTINGS, say=lambda line: None)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.ray
 def test_tasks_write_the_files_of_one_process(tmp_path: Path, ray_cluster) -> None:
     one, many = tmp_path / "one", tmp_path / "many"

@@ -75,6 +75,40 @@ def test_a_group_of_one_kind_has_no_rates_of_the_other():
     assert fair.groups["impostor"].tar is None
 
 
+@pytest.mark.parametrize(("pairs", "wrong"), [(1, 1), (2, 0)])
+def test_a_pair_or_two_resolve_no_gap(pairs, wrong):
+    """All wrong or all right is no group without an error."""
+    same = np.tile([True, False], 500)
+    distances = np.where(same, 0.5, 1.5)
+    groups = ["few"] * pairs + ["many"] * (1000 - pairs)
+    distances[:wrong] = 2.0
+    distances[20:980:48] = 2.0  # 2 of 100 of the others
+    fair = by_group(Distances.of("toy", distances, same), groups)
+    assert fair.gap == pytest.approx(0.98 if wrong else 0.02, abs=2e-3)
+    assert not fair.gap_resolved
+    share = (pairs - wrong + 2) / (pairs + 4)
+    error = np.sqrt(share * (1 - share) / (pairs + 4))
+    assert fair.groups["few"].accuracy_error == pytest.approx(error) and error > 0.1
+
+
+@pytest.mark.parametrize(("wrong", "resolves"), [(1, False), (10, True)])
+def test_groups_that_are_all_right_or_all_wrong_have_an_error(wrong, resolves):
+    same = np.tile([True, False], 500)
+    distances = np.where(same, 0.5, 1.5)
+    distances[0 : 2 * wrong : 2] = 2.0
+    fair = by_group(Distances.of("toy", distances, same), ["a"] * 100 + ["b"] * 900)
+    assert fair.groups["b"].accuracy == 1.0 and fair.groups["b"].accuracy_error > 0
+    assert (fair.gap, fair.gap_resolved) == (pytest.approx(wrong / 100), resolves)
+
+
+def test_pairs_without_a_threshold_at_far_are_in_no_share_there():
+    same = np.arange(100) < 93  # all impostors are in the last fold, so that it has no threshold
+    found = Distances.of("toy", np.where(same, 0.5, 1.5), same)
+    fair = by_group(found, ["a"] * 90 + ["b"] * 10)
+    assert (fair.groups["a"].tar, fair.groups["b"].tar) == (1.0, None)
+    json.dumps(fair.as_dict(), allow_nan=False)
+
+
 def test_files_of_both_kinds_say_the_same(tmp_path):
     images = ["x", "x", "x", "y", "", "y"]
     (tmp_path / "g.json").write_text(json.dumps({"toy": {"images": images}}))
@@ -101,12 +135,17 @@ def test_files_of_both_kinds_say_the_same(tmp_path):
         ("g.csv", "benchmark,pair,group\ntoy,1,a\n"),
         ("g.csv", "benchmark,pair,group\ntoy,0,a\ntoy,0,b\n"),
         ("g.csv", "benchmark,pair,group\ntoy,x,a\n"),
+        ("g.csv", f"benchmark,pair,group\ntoy,0,{'a' * 200_000}\n"),
+        ("g.json", "[" * 100_000),
+        ("g.json", "\xff" * 10_000),
+        ("g.csv", "\xff" * 10_000),
     ],
 )
 def test_other_files_are_refused(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=r"--groups .*accepted is a \.csv"):
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"--groups .*accepted is a \.csv") as caught:
         read_groups(tmp_path / name)
+    assert len(str(caught.value)) < 1000
 
 
 def test_counts_must_agree():

@@ -157,6 +157,9 @@ def test_outcome_prints_switches_and_what_is_unresolved(tmp_path, name):
         (lambda f: (f / "loose_crop" / "3.jpg").unlink(), r"no image .*3\.jpg"),
         (lambda f: (f / "loose_crop" / "3.jpg").write_bytes(b"\xff\xd8\xff"), "cannot be read"),
         (lambda f: edit(f, "face_tid_mid", lambda t: t.replace(" ", " x", 1)), "line 1.*2 numbers"),
+        (lambda f: edit(f, "face_tid_mid", lambda t: t.replace(" ", " " + 30 * "9", 1)), "line 1"),
+        (lambda f: edit(f, "face_tid_mid", lambda t: "\xff" + t), "accepted is a list in UTF-8"),
+        (lambda f: edit(f, "template_pair_label", lambda t: "\xff" + t), "template label"),
         (lambda f: edit(f, "name_5pts_score", lambda t: t[t.index("\n") + 1 :]), "other images"),
         (lambda f: edit(f, "template_pair_label", lambda t: t + "10 999 0\n"), r"template \[999\]"),
         (lambda f: edit(f, "template_pair_label", lambda t: t + "10 11 2\n"), "0 and 1"),
@@ -173,7 +176,7 @@ def test_a_release_that_is_not_whole_is_refused(tmp_path, spoil, message):
 
 def edit(folder, kind, change):
     path = folder / "meta" / f"ijbc_{kind}.txt"
-    path.write_text(change(path.read_text()))
+    path.write_text(change(path.read_text()), encoding="latin-1")
 
 
 def test_switches_are_read_as_they_are_printed():

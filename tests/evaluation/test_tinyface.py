@@ -81,6 +81,9 @@ def test_folders_and_lists_give_the_same(tmp_path):
         (lambda f: (f / "Probe" / "1_2.jpg").write_bytes(b"no image"), "cannot be read"),
         (lambda f: (f / "probe.csv").write_text("name\nx\n"), "columns file and identity"),
         (lambda f: (f / "probe.csv").write_text("file,identity\nx.jpg,1\n"), "missing"),
+        (lambda f: (f / "probe.csv").write_text("identity,file\n1,x.jpg\n2\n"), "each line with"),
+        (lambda f: (f / "probe.csv").write_bytes(b"file,identity\n\xff.jpg,1\n"), "CSV in UTF-8"),
+        (lambda f: (f / "probe.csv").write_text(f"file\n{'x' * 200_000}\n"), "CSV in UTF-8"),
     ],
 )
 def test_a_set_that_is_not_whole_is_refused(tmp_path, spoil, message):

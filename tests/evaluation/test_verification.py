@@ -140,6 +140,26 @@ def test_tar_at_far_interpolates_the_threshold(monkeypatch):
     assert not evaluated(distances, same).tar_resolved
 
 
+def test_tar_does_not_know_the_order_of_the_pairs():
+    """A list of pairs has all genuine ones first, as somebody wrote it."""
+    same = np.arange(20_000) < 10_000
+    rng = np.random.default_rng(0)
+    distances = np.clip(np.where(same, 0.6, 1.9) + rng.normal(0, 0.25, len(same)), 0, 4)
+    order = rng.permutation(len(same))
+    listed, drawn = evaluated(distances, same), evaluated(distances[order], same[order])
+    assert 0.9 < drawn.tar < 1 and listed.tar == pytest.approx(drawn.tar, abs=2e-3)
+    assert 0 < listed.tar_std < 0.01 and listed.tar_resolved
+
+
+def test_a_fold_whose_other_folds_have_no_impostor_has_no_tar():
+    same = np.arange(100) < 93  # all impostors are in the last fold
+    distances = np.where(same, np.linspace(0.2, 0.6, 100), 1.5)
+    found = verification.Distances.of("toy", distances, same)
+    assert np.isnan(found.far_thresholds[90:]).all()
+    assert not np.isnan(found.far_thresholds[:90]).any()
+    assert (evaluated(distances, same).tar, evaluated(distances, same).tar_std) == (1.0, 0.0)
+
+
 def test_bin_round_trip_and_equal_content_equal_bytes(tmp_path):
     images, same = faces(12)
     sha256 = verification.write_bin(tmp_path / "a.bin", images, same)

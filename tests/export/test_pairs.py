@@ -108,6 +108,9 @@ def test_groups_are_read_from_json_and_csv(tmp_path: Path) -> None:
     assert read_identity_groups(tmp_path / "g.json") == right
     assert read_identity_groups(tmp_path / "g.csv") == right
     (tmp_path / "bad.csv").write_text("who,group\n3,a\n")
-    for name in ("bad.csv", "none.json"):
+    (tmp_path / "long.csv").write_text(f"identity,group\n3,{'a' * 200_000}\n")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+    for name in ("bad.csv", "long.csv", "deep.json", "bytes.json", "none.json"):
         with pytest.raises(InputError, match=r"--groups .*; accepted is a \.json"):
             read_identity_groups(tmp_path / name)

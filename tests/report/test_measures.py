@@ -186,6 +186,52 @@ def test_trainings_of_one_recipe_are_seeds_of_one_row(dataset):
     assert f"{100 * np.mean(averages):.2f} ± {100 * np.std(averages, ddof=1):.2f}" in text
 
 
+def of(weights, average=None, **accuracies):
+    """Return an evaluation of the recognizer desk, with the sha256 of its weights."""
+    accuracies = {name: {"accuracy": value} for name, value in accuracies.items()}
+    values = [result["accuracy"] for result in accuracies.values()]
+    average = sum(values) / len(values) if average is None else average
+    who = {"name": "desk", "sha256": weights * 64}
+    return {"recognizer": who, "benchmarks": accuracies, "average": average}
+
+
+def test_files_of_one_recognizer_are_one_training():
+    seen = [of("a", lfw=0.9), of("a", hard=0.6, harder=0.3), of("a", lfw=0.9)]
+    files = {f"{n}.json": one for n, one in enumerate(seen)}
+    row = sorted_measures("d", files)["benchmarks"]["desk"]
+    assert row == {"average": [pytest.approx(0.6)], "lfw": [0.9], "hard": [0.6], "harder": [0.3]}
+    twice = sorted_measures("d", {"measures/x.json": seen[0], "x.json": seen[0]})
+    assert twice["benchmarks"]["desk"] == {"average": [0.9], "lfw": [0.9]}
+    seeds = sorted_measures("d", {**files, "b.json": of("b", lfw=0.8, hard=0.5, harder=0.2)})
+    assert seeds["benchmarks"]["desk"]["average"] == [pytest.approx(0.6), pytest.approx(0.5)]
+    assert seeds["benchmarks"]["desk"]["lfw"] == [0.9, 0.8]
+
+
+def test_groups_of_one_evaluation_given_twice_are_shown_once():
+    one, other = evaluated(0), evaluated(0)
+    one["recognizer"] = other["recognizer"] = {"name": "desk", "sha256": "a" * 64}
+    assert list(sorted_measures("d", {"a": one, "b": other})["fairness"]) == ["desk, toy"]
+    other["benchmarks"]["toy"]["fairness"] = {}  # by other groups
+    assert list(sorted_measures("d", {"a": one, "b": other})["fairness"])[1:] == ["desk, toy (b)"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (of("a", lfw=0.9), of("b", hard=0.6),
+         "a.json and b.json: two trainings of recognizer desk on unlike benchmarks, (lfw) and "
+         "(hard); accepted are the same ones of each"),
+        (of("a", lfw=0.9), of("b", lfw=0.6, hard=0.5), "(lfw) and (hard, lfw)"),
+        (of("a", lfw=0.9), of("a", lfw=0.6),
+         "a.json and b.json: recognizer desk has accuracy 0.9 and 0.6 on benchmark lfw; accepted"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_averaged_is_one_error(one, other, words):
+    with pytest.raises(InputError) as caught:
+        sorted_measures("d", {"a.json": one, "b.json": other})
+    assert words in str(caught.value)
+
+
 def test_files_of_one_name_in_several_folders_stand_side_by_side():
     files = {f"{folder}/x.json": evaluated(seed) for seed, folder in enumerate("abc")}
     found = sorted_measures("d", files)["fairness"]

@@ -1,6 +1,7 @@
 """The diffusion training loop: resuming changes nothing, Ray changes nothing, outputs are kept."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,19 @@ def test_interrupted_and_whole_trainings_are_equal(dataset: str, tmp_path: Path)
     again = diffusion.run(asked, part)
     assert same(tmp_path / "whole", tmp_path / "part")
     assert losses(again) == losses(whole) and len(losses(whole)) == 12
+
+
+def test_other_data_at_the_same_place_is_not_gone_on_with(tmp_path: Path) -> None:
+    data = make_pool(tmp_path / "d", 4, 4, size=SIZE)
+    asked, store = recipe(data), Store(tmp_path / "part")
+    store.write(RECIPE, canonical(asked).encode())
+    diffusion.run(asked, store, max_steps=1)
+    check_output(store, asked)
+    shutil.rmtree(data)
+    make_pool(tmp_path / "d", 5, 4, size=SIZE)  # as --extend leaves it
+    for again in (diffusion.run, lambda recipe, store: check_output(store, recipe)):
+        with pytest.raises(InputError, match=r"16 images of 4 .* gives 20 images of 5"):
+            again(asked, store)
 
 
 def test_a_gpu_trains_and_resumes_as_a_cpu_does(dataset: str, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,6 +101,24 @@ def test_interrupted_and_whole_runs_are_equal(dataset, tmp_path):
     assert len(losses(whole)) == 12
     first, second = weights(whole), weights(halves)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_other_data_at_the_same_place_is_not_gone_on_with(tmp_path):
+    data = make_pool(tmp_path / "d", 6, 4, size=SIZE)
+    asked = recipe(data, schedule={"name": "cosine", "steps": 3, "batch_size": 8},
+                   checkpoint={"every_steps": 1})  # fmt: skip
+    whole, part = Store(tmp_path / "whole"), Store(tmp_path / "part")
+    claim(whole, asked)
+    record = run(asked, whole)
+    assert record["content_digests"] == [f"{0:016x}"]
+    run(asked, part, stop_after=1)
+    shutil.rmtree(data)
+    make_pool(tmp_path / "d", 6, 4, size=SIZE, world=1)
+    said = r"out .*{}: was trained on 24 images of 6 .*\(content digest 0+\).* digest 0+1\) now"
+    with pytest.raises(InputError, match=said.format("part")):
+        run(asked, part)
+    with pytest.raises(InputError, match=said.format("whole")):
+        recognition.train(asked, whole.url, lambda row: None)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
