@@ -13,6 +13,7 @@ from factory.datasets.claim import write_claim
 from factory.datasets.manifest import COMMIT, TAR, merge, shard_file
 from factory.datasets.store import Store
 from factory.datasets.tar import write_tar
+from factory.generation.identities import Bank, save_block
 from factory.plan import Shard, sample_key, shards
 from factory.recipe import GenerateRecipe, parse
 
@@ -78,10 +79,12 @@ def make_dataset(
 def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, **how: Any) -> str:
     """Write a finished dataset, with claim and manifest, and return its address.
 
-    Its content digest follows from `world`, which decides what its people look like; `how` goes to
+    Its content digest follows from `world`, which decides what its people look like. `source` is
+    that of its identities, and `candidates` are those that its bank kept. The rest of `how` goes to
     `make_dataset`, but for `licence`.
     """
     digest, per = f"{world:016x}", how.pop("per", 8)
+    source, candidates = how.pop("source", "blobs"), how.pop("candidates", ())
     licence = how.pop("licence", "CC0-1.0")
     make_dataset(folder, identities, images_each, world=world, per=per, digest=digest, **how)
     recipe = parse(
@@ -92,7 +95,7 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
             "system": "blobs",
             "licence": licence,
             "image": {"size": how.get("size", 32)},
-            "identities": {"count": identities, "images_each": images_each, "source": "blobs"},
+            "identities": {"count": identities, "images_each": images_each, "source": source},
             "shard": {"identities": per},
             "workers": {"max": 1},
             "cost": {"seconds_per_image": [0.01, 0.02], "source": "a test"},
@@ -100,6 +103,11 @@ def make_pool(folder: Path, identities: int, images_each: int, world: int = 0, *
     )
     assert isinstance(recipe, GenerateRecipe)
     store = Store(folder)
+    if candidates:
+        kept = np.array(candidates)
+        save_block(
+            store, Bank(np.eye(len(kept), dtype="f4"), kept, candidates[-1] + 1, {}), 0, digest
+        )
     write_claim(store, recipe, digest, ())
     merge(store, shards(recipe))
     return str(folder)

@@ -30,6 +30,7 @@ from factory.datasets.decode import decode
 from factory.datasets.index import Copies, Index, index, ranks
 from factory.datasets.licences import strictest
 from factory.datasets.manifest import COMPOSED, DatasetManifest, load_manifest
+from factory.datasets.people import People
 from factory.datasets.provenance import Model, licence_of
 from factory.datasets.store import Store
 from factory.recipe import ComposeRecipe, InputError, PoolView, Weights, digest
@@ -113,24 +114,35 @@ def compose(
         _opened(name, recipe.pools[name]) for name in sorted(recipe.pools) if shares[name] != 0
     ]
     _refuse_repeated(pools)
-    recognizer = _Recognizer(recipe, load)
+    recognizer, people = _Recognizer(recipe, load), People(pools)
     taken: dict[str, Chosen] = {}
     for pool in sorted(pools, key=lambda pool: bool(pool.view.identities_of)):
         base = pool.view.identities_of
-        among = None
-        if base:
-            other = next((other for other in pools if other.name == base), None)
-            if other is None:
-                raise TooFewError(
-                    f"recipe field pools.{pool.name}.identities_of: {base} has no share of "
-                    f"{recipe.images} images; raise images or its weight"
-                )
-            among = np.unique(other.index.labels[taken[base].rows])
+        if base and base not in taken:
+            raise TooFewError(
+                f"recipe field pools.{pool.name}.identities_of: {base} has no share of "
+                f"{recipe.images} images; raise images or its weight"
+            )
+        others: tuple[str, ...] = () if base else people.shared(pool.name, taken)
+        free = people.of(pool.name, base, taken[base].rows) if base else None
+        if others:
+            free = people.besides(pool.name, {name: taken[name].rows for name in others})
         cosines = _cosines(pool, recognizer, say) if pool.view.centre_band else None
-        taken[pool.name] = select(
-            pool.name, pool.view, recipe.seed, pool.index, shares[pool.name], among, cosines
-        )
-    table = _table(pools, taken)
+        try:
+            taken[pool.name] = select(
+                pool.name, pool.view, recipe.seed, pool.index, shares[pool.name], free, cosines
+            )
+        except TooFewError as error:
+            if not others:
+                raise
+            raise TooFewError(
+                f"{error}; people whom {', '.join(others)} has already are not counted, unless "
+                "identities_of gives both one label"
+            ) from None
+        if others:
+            said = f"pool {pool.name} draws the same people as {', '.join(others)}"
+            say(f"{said}, so it gives others than these do")
+    table = _table(pools, taken, people)
     sink = io.BytesIO()
     pq.write_table(table, sink)
     made = _described(recipe, pools, taken, table, sink.getvalue(), recognizer)
@@ -353,16 +365,16 @@ def _criteria(view: PoolView) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _table(pools: list[OpenPool], taken: dict[str, Chosen]) -> pa.Table:
+def _table(pools: list[OpenPool], taken: dict[str, Chosen], people: "People") -> pa.Table:
     """Return the index: pools by name, images by key, labels by pool and then identity."""
     first: dict[str, int] = {}
-    people: dict[str, np.ndarray] = {}
+    met: dict[str, np.ndarray] = {}
     count = 0
     for pool in pools:
         if not pool.view.identities_of:
-            people[pool.name] = np.unique(pool.index.labels[taken[pool.name].rows])
+            met[pool.name] = np.unique(pool.index.labels[taken[pool.name].rows])
             first[pool.name] = count
-            count += len(people[pool.name])
+            count += len(met[pool.name])
     parts = []
     for pool in pools:
         rows, found = taken[pool.name].rows, pool.index
@@ -375,7 +387,7 @@ def _table(pools: list[OpenPool], taken: dict[str, Chosen]) -> pa.Table:
             pa.array(np.zeros(len(rows), np.int32)), pa.array([pool.name])
         )
         columns = {
-            "label": first[base] + np.searchsorted(people[base], identity),
+            "label": first[base] + np.searchsorted(met[base], people.labels(pool.name, base)[rows]),
             "pool": name,
             "shard": shard,
             "key": pa.array([key.decode() for key in found.keys[rows].tolist()]),

@@ -53,6 +53,7 @@ from factory.recipe.parts import (
     Weights,
     Workers,
 )
+from factory.recipe.people import SPLITS, people_of
 from factory.recipe.precision import (
     R,
     kept_precision,
@@ -79,6 +80,7 @@ __all__ = [
     "KINDS",
     "OPTIONS",
     "SCREENS",
+    "SPLITS",
     "Address",
     "Addresses",
     "AttributeRule",
@@ -135,6 +137,7 @@ __all__ = [
     "load",
     "local_path",
     "parse",
+    "people_of",
     "precision_field",
     "prefix_of",
     "public",

@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from factory.recipe import SPLITS
 from factory.seeding import generator, seed64
 from factory.studio.head import load_head
 
-SPLITS = ("train", "judge", "gallery", "test", "synthetic")
 WORLD_SEED = 20260  # the root seed of the studio; another value is another world
 PRIMES = (
     2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,

@@ -18,7 +18,7 @@ from faces import make_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.datasets.compose import budget, compose, select
+from factory.datasets.compose import TooFewError, budget, compose, select
 from factory.datasets.composition import (
     COMPOSITION,
     INDEX,
@@ -185,6 +185,35 @@ def test_identities_of_another_pool_share_its_labels(pools, tmp_path) -> None:
     assert taken(tmp_path) == {("again", n, n): 1 for n in range(4)} | {
         ("all", n, n): 3 for n in range(4)
     }
+
+
+def test_no_person_gets_two_labels_where_pools_draw_the_same_people(tmp_path) -> None:
+    # The second's bank dropped candidates 1 and 3, so that its labels are other people's numbers.
+    kept = [0, 2, 4, 5, 6, 7]
+    urls = {
+        "a": make_pool(tmp_path / "a", 6, 2, world=1, source="gallery"),
+        "b": make_pool(tmp_path / "b", 6, 2, world=2, source="gallery", candidates=kept),
+        "c": make_pool(tmp_path / "c", 6, 2, world=3, source="train"),
+    }
+    said: list[str] = []
+    views = {name: {"url": url, "images_each": 2} for name, url in urls.items()}
+    views["a"] |= {"identities": 3}  # candidates 0, 1 and 2
+    made = compose(recipe(pools=views), Store(tmp_path / "all"), said.append)
+    of = {"a": range(6), "b": kept, "c": range(100, 106)}
+    labels = {(pool, of[pool][n]): label for pool, n, label in taken(tmp_path / "all")}
+    assert sorted(candidate for pool, candidate in labels if pool == "b") == [4, 5, 6, 7]
+    assert len({candidate for _, candidate in labels}) == len(labels) == made.identities == 13
+    assert said == ["pool b draws the same people as a, so it gives others than these do"]
+    # In one label: each of the two pools' images of a person.
+    views["b"] = {"url": urls["b"], "identities_of": "a"}
+    compose(recipe(pools=views), Store(tmp_path / "one"))
+    found = {(pool, of[pool][n]): label for pool, n, label in taken(tmp_path / "one")}
+    assert {key: label for key, label in found.items() if key[0] != "c"} == {
+        ("a", 0): 0, ("a", 1): 1, ("a", 2): 2, ("b", 0): 0, ("b", 2): 2,
+    }  # fmt: skip
+    views["b"] = {"url": urls["b"], "identities": 5}
+    with pytest.raises(TooFewError, match="only 4 qualify; people whom a has already are not"):
+        compose(recipe(pools=views), Store(tmp_path / "few"))
 
 
 def test_least_images_leaves_out_people_with_fewer(pools, tmp_path) -> None:
