@@ -27,6 +27,7 @@ from factory.recipe import (
     digest,
     kept_precision,
     parse,
+    people_of,
     stated_precision,
 )
 from factory.tracking import Run
@@ -151,12 +152,26 @@ def claim(store: Store, recipe: TrainRecipe | FRRecipe) -> None:
 
 
 def check_data(recipe: TrainRecipe | FRRecipe) -> None:
-    """Raise InputError if there is no dataset where the recipe says; reads no image."""
+    """Refuse data that is not there, or that would give a person two labels; reads no image.
+
+    Raises:
+        InputError: there is no dataset where the recipe says, or two draw the same people.
+    """
+    met: dict[str, str] = {}
     for store in map(Store, recipe.data.urls()):
-        if not is_composition(store) and not committed(store):
+        if is_composition(store):
+            continue
+        if not committed(store):
             raise InputError(
                 f"recipe field data.train: {store.url} holds no committed shards; it must be the "
                 "folder or URL of a dataset or composition"
+            )
+        people = people_of(load_manifest(store).recipe) if store.exists(MANIFEST) else ""
+        if people and met.setdefault(people, store.url) != store.url:
+            raise InputError(
+                f"recipe field data.train: {met[people]} and {store.url} draw the same people "
+                f"({people}), each of whom would get two labels; accepted is a composition of both "
+                "(factory compose)"
             )
 
 

@@ -14,6 +14,7 @@ from factory.datasets.store import Store
 from factory.recipe import FRRecipe, InputError, TrainRecipe, load, parse
 from factory.training.output import (
     RECORD,
+    check_data,
     check_data_read,
     check_output,
     claim,
@@ -146,3 +147,13 @@ def test_what_a_training_did_not_state_is_not_compared(tmp_path: Path) -> None:
     store.write(RECORD, json.dumps({"steps": 5}).encode())  # train_diffusion's from before
     store.write("recipe.json", json.dumps(asked.model_dump(mode="json")).encode())
     check_output(store, asked)
+
+
+def test_two_datasets_of_the_same_people_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    one = make_pool(tmp_path / "one", 2, 2, world=1, source="gallery")
+    two = make_pool(tmp_path / "two", 2, 2, world=2, source="gallery")
+    other = make_pool(tmp_path / "other", 2, 2, world=3, source="train")
+    check_data(training([one, other]))
+    check_data(training(two))
+    with pytest.raises(InputError, match=r"one and .*two draw the same people \(studio gallery\)"):
+        check_data(training([one, other, two]))
