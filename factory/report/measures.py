@@ -37,7 +37,7 @@ def read_measures(store: Store, files: Iterable[str]) -> dict[str, dict[str, Any
     for name, text in texts.items():
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{name}: not JSON ({error}); accepted is {ACCEPTED}") from None
         if not isinstance(content, dict):
             raise InputError(f"{name}: accepted is {ACCEPTED}")
