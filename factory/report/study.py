@@ -22,6 +22,7 @@ from factory.report.sweep import Axis, shown
 from factory.search.results import SWEEP, chance, is_sweep, load, trend
 
 RESOLVED = 0.05
+CHANCE = 5  # decimals that a study keeps of a chance
 TITLE = 60  # characters that fit above a plot
 
 
@@ -53,9 +54,9 @@ def gathered(store: Store) -> dict[str, Any]:
         "pairs": finished[0].get("pairs"),  # of each benchmark, which all trials share
         "rows": sorted(rows, key=lambda row: -row["accuracy"]),
         "not_finished": {s: states.count(s) for s in sorted(set(states)) if s != "finished"},
-        "chance": None if p is None else round(p, 5),
+        "chance": None if p is None else round(p, CHANCE),
         "resolved": None if p is None else p < RESOLVED,
-        "trend": along and {"tau": round(along[0], 3), "chance": round(along[1], 5)},
+        "trend": along and {"tau": round(along[0], 3), "chance": round(along[1], CHANCE)},
         **{key: sweep.get(key) for key in ("front", "overhead", "startup_seconds", "runs")},
     }
 
@@ -110,7 +111,7 @@ def verdict(study: Mapping[str, Any]) -> str:
     if study["chance"] is not None:
         said = (
             f"Best and worst point lie {span:.2f} points apart over {len(study['seeds'])} seeds; "
-            f"that any differ is {word} (one-way analysis of variance, p = {study['chance']:.2g})."
+            f"that any differ is {word} (one-way analysis of variance, {_p(study['chance'])})."
         )
     if study["trend"] is None:
         return said
@@ -118,8 +119,13 @@ def verdict(study: Mapping[str, Any]) -> str:
     word = "resolved" if p < RESOLVED else "not resolved"
     return (
         f"{said} That accuracy {'rises' if tau > 0 else 'falls'} along the axis is {word} "
-        f"(Kendall's tau {tau:.2f}, p = {p:.2g}, a point counted once)."
+        f"(Kendall's tau {tau:.2f}, {_p(p)}, a point counted once)."
     )
+
+
+def _p(chance: float) -> str:
+    """Return a chance, which a study keeps to `CHANCE` decimals, as text."""
+    return f"p = {chance:.2g}" if chance else f"p < {10.0**-CHANCE:.0e}"
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:

@@ -29,6 +29,8 @@ def test_a_study_keeps_finished_trials_best_first_and_counts_the_others(tmp_path
     # Means 71, 72, 73, 76 of two seeds, 2 points apart: F(3, 4) = 28 / 3 / 2 = 4.67, p = 0.0855.
     assert study["chance"] == pytest.approx(0.0855, abs=1e-3)
     assert study["resolved"] is False and "any differ is not resolved" in text
+    assert "p = 0.085)" in text
+    assert "p < 1e-05)" in verdict(study | {"chance": 0.0, "resolved": True})
 
 
 def test_of_a_single_ordered_axis_the_trend_is_told(tmp_path):
