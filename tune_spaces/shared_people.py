@@ -11,7 +11,8 @@ POOLS = {
     "idiff_face": Pool(
         f"{RECIPES}/idiff_face.yaml", "identities.count=400", "identities.images_each=16"
     ),
-    "dcface": Pool(f"{RECIPES}/dcface.yaml"),
+    # More people, because the other systems' banks pass over some whom this one takes.
+    "dcface": Pool(f"{RECIPES}/dcface.yaml", "identities.count=300"),
     "cemiface": Pool(f"{RECIPES}/cemiface.yaml"),
     "id3": Pool(f"{RECIPES}/id3.yaml"),
 }

@@ -17,9 +17,10 @@ from factory.datasets.composition import is_composition, load_composition, read_
 from factory.datasets.feed import images_of
 from factory.datasets.index import Reader
 from factory.datasets.manifest import load_manifest
+from factory.datasets.people import candidates
 from factory.datasets.store import Store
 from factory.evaluation.verification import FOLDS, write_bin
-from factory.recipe import InputError
+from factory.recipe import InputError, people_of
 from factory.seeding import generator, seed64
 
 TRIES = 200  # draws of an impostor before the fold counts as too small
@@ -112,7 +113,8 @@ def write_pairs(
         to: the `.bin` file to write; it replaces an older one.
         pairs, folds, seed, groups: as in `choose_pairs`.
         skip: leave out the first N identities, which a training with `data.identities: N` saw.
-        without: a composition; its identities of this dataset are left out.
+        without: a composition; its identities of this dataset are left out, and those people whom
+            its other pools draw from the same source.
 
     Raises:
         InputError: as `choose_pairs`; or there is no dataset, `without` holds none of its images,
@@ -235,16 +237,24 @@ def _impostors(
 
 
 def _used(store: Store, without: Store) -> np.ndarray:
-    """Return the identities of a dataset that a composition holds."""
+    """Return the identities of a dataset whom a composition's images show, by whichever pool."""
     if is_composition(store):
         raise InputError(f"--without {without.url}: accepted with a dataset, not a composition")
-    composition = load_composition(without)
-    digest = load_manifest(store).content_digest
-    rows = read_rows(without, composition)
-    pools = [n for n, p in enumerate(rows.pools) if composition.pools[p].content_digest == digest]
-    if not pools:
+    composition, manifest = load_composition(without), load_manifest(store)
+    rows, source = read_rows(without, composition), people_of(manifest.recipe)
+    used = []
+    for number, name in enumerate(rows.pools):
+        pool, identities = composition.pools[name], rows.identity[rows.pool == number]
+        other = Store(pool.url)
+        if pool.content_digest == manifest.content_digest:
+            used.append(np.unique(identities))
+        elif source and people_of(load_manifest(other).recipe) == source:
+            labels = np.unique(images_of(store).labels)
+            shown = np.isin(candidates(store, labels), candidates(other, np.unique(identities)))
+            used.append(labels[shown])
+    if not used:
         raise InputError(
             f"--without {without.url}: this composition holds no image of {store.url}: no pool of "
-            "it has that dataset's content digest"
+            "it has that dataset's content digest, or draws the same people"
         )
-    return np.unique(rows.identity[np.isin(rows.pool, pools)])
+    return np.unique(np.concatenate(used))

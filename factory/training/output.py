@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from factory.datasets.claim import CLAIM, Claim
+from factory.datasets.claim import CLAIM, Claim, read_claim
 from factory.datasets.composition import (
     is_composition,
     load_composition,
@@ -157,22 +157,33 @@ def check_data(recipe: TrainRecipe | FRRecipe) -> None:
     Raises:
         InputError: there is no dataset where the recipe says, or two draw the same people.
     """
+    urls = recipe.data.urls()
     met: dict[str, str] = {}
-    for store in map(Store, recipe.data.urls()):
-        if is_composition(store):
-            continue
-        if not committed(store):
+    for store in map(Store, urls):
+        if not is_composition(store) and not committed(store):
             raise InputError(
                 f"recipe field data.train: {store.url} holds no committed shards; it must be the "
                 "folder or URL of a dataset or composition"
             )
-        people = people_of(load_manifest(store).recipe) if store.exists(MANIFEST) else ""
-        if people and met.setdefault(people, store.url) != store.url:
-            raise InputError(
-                f"recipe field data.train: {met[people]} and {store.url} draw the same people "
-                f"({people}), each of whom would get two labels; accepted is a composition of both "
-                "(factory compose)"
-            )
+        for people in _people(store) if len(urls) > 1 else ():
+            if met.setdefault(people, store.url) != store.url:
+                raise InputError(
+                    f"recipe field data.train: {met[people]} and {store.url} draw the same people "
+                    f"({people}), each of whom would get two labels; accepted is one composition "
+                    "of all (factory compose)"
+                )
+
+
+def _people(store: Store) -> set[str]:
+    """Return from whom a dataset, or the pools of a composition, draw their people."""
+    if is_composition(store):
+        pools = [Store(pool.url) for pool in load_composition(store).pools.values()]
+        return set().union(*(_people(pool) for pool in pools))
+    if store.exists(MANIFEST):
+        recipe = load_manifest(store).recipe
+    else:
+        recipe = read_claim(store)["recipe"] if store.exists(CLAIM) else {}
+    return {people} if (people := people_of(recipe)) else set()
 
 
 def finished(store: Store) -> dict[str, Any] | None:

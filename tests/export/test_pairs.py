@@ -101,6 +101,20 @@ def test_what_a_composition_holds_is_left_out(store: Store, tmp_path: Path) -> N
         write_pairs(other, tmp_path / "x.bin", 20, without=view)
 
 
+def test_people_whom_another_pool_of_a_composition_shows_are_left_out(tmp_path: Path) -> None:
+    kept = tuple(n for n in range(40) if n % 5)  # the second's bank dropped every fifth candidate
+    one = make_pool(tmp_path / "one", 40, 3, world=1, source="gallery")
+    two = make_pool(tmp_path / "two", 32, 3, world=2, source="gallery", candidates=kept)
+    pools = {"one": {"url": one, "identities": 10}, "train": {"url": make_pool(
+        tmp_path / "train", 9, 3, world=3, source="train")}}  # fmt: skip
+    raw = {"kind": "compose", "name": "view", "seed": 1, "pools": pools}
+    compose(parse(raw), Store(tmp_path / "view"))  # type: ignore[arg-type]
+    view = Store(tmp_path / "view")
+    # Candidates 0 to 9 are the composition's, and eight of them are the second's first labels.
+    left_out = write_pairs(Store(two), tmp_path / "a.bin", 40, without=view)
+    assert left_out.sha256 == write_pairs(Store(two), tmp_path / "b.bin", 40, skip=8).sha256
+
+
 def test_groups_are_read_from_json_and_csv(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text(json.dumps({"3": "a", "4": "b"}))
     (tmp_path / "g.csv").write_text("identity,group\n3,a\n4,b\n")

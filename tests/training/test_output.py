@@ -157,3 +157,10 @@ def test_two_datasets_of_the_same_people_are_refused_and_others_are_not(tmp_path
     check_data(training(two))
     with pytest.raises(InputError, match=r"one and .*two draw the same people \(studio gallery\)"):
         check_data(training([one, other, two]))
+    raw = {"kind": "compose", "name": "view", "seed": 1, "pools": {"a": {"url": one}}}
+    compose(parse(raw), Store(tmp_path / "view"))  # type: ignore[arg-type]
+    view = str(tmp_path / "view")
+    check_data(training([view, other]))
+    Store(two).delete("manifest.json")  # as while it is being made
+    with pytest.raises(InputError, match=r"view and .*two draw the same people \(studio gallery\)"):
+        check_data(training([view, two]))
