@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -28,6 +28,7 @@ LABELS = (
     *("label", "labels", "identity", "identity_id", "class", "class_id", "person", "person_id"),
     *("subject", "subject_id", "id", "name", "target"),
 )
+NUMBERS = ("index", "idx", "key", "number", "record")
 LISTS = (".lst", ".txt", ".csv", ".tsv", ".json")
 ACCEPTED_LIST = (
     "accepted are lines of a path and a label (CSV, TSV, .lst, .txt), with or without a line that "
@@ -105,6 +106,11 @@ class Labels:
         """
         if all(row.key is not None for row in self.rows):
             by_key = {row.key: row for row in self.rows}
+            if len(by_key) < len(self.rows):
+                twice = Counter(row.key for row in self.rows).most_common(1)[0][0]
+                raise InputError(
+                    f"{self.what}: more than one line of record {twice}; accepted is one of each"
+                )
             lost = next((key for key in keys if key not in by_key), None)
             if lost is not None:
                 raise InputError(
@@ -120,9 +126,11 @@ class Labels:
                 "is a line for each, or lines that begin with a record's number"
             )
         labels, taken = [row.label for row in rows], "labels"
-        folders = [PurePosixPath(_plain(row.path)).parent.name for row in rows]
+        folders = [_folder(row.path) for row in rows]
         if len(set(labels)) == 1 and len(set(folders)) > 1 and all(folders):
-            labels, taken = folders, "folders"
+            labels = folders
+        if labels == folders:
+            taken = "folders"
         return labels, [f"labels are the {taken} of {self.what}"]
 
 
@@ -259,7 +267,7 @@ def _rows(text: str, name: str, what: str, wanted: dict[str, str]) -> Iterator[R
         key, path, label = _named_columns(head, lines, named, what)
     else:
         key, path, label = _found_columns(lines, what)
-    width = max(path, label, -1 if key is None else key)
+    width = max(path, *(column for column in (key, label) if column is not None), 0)
     for number, cells in lines:
         if len(cells) <= width:
             raise InputError(
@@ -267,7 +275,9 @@ def _rows(text: str, name: str, what: str, wanted: dict[str, str]) -> Iterator[R
             )
         at = f"{what}: the label of line {number}"
         yield Row(
-            None if key is None else int(cells[key]), cells[path], label_text(cells[label], at)
+            None if key is None else int(cells[key]),
+            cells[path],
+            _folder(cells[path]) if label is None else label_text(cells[label], at),
         )
 
 
@@ -302,7 +312,10 @@ def _named_columns(
         raise InputError(
             f"{what}: no column of {lacks} among {', '.join(map(shown, head))}; {ACCEPTED_LIST}"
         )
-    return None, path, label
+    key = _first(head, NUMBERS)
+    if key in (path, label) or (key is not None and not _numbers(lines, key)):
+        key = None
+    return key, path, label
 
 
 def _first(head: list[str], names: Sequence[str], but: int | None = None) -> int | None:
@@ -311,8 +324,14 @@ def _first(head: list[str], names: Sequence[str], but: int | None = None) -> int
     )
 
 
-def _found_columns(lines: list[tuple[int, list[str]]], what: str) -> tuple[int | None, int, int]:
-    """Return the columns of number, path and label of lines that do not name them."""
+def _found_columns(
+    lines: list[tuple[int, list[str]]], what: str
+) -> tuple[int | None, int, int | None]:
+    """Return the columns of number, path and label of lines that do not name them.
+
+    There is no label in lines of a record's number and a path (DCFace's `list.txt`): the path's
+    folder is it.
+    """
     path = _path_column(lines)
     width = min(len(cells) for _, cells in lines)
     if path is None or width < 2:
@@ -320,10 +339,26 @@ def _found_columns(lines: list[tuple[int, list[str]]], what: str) -> tuple[int |
             f"{what}: line {lines[0][0]} is {shown(' '.join(lines[0][1]))!r}; {ACCEPTED_LIST}"
         )
     others = [column for column in range(width) if column != path]
-    key = None
-    if len(others) > 1 and all(re.fullmatch(r"[0-9]{1,18}", cells[0]) for _, cells in lines):
-        key = others.pop(0)
-    return key, path, others[0]
+    if len(others) > 1:
+        key = others.pop(0) if _numbers(lines, 0) else None
+        return key, path, others[0]
+    numbered = others[0] < path and _numbers(lines, others[0])
+    if numbered and len({cells[others[0]] for _, cells in lines}) == len(lines) > 1:
+        folders = {_folder(cells[path]) for _, cells in lines}
+        if len(folders) > 1 and "" not in folders:
+            return others[0], path, None
+    return None, path, others[0]
+
+
+def _numbers(lines: list[tuple[int, list[str]]], column: int) -> bool:
+    """Tell whether a column holds whole numbers alone."""
+    return all(
+        len(cells) > column and re.fullmatch(r"[0-9]{1,18}", cells[column]) for _, cells in lines
+    )
+
+
+def _folder(path: str) -> str:
+    return PurePosixPath(_plain(path)).parent.name
 
 
 def _path_column(lines: list[tuple[int, list[str]]]) -> int | None:

@@ -169,3 +169,9 @@ class TrainRecipe(Part):
     precompute: Precompute | None = Field(
         default=None, description="Actors that make latents and embeddings; null: each worker does."
     )
+
+    @model_validator(mode="after")
+    def _keeps_labels(self) -> "TrainRecipe":
+        if self.data.shuffle_labels:
+            raise ValueError("data.shuffle_labels is true; accepted with a recipe of kind fr alone")
+        return self

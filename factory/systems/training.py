@@ -281,9 +281,10 @@ class DenoiserTraining(Trainable):
         urls = tuple(data.urls())
         some = (data.identities, data.images_each)
         feed = Feed(urls, 1, CACHE_SEED, recipe.image.size, *some, resize=data.resize)
-        held = {url: source_digest(Store(url)) for url in urls}
+        held: Any = [[url, source_digest(Store(url))] for url in urls]  # rows follow their order
+        size = [recipe.image.size] if data.resize else []
         digests = {
-            "data": digest([held, *some, data.resize]),
+            "data": digest([dict(held) if len(urls) == 1 else held, *some, data.resize, *size]),
             "teacher": named(recipe, "teacher"),
         }
         space = "images"

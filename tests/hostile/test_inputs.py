@@ -570,6 +570,22 @@ LISTS = [
         "labels are the folders of list.txt",
     ),
     prepare(
+        "DCFace's list of numbers and paths",
+        recorded(
+            [0.0] * 6,
+            {"list.txt": "".join(f"{i}\t{i // 2}/{i}.jpg\n" for i in range(6)).encode()},
+        ),
+        0,
+        "6 images of 3 identities",
+        "labels are the folders of list.txt",
+    ),
+    prepare(
+        "two lines of one record",
+        recorded([0.0] * 2, {"list.txt": b"0\tx/0.jpg\t3\n1\tx/1.jpg\t4\n1\ty/2.jpg\t5\n"}),
+        2,
+        "more than one line of record 1",
+    ),
+    prepare(
         "an .lst beside records",
         recorded(
             [0.0] * 4,

@@ -243,6 +243,12 @@ def test_fewest_workers_are_at_most_as_many_as_most() -> None:
         parse(GENERATE | {"workers": {"max": 2, "min": 0}})
 
 
+def test_labels_are_shuffled_for_recognizers_alone() -> None:
+    assert load(ROOT / "jobs/recipes/desk/fr/desk.yaml", ["data.shuffle_labels=true"])
+    with pytest.raises(InputError, match=r"data.shuffle_labels is true; accepted with a recipe of"):
+        load(ROOT / "jobs/recipes/desk/train/cemiface.yaml", ["data.shuffle_labels=true"])
+
+
 def test_a_shipped_recipe_is_found_by_its_name_wherever_a_command_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,3 +179,23 @@ def test_nothing_is_made_ahead_where_nothing_can_be(asked: dict[str, TrainRecipe
         lines(recipe.model_copy(update={"weights": random}))
     with pytest.raises(InputError, match=r"precompute: an autoencoder .* accepted is none"):
         lines(recipe.model_copy(update={"system": "autoencoder"}))
+
+
+def test_what_rows_are_and_what_they_hold_names_examples(tmp_path: Path) -> None:
+    files = tiny.save_frozen(tmp_path)
+    one = make_pool(tmp_path / "one", 3, 2, size=tiny.SIZE)
+    two = make_pool(tmp_path / "two", 3, 2, world=1, size=tiny.SIZE)
+
+    def named(train: Any, size: int = tiny.SIZE, **data: Any) -> str:
+        recipe = tiny.training("dcface", files, train, tiny.DCFACE)
+        made = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+        training = DCFaceTraining(made, Place(0, 1, tmp_path / "cache"))
+        training.recipe = made.model_copy(
+            update={"image": made.image.model_copy(update={"size": size})}
+        )
+        source = training.source()
+        source.feed.close()
+        return source.digests["data"]
+
+    assert named(one) == named((one,)) != named((one, two)) != named((two, one))
+    assert named(one, resize=True) != named(one, resize=True, size=tiny.SIZE // 2)
