@@ -12,6 +12,8 @@ degrees / 90 and years / 100; the network is IDiff-Face's, with an MLP in place 
 phi sees x0-hat as the autoencoder decodes it, not clipped.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from factory.datasets.provenance import checked_sha256
 from factory.diffusion.examples import embed
+from factory.diffusion.files import RANDOM_INIT, read_metadata
 from factory.diffusion.sampling import Given, Predict
 from factory.diffusion.schedule import Noising
 from factory.diffusion.unet import UNet, UNetConfig
@@ -35,7 +38,7 @@ from factory.systems.sampling import DiffusionSystem, SamplingOptions
 from factory.systems.training import DenoiserBatch, Drawn, IdentityLoss
 
 BINS = 24
-DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first part of an attribute's unit
+DIVISORS = {"degrees": 90.0, "years": 100.0}  # by the first word of an attribute's unit
 SMALL = 1e-12
 READ = 256  # images in one call of a predictor
 
@@ -379,8 +382,32 @@ class ID3Training(IDiffFaceTraining):
             self.values = self.data.truth
         known = [STUDIO.get(name) for name in names]  # names mean the same for every reader
         self.mirrored = np.array([one.mirrored if one else 1 for one in known], np.float32)
-        units = [one.unit.split(",")[0] if one else "" for one in known]
+        units = [re.split("[ ,]", one.unit)[0] if one else "" for one in known]
         self.divisors = np.array([DIVISORS.get(unit, 1.0) for unit in units], np.float32)
+        for part in ("start", "denoiser"):
+            self._learned(part)
+
+    def _learned(self, part: str) -> None:
+        """Take the divisors of the denoiser that this training continues or follows.
+
+        Raises:
+            InputError: its attributes are others, or in another order.
+        """
+        weights, names = self.recipe.weights.get(part), list(self.options.attributes)
+        if weights is None or weights.location == RANDOM_INIT:
+            return
+        config = json.loads(read_metadata(weights, part, "denoiser")["config"])
+        held = [checked(Histogram, raw, "denoiser file: attributes.")
+                for raw in config.get("attributes", [])]  # fmt: skip
+        if part == "start" and len(held) != len(names):
+            return  # its layer for them does not fit and begins anew
+        if [one.name for one in held] != names:
+            raise InputError(
+                f"recipe field options.attributes: {', '.join(names)}; the denoiser of "
+                f"weights.{part} accepts: {', '.join(one.name for one in held) or 'none'}, in this "
+                "order"
+            )
+        self.divisors = np.array([one.divisor for one in held], np.float32)
 
     def given(self, y: np.ndarray, flip: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return [y; s], float32 [B, D + A], of examples or of their mirror images."""

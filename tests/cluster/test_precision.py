@@ -205,7 +205,7 @@ def test_a_sweep_settles_once_and_its_folder_keeps_it(
     settled_as = book.precision(2, print)
     assert settled_as == {"generate": "float32", "fr": "float32"} and asked == ["generate", "fr"]
     book.space = replace(space, precision=settled_as)
-    book.claim("run", 2)
+    book.claim("run", 2, {})
     trial = book.space.trial(0, space.draw(0), "pools")
     assert trial.fr.engine.precision == "float32"
     assert {recipe.sampler.dtype for recipe, _ in trial.pools.values()} == {"float32"}  # type: ignore[union-attr]

@@ -24,8 +24,9 @@ from factory.recipe import ComposeRecipe, FaultError, InputError, parse
 @pytest.fixture
 def composed(tmp_path: Path) -> tuple[Store, Composition]:
     """Two pools with equal keys; one is seen twice, the other gives two images an identity."""
-    for name, count, content in (("one", 6, "1" * 16), ("two", 9, "2" * 16)):
-        identities = {"count": count, "images_each": patches.SLOTS, "source": "train"}
+    given = (("one", 6, "1" * 16, "train"), ("two", 9, "2" * 16, "gallery"))
+    for name, count, content, source in given:
+        identities = {"count": count, "images_each": patches.SLOTS, "source": source}
         changes = {"identities": identities, "name": name, "content": content}
         patches.make(tmp_path / name, tmp_path / "work", **changes)
     recipe = parse(

@@ -1,6 +1,7 @@
 """ID3's formulas against independent computations, and the system on a few thousand weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -383,6 +384,50 @@ def test_a_student_of_two_steps_is_learned_and_sampled(
     assert drawn(loaded(few, options=options, sampler=SAMPLER)).shape == (2, SIZE, SIZE, 3)
     with pytest.raises(InputError, match=r"options\.score\.gradient: cheap; .* accepts off"):
         loaded(few, options=options | {"score": {"gradient": "cheap"}}, sampler=SAMPLER)
+
+
+def test_attributes_enter_in_units_of_90_degrees_and_100_years(
+    files: dict[str, Path], dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = dict.fromkeys(("yaw", "pitch", "roll", "light_azimuth", "light_elevation"), 90.0)
+    wanted |= {"age": 100.0}
+    options = OPTIONS | {"attributes": list(STUDIO)}
+    recipe = training("id3", files, dataset, MODEL | {"context_size": DIMENSION + len(STUDIO)},
+                      options=options)  # fmt: skip
+    held = ID3Training(recipe, Place(0, 1, tmp_path))
+    held.data = SimpleNamespace(truth=np.zeros((2, len(STUDIO)), np.float32))  # type: ignore[assignment]
+    held.fits()
+    assert dict(zip(STUDIO, held.divisors.tolist(), strict=True)) == {
+        name: wanted.get(name, 1.0) for name in STUDIO
+    }
+
+
+@pytest.mark.parametrize("part", ["start", "denoiser"])
+def test_a_training_keeps_the_attributes_of_the_denoiser_before_it(
+    files: dict[str, Path], dataset: str, tmp_path: Path, part: str
+) -> None:
+    before = tmp_path / "before.safetensors"
+    config = {
+        "system": "id3",
+        "model": MODEL,
+        "process": Process(prediction="v_prediction").model_dump(),
+        "attributes": [HISTOGRAMS[0] | {"divisor": 1.0}, HISTOGRAMS[1]],
+    }
+    save_weights(before, "denoiser", UNet(UNetConfig.model_validate(MODEL)), config, {})
+    weights = located(files | {part: before}, "autoencoder", "teacher", part)
+    options = OPTIONS | ({"few": FEW, "lb": 0.7} if part == "denoiser" else {})
+
+    def loaded_with(names: list[str]) -> ID3Training:
+        recipe = training("id3", files, dataset, MODEL, options=options | {"attributes": names},
+                          weights=weights)  # fmt: skip
+        return ID3Training(recipe, Place(0, 1, tmp_path)).load()
+
+    held = loaded_with(list(NAMES))
+    assert held.divisors.tolist() == [1.0, 100.0]
+    assert [one["divisor"] for one in held.kept()["attributes"]] == [1.0, 100.0]
+    said = rf"options.attributes: age, yaw; the denoiser of weights.{part} accepts: yaw, age, in"
+    with pytest.raises(InputError, match=said):
+        loaded_with(["age", "yaw"])
 
 
 def test_a_gpu_trains_as_a_cpu_does(files: dict[str, Path], dataset: str, tmp_path: Path) -> None:
