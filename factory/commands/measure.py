@@ -46,13 +46,13 @@ def job(given: argparse.Namespace) -> None:
         )
     else:
         embedded = embed_dataset(store, recognizer, *chosen, given.resize)
+    for line in write_faces(embedded, recognizer.sha256, given.embeddings, given.centres):
+        print(line)
     radius = gallery_radius(recognizer) if given.r is None else Radius(given.r, 0.0, 0)
     found = measure(embedded, radius, tasks=given.tasks)
     numbers = {name: found[name] for name in SHOWN if found[name] is not None}
     cli.show({name: f"{numbers[name]:.6g}" if name in numbers else "unresolved" for name in SHOWN})
     print(f"{found['genuine_choice']}; {found['impostor_choice']}; under {recognizer.name}")
-    for line in write_faces(embedded, recognizer.sha256, given.embeddings, given.centres):
-        print(line)
     if real:
         how = (radius, real, given.resize, given.tasks)
         found["leakage"] = of_datasets(store, embedded, recognizer, *how)
