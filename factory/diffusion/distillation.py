@@ -253,6 +253,7 @@ def load_followed(
     stated: Callable[[dict[str, Any]], dict[str, Any]],
     wanted: dict[str, Any],
     build: Callable[[], nn.Module],
+    check: Callable[[dict[str, Any]], None],
 ) -> nn.Module:
     """Load the denoiser that a student follows, frozen.
 
@@ -261,6 +262,7 @@ def load_followed(
         stated: takes from a file's config what decides: `system`, `model` and `process`.
         wanted: the same of the student.
         build: makes its network, as the student's.
+        check: refuses a file's config whose facts the student's options do not fit.
 
     Raises:
         InputError: it is missing, a student itself, or of another system, shape or noise process.
@@ -283,6 +285,7 @@ def load_followed(
                 raise InputError(
                     f"{field} has {name} {found[name]}; accepted is what the student has, {value}"
                 )
+        check(config)
         return build()
 
     return load_denoiser(weights, built)[0]

@@ -263,6 +263,18 @@ class CemiFaceTraining(DenoiserTraining):
             self.kinds = ("embeddings", "norms")
         self.values = self.options.levels.values()
 
+    def check_followed(self, config: dict[str, Any]) -> None:
+        """Refuse levels that the teacher was not trained with."""
+        own, teacher = (
+            self.options.levels,
+            checked(Levels, config["levels"], "denoiser file: levels."),
+        )
+        if own.low < teacher.low or own.high > teacher.high:
+            raise InputError(
+                f"recipe field options.levels: {own.low} to {own.high}; accepted is what the "
+                f"denoiser that the student follows has learned, {teacher.low} to {teacher.high}"
+            )
+
     def build(self) -> nn.Module:
         """Make the denoiser."""
         return InquiryDenoiser(self.config)

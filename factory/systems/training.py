@@ -220,6 +220,13 @@ class DenoiserTraining(Trainable):
         """Return the facts about the training that sampling needs, JSON-able."""
         return {}
 
+    def check_followed(self, config: dict[str, Any]) -> None:
+        """Raise InputError if a student asks for what its teacher's file says it cannot do.
+
+        Args:
+            config: the config of the teacher's file.
+        """
+
     def _load_followed(self) -> None:
         """Load the denoiser that a student follows, from which it also starts."""
 
@@ -235,7 +242,7 @@ class DenoiserTraining(Trainable):
         own = {"model": self.recipe.model, "process": self.options.process.model_dump()}
         wanted = stated({"system": self.system, **own})
         weights = self.recipe.weights.get("denoiser")
-        followed = load_followed(weights, stated, wanted, self.build)
+        followed = load_followed(weights, stated, wanted, self.build, self.check_followed)
         self.followed = followed.to(self.device)
         self.module.load_state_dict(followed.state_dict())
 

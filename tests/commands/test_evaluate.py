@@ -82,6 +82,16 @@ def test_measure_prints_and_writes(work):
     )
 
 
+def test_embeddings_are_written_of_people_with_one_image(work):
+    make_dataset(work / "single", identities=5, images_each=1)
+    done = job(work, "measure", "single", "--recognizer", "net.safetensors",
+               "--embeddings", "single.safetensors")  # fmt: skip
+    assert done.returncode == 2
+    assert "a measurement needs two identities, and two images of one of them" in done.stderr
+    assert hashlib.sha256((work / "single.safetensors").read_bytes()).hexdigest() in done.stdout
+    assert load_file(work / "single.safetensors")["faces"].shape == (5, 16)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

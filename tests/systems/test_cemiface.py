@@ -12,10 +12,10 @@ from students import FEW, SAMPLER, drawn, taught
 from tiny import ADM, DIMENSION, generating, located, save_frozen, training
 
 from factory.diffusion.dcface import DCFaceConfig, DCFaceNet
-from factory.diffusion.files import save_weights
+from factory.diffusion.files import load_denoiser, save_weights
 from factory.diffusion.schedule import Process
 from factory.diffusion.trainable import Place
-from factory.recipe import InputError
+from factory.recipe import InputError, Weights
 from factory.systems.base import Position
 from factory.systems.cemiface import (
     CemiFace,
@@ -274,6 +274,28 @@ def test_a_student_of_two_steps_is_learned_and_sampled(
     assert drawn(loaded(files | {"denoiser": few}, sampler=SAMPLER)).shape == (2, 16, 16, 3)
     with pytest.raises(InputError, match="has learned ddim of 2 steps"):
         loaded(files | {"denoiser": few})
+
+
+def test_a_student_has_levels_that_its_teacher_learned(
+    files: dict[str, Path], dataset: str, tmp_path: Path
+) -> None:
+    module, config = load_denoiser(
+        Weights(location=str(files["denoiser"])),
+        lambda config: InquiryDenoiser(CemiFaceConfig.model_validate(config["model"])),
+    )
+    narrow = tmp_path / "narrow.safetensors"
+    save_weights(narrow, "denoiser", module, config | {"levels": {"low": 0.0, "high": 0.8}}, {})
+    weights = located(files | {"denoiser": narrow}, "autoencoder", "teacher", "denoiser")
+
+    def load(**levels: float) -> CemiFaceTraining:
+        options = {"process": OPTIONS["process"], "few": FEW, "levels": levels}
+        recipe = training("cemiface", files, dataset, MODEL, options=options, weights=weights)
+        return CemiFaceTraining(recipe, Place(0, 1, tmp_path)).load()
+
+    assert load(low=0.2, high=0.8).values.min() == 0.2
+    for wide in ({"low": -0.2, "high": 0.8}, {"low": 0.0, "high": 1.0}):
+        with pytest.raises(InputError, match=rf"levels: {wide['low']} to .* learned, 0.0 to 0.8"):
+            load(**wide)
 
 
 def test_a_gpu_trains_and_draws_as_a_cpu_does(
