@@ -2,19 +2,21 @@
 
 import json
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from factory.recipe import InputError
 from factory.search.book import Book
 from factory.search.space import OBJECTIVES, Space
 from factory.search.trial import ACCURACY
 from factory.seeding import seed64
 
 LOST = 2  # number of nodes that a trial may lose; it continues from its folder
-TPE_DRAWS = 50  # draws to find a point that was not refused; then the last one is tried anyway
+TPE_DRAWS = 50  # draws to find a point that is not refused; then the last one is tried anyway
 TPE_RANDOM = 5  # first trials that are drawn by their number, before TPE has enough results
 
 
@@ -32,10 +34,21 @@ class Suggestions(Searcher):
         number = self.todo.pop(0)
         if self.book.begun(number) is None:
             random = self.space.search != "tpe" or number < TPE_RANDOM
-            point = self.space.draw(number) if random else tpe(self.space, self.book, number)
+            point = (
+                self.space.draw(number)
+                if random
+                else tpe(self.space, self.book, number, self._makes_recipes)
+            )
             self.book.begin(self.space.trial(number, point, self.pools))
         self.book.note(number, {"asked": time.time()})
         return {"number": number}
+
+    def _makes_recipes(self, point: dict[str, Any]) -> bool:
+        try:
+            self.space.trial(0, point, self.pools)
+        except InputError:
+            return False
+        return True
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -53,12 +66,14 @@ class Suggestions(Searcher):
         """Restore nothing."""
 
 
-def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
+def tpe(
+    space: Space, book: Book, number: int, accepted: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
     """Return the point that optuna's TPE draws for a trial, given the results so far.
 
     TPE gets the values of an axis by their place, so that values may be lists. With one objective,
     stopped trials count as pruned. With several, for which optuna has no pruning, they count with
-    their last accuracy. A point that was refused is drawn again.
+    their last accuracy. A point that was refused, or that `accepted` refuses, is drawn again.
     """
     import optuna
     from optuna.distributions import (
@@ -119,7 +134,7 @@ def tpe(space: Space, book: Book, number: int) -> dict[str, Any]:
             name: axis.values[asked[name]] if isinstance(axis, Choice) else axis.kept(asked[name])
             for name, axis in space.axes.items()
         }
-        if json.loads(json.dumps(point)) not in refused:
+        if json.loads(json.dumps(point)) not in refused and accepted(point):
             break
     return point
 

@@ -25,7 +25,7 @@ from factory.search.book import Book, placeless
 from factory.search.following import Following
 from factory.search.pools import Pools
 from factory.search.results import SWEEP
-from factory.search.suggestions import scheduler, tpe
+from factory.search.suggestions import Suggestions, scheduler, tpe
 from factory.search.sweep import check_ended, check_inputs, finish, fitting, run, sweep
 from factory.search.tracked import Tracked
 
@@ -44,6 +44,10 @@ def end(book, number, point, accuracy, state="finished", curve=()):
     book.end(result | {"curve": rows, "images": 1, "generation_seconds": number})
 
 
+def any_point(point):
+    return True
+
+
 def goodness(point):
     return 0.9 - (point["x"] - 0.2) ** 2 - 0.2 * (point["kind"] == "bad")
 
@@ -58,8 +62,8 @@ def test_tpe_goes_where_results_were_good(tmp_path, objectives):
         end(book, number, point, goodness(point))
     end(book, 16, searched.draw(16), 0.1, state="stopped", curve=[0.1])
     end(book, 17, searched.draw(17), 0.0, state="refused")
-    points = [tpe(searched, book, number) for number in range(18, 34)]
-    assert points[0] == tpe(searched, Book(Store(tmp_path), searched), 18)
+    points = [tpe(searched, book, number, any_point) for number in range(18, 34)]
+    assert points[0] == tpe(searched, Book(Store(tmp_path), searched), 18, any_point)
     assert all(0 <= point["x"] <= 1 and point["band"] in ([0, 1], [1, 2]) for point in points)
     if len(objectives) == 1:
         before = [goodness(searched.draw(number)) for number in range(16)]
@@ -74,7 +78,7 @@ def test_of_several_objectives_a_stopped_trial_counts_by_its_last_accuracy(tmp_p
             end(book, number, {"x": number / 16, "kind": "good", "band": [0, 1]}, 0.5)
         for number in range(6, 12):
             end(book, number, {"x": number / 12, "kind": "bad", "band": [1, 2]}, 0.1, state)
-        drawn[state] = [tpe(searched, book, number) for number in range(12, 20)]
+        drawn[state] = [tpe(searched, book, number, any_point) for number in range(12, 20)]
     assert drawn["stopped"] == drawn["finished"] != drawn["refused"]
 
 
@@ -85,8 +89,26 @@ def test_tpe_draws_no_point_that_was_refused(tmp_path):
         end(book, number, {"kind": "good", "band": [0, 1]}, 0.9)
     end(book, 6, {"kind": "good", "band": [0, 1]}, 0.0, state="refused")
     end(book, 7, {"kind": "good", "band": [1, 2]}, 0.0, state="refused")
-    drawn = [tpe(searched, book, number) for number in range(8, 20)]
+    drawn = [tpe(searched, book, number, any_point) for number in range(8, 20)]
     assert {point["kind"] for point in drawn} == {"bad"}
+
+
+def test_tpe_draws_no_point_that_makes_no_recipe(tmp_path):
+    def composition(point):
+        return {"images": 40, "pools": {"faces": {"url": "faces", "weight": point["share"]}}}
+
+    axes = {"share": Choice(0.0, 1.0)}
+    searched = space(
+        axes=axes, composition=composition, fr=f"{ROOT}/jobs/recipes/desk/fr/desk.yaml"
+    )
+    book = Book(Store(tmp_path), searched)
+    book.claim("", 12, {})
+    for number in range(6):  # the point without a recipe looks best
+        end(book, number, {"share": float(number % 2)}, 0.9 - 0.8 * (number % 2))
+    suggestions = Suggestions(searched, book, list(range(6, 12)), "pools")
+    for number in range(6, 12):
+        assert suggestions.suggest("") == {"number": number}
+        assert book.begun(number)["point"] == {"share": 1.0}
 
 
 def test_halving_of_a_resumed_sweep_knows_earlier_reports(tmp_path):
