@@ -8,7 +8,7 @@ people that the shipped generators learned from (docs/study/README.md has the co
 these embeddings).
 """
 
-from factory.search import Asha, Choice, KnownFaces, Pool, Space
+from factory.search import Asha, Choice, KnownFaces, Pool, Real, Space
 
 RECIPES = "jobs/recipes/desk/generate"
 TEACHER = {
@@ -33,10 +33,9 @@ def composition(point):
         "studio_plain": Pool(f"{RECIPES}/studio_plain.yaml", "identities.images_each=10"),
     }
     each = {"images_each": point["images_each"], "least_images": point["images_each"]}
-    shares = {system: point[f"share_{system}"] for system in pools}
-    if not any(shares.values()):  # five zeros are even shares, too
-        shares = dict.fromkeys(pools, 1.0)
-    views = {system: pool.view(**each, weight=shares[system]) for system, pool in pools.items()}
+    views = {
+        system: pool.view(**each, weight=point[f"share_{system}"]) for system, pool in pools.items()
+    }
     views["idiff_face"].fields["centre_band"] = [-1.0, point["idiff_face_below"]]
     return {"images": 1200, "recognizer": TEACHER, "pools": views}
 
@@ -46,11 +45,11 @@ SPACE = Space(
     question="Which composition of all systems makes the best recognizer, and at what cost?",
     axes={
         **{
-            f"share_{system}": Choice(0.0, 0.3, 1.0)  # so that single systems are among the points
+            f"share_{system}": Real(0.0, 1.0, digits=2)
             for system in ("idiff_face", "dcface", "cemiface", "id3", "studio_plain")
         },
         "images_each": Choice(6, 8, 10),
-        "m": Choice([0.5, 0.84], [0.6, 0.92], [0.76, 1.0]),
+        "m": Choice([0.4, 0.76], [0.5, 0.84], [0.6, 0.92]),
         "idiff_face_below": Choice(0.76, 0.80, 1.0),
     },
     composition=composition,

@@ -16,7 +16,7 @@ from factory.search.trial import ACCURACY
 from factory.seeding import seed64
 
 LOST = 2  # number of nodes that a trial may lose; it continues from its folder
-TPE_DRAWS = 50  # draws to find a point that is not refused; then the last one is tried anyway
+TPE_DRAWS = 50  # draws to find a new point that is not refused; then the last one is taken
 TPE_RANDOM = 5  # first trials that are drawn by their number, before TPE has enough results
 
 
@@ -73,7 +73,8 @@ def tpe(
 
     TPE gets the values of an axis by their place, so that values may be lists. With one objective,
     stopped trials count as pruned. With several, for which optuna has no pruning, they count with
-    their last accuracy. A point that was refused, or that `accepted` refuses, is drawn again.
+    their last accuracy. A point is drawn again if it was refused, if `accepted` refuses it, or if
+    a trial has it already: a trial's result follows from its point.
     """
     import optuna
     from optuna.distributions import (
@@ -111,7 +112,7 @@ def tpe(
     )
     goals: Any = [f"{OBJECTIVES[name]}imize" for name in space.objectives]
     study = optuna.create_study(directions=goals, sampler=sampler)
-    refused = []
+    refused, tried = [], book.points()
     for result in book.results().values():
         if result["state"] == "refused":
             refused.append(result["point"])
@@ -128,15 +129,19 @@ def tpe(
             )
         )
     point: dict[str, Any] = {}
+    again: dict[str, Any] | None = None
     for _ in range(TPE_DRAWS):
         asked = study.ask(axes).params
         point = {
             name: axis.values[asked[name]] if isinstance(axis, Choice) else axis.kept(asked[name])
             for name, axis in space.axes.items()
         }
-        if json.loads(json.dumps(point)) not in refused and accepted(point):
-            break
-    return point
+        if (kept := json.loads(json.dumps(point))) in refused or not accepted(point):
+            continue
+        if kept not in tried:
+            return point
+        again = point
+    return again or point
 
 
 def _place(values: tuple[Any, ...], value: Any) -> int:

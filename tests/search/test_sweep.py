@@ -111,6 +111,16 @@ def test_tpe_draws_no_point_that_makes_no_recipe(tmp_path):
         assert book.begun(number)["point"] == {"share": 1.0}
 
 
+def test_tpe_draws_each_point_once_as_long_as_there_is_another(tmp_path):
+    axes = {"kind": Choice("good", "bad"), "band": Choice([0, 1], [1, 2], [2, 3])}
+    searched = space(axes=axes)
+    book, drawn = Book(Store(tmp_path), searched), []
+    for number in range(8):
+        drawn.append(json.dumps(point := tpe(searched, book, number, any_point)))
+        end(book, number, json.loads(json.dumps(point)), 0.9 if point["kind"] == "good" else 0.1)
+    assert len(set(drawn[:6])) == len(set(drawn)) == 6
+
+
 def test_halving_of_a_resumed_sweep_knows_earlier_reports(tmp_path):
     halved = space(asha=Asha(grace=1, factor=2), reports=4)
     book = Book(Store(tmp_path), halved)
