@@ -221,11 +221,7 @@ class DenoiserTraining(Trainable):
         return {}
 
     def check_followed(self, config: dict[str, Any]) -> None:
-        """Raise InputError if a student asks for what its teacher's file says it cannot do.
-
-        Args:
-            config: the config of the teacher's file.
-        """
+        """Raise InputError if a student's options do not fit the config of its teacher's file."""
 
     def _load_followed(self) -> None:
         """Load the denoiser that a student follows, from which it also starts."""
@@ -241,10 +237,9 @@ class DenoiserTraining(Trainable):
 
         own = {"model": self.recipe.model, "process": self.options.process.model_dump()}
         wanted = stated({"system": self.system, **own})
-        weights = self.recipe.weights.get("denoiser")
-        followed = load_followed(weights, stated, wanted, self.build, self.check_followed)
-        self.followed = followed.to(self.device)
-        self.module.load_state_dict(followed.state_dict())
+        asked = self.recipe.weights.get("denoiser"), stated, wanted, self.build, self.check_followed
+        self.followed = load_followed(*asked).to(self.device)
+        self.module.load_state_dict(self.followed.state_dict())
 
     def _load_frozen(self) -> None:
         recipe = self.recipe
@@ -465,10 +460,8 @@ class DenoiserTraining(Trainable):
         rows = np.arange(people)
         seeds = [seed64(0, "samples", n) for n in range(people * each)]
         low = self.recipe.engine.precision == "bfloat16"
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=low),
-        ):
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+        with torch.inference_mode(), cast:
             predict = guided(module, self.shown(module, rows.repeat(each)), 1.0)
             if self.segments is not None:
                 noise = draw_noise(seeds, self.shape, 0).to(self.device)
