@@ -162,7 +162,7 @@ def select(recipe: BankRecipe, seen: Seen) -> Selection:
     if len(rows):
         rows = rows[packed(unit(seen.embeddings[rows]), recipe.max_cosine)]
     counts["unique"] = len(rows)
-    wanted = recipe.count or len(rows)
+    wanted = recipe.count or max(len(rows), 1)
     if len(rows) < wanted:
         left = ", ".join(f"{step} {count}" for step, count in counts.items())
         raise FaultError(f"{left}: fewer than count, {wanted}; more candidates are needed")

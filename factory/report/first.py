@@ -294,8 +294,9 @@ def _quality(found: Mapping[str, Any]) -> list[Told]:
 
 
 def _screened(manifests: Mapping[str, DatasetManifest]) -> list[Told]:
-    kept = sum(one.totals.kept for one in manifests.values())
-    tried = kept + sum(sum(one.totals.reasons.values()) for one in manifests.values())
+    made = [one for name, one in manifests.items() if name != REAL] or list(manifests.values())
+    kept = sum(one.totals.kept for one in made)
+    tried = kept + sum(sum(one.totals.reasons.values()) for one in made)
     if not tried:
         return []
     share = f"{percent(kept / tried)} %"

@@ -104,7 +104,9 @@ def _facts(sweep: Mapping[str, Any], ranked: Sequence[Result], results: Sequence
     if ranked:
         spread = over_seeds(ranked[0]["accuracies"])
         sd = "" if spread.sd is None else f" +- {100 * spread.sd:.2f}"
-        facts.append(("Best", f"{100 * spread.mean:.2f}{sd}", f"% in trial {ranked[0]['number']}"))
+        facts.append(
+            ("Highest", f"{100 * spread.mean:.2f}{sd}", f"% in trial {ranked[0]['number']}")
+        )
         low = ranked[-1]["accuracy"]
         facts.append(("Lowest", f"{100 * low:.2f}", f"% in trial {ranked[-1]['number']}"))
         p = chance([result["accuracies"] for result in ranked])

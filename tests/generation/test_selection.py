@@ -106,6 +106,9 @@ def test_balanced_takes_as_many_of_each_group(seen: Seen):
 def test_too_few_and_unknown_attributes_are_named(seen: Seen):
     with pytest.raises(FaultError, match=r"unique \d+: fewer than count, 300"):
         select(recipe(count=300), seen)
+    for draw in ({}, {"draw": "random"}, {"draw": "balanced", "groups": {"gender": [0.5]}}):
+        with pytest.raises(FaultError, match="fewer than count, 1"):  # all are too similar
+            select(recipe(max_cosine=-1.0, **draw), seen)
     with pytest.raises(InputError, match=r"rules\.0\.attribute: 'beard'; accepted: glasses"):
         select(recipe(rules=[{"attribute": "beard"}]), seen)
     with pytest.raises(InputError, match="groups: 'beard'; accepted: glasses, gender"):

@@ -89,6 +89,15 @@ def test_the_judge_and_the_synthetic_faces_come_first(manifest):
     assert asked({"real": manifest}, {"quality": {"real": {"judge": judge}}})[1]["Quality"]
 
 
+def test_kept_is_of_the_synthetic_faces(manifest):
+    screened = manifest.totals.model_copy(update={"reasons": {"identity_drift": 30}})
+    synthetic = manifest.model_copy(update={"totals": screened})
+    told = asked({"synthetic": synthetic, "real": manifest})[1]
+    assert (told["Kept"].value, manifest.totals.kept) == ("50.0 %", 30)
+    assert "kept 30 of 60 images" in told["Kept"].meaning
+    assert asked({"real": manifest})[1]["Kept"].value == "100.0 %"
+
+
 def test_a_run_states_accuracy_and_gap(manifest):
     rows = {"real": {"average": [0.9, 0.92]}, "synthetic": {"average": [0.8, 0.82]}}
     results = {
