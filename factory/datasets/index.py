@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from factory.datasets.manifest import (
     MANIFEST,
     TAR,
+    check_whole,
     committed,
     load_manifest,
     load_shard_manifest,
@@ -80,6 +81,7 @@ def contents(store: Store) -> dict[str, str]:
         raise InputError(
             f"dataset {store.url}: no committed shards there; accepted is a dataset's folder or URL"
         )
+    check_whole(store, names)
     merged = load_manifest(store).shards if store.exists(MANIFEST) else ()
     known = {entry.name: entry.sha256 for entry in merged}
 

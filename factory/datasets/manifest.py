@@ -162,6 +162,21 @@ def committed(store: Store) -> set[str]:
     return whole
 
 
+def check_whole(store: Store, names: Iterable[str]) -> None:
+    """Raise InputError if a finished dataset's manifest states a shard that is not among `names`.
+
+    A dataset that is still being made has no such manifest, and one that grows has further shards.
+    """
+    if not store.exists(MANIFEST):
+        return
+    lost = sorted({entry.name for entry in load_manifest(store).shards}.difference(names))
+    if lost:
+        raise InputError(
+            f"dataset {store.url}: {MANIFEST} states {lost[0]}, which is not there ({len(lost)} "
+            "such); the command that made the dataset makes it again"
+        )
+
+
 def load_shard_manifest(store: Store, name: str) -> ShardManifest:
     """Read the manifest of a shard.
 

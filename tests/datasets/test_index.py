@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces import make_dataset
+from faces import make_dataset, make_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.datasets.index import Copies, contents, index, ranks
+from factory.datasets.manifest import load_manifest
 from factory.datasets.store import Store
+from factory.evaluation.dataset import samples
 from factory.recipe import InputError
 
 
@@ -101,3 +103,17 @@ def test_copies_of_a_remote_dataset_are_named_by_content(
 def test_ranks_count_earlier_rows(labels: list[int]) -> None:
     right = [labels[:row].count(label) for row, label in enumerate(labels)]
     assert ranks(np.array(labels, np.int64)).tolist() == right
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".json"])
+def test_a_finished_dataset_without_one_of_its_shards_is_not_read(
+    cache: Path, tmp_path: Path, suffix: str
+) -> None:
+    url = make_pool(tmp_path / "d", 10, 3)
+    store = Store(url)
+    assert len(index(store)) == sum(1 for _ in samples(store)) == 30
+    lost = load_manifest(store).shards[-1].name
+    store.delete(f"shards/{lost}{suffix}")
+    for read in (index, lambda store: next(samples(store))):
+        with pytest.raises(InputError, match=f"manifest.json states {lost}, which is not there"):
+            read(store)
