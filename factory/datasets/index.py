@@ -18,12 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.datasets.manifest import (
-    MANIFEST,
     TAR,
-    check_whole,
     committed,
-    load_manifest,
     load_shard_manifest,
+    merged_sha256,
     shard_file,
 )
 from factory.datasets.patience import in_order
@@ -81,9 +79,7 @@ def contents(store: Store) -> dict[str, str]:
         raise InputError(
             f"dataset {store.url}: no committed shards there; accepted is a dataset's folder or URL"
         )
-    check_whole(store, names)
-    merged = load_manifest(store).shards if store.exists(MANIFEST) else ()
-    known = {entry.name: entry.sha256 for entry in merged}
+    known = merged_sha256(store, names)
 
     def sha256(name: str) -> str:
         return known.get(name) or load_shard_manifest(store, name).sha256

@@ -162,19 +162,28 @@ def committed(store: Store) -> set[str]:
     return whole
 
 
-def check_whole(store: Store, names: Iterable[str]) -> None:
-    """Raise InputError if a finished dataset's manifest states a shard that is not among `names`.
+def merged_sha256(store: Store, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of each shard that a dataset's manifest states, by name.
 
     A dataset that is still being made has no such manifest, and one that grows has further shards.
+
+    Args:
+        store: the dataset.
+        names: the committed shards.
+
+    Raises:
+        InputError: the manifest is malformed, or states a shard that is not among `names`.
     """
     if not store.exists(MANIFEST):
-        return
-    lost = sorted({entry.name for entry in load_manifest(store).shards}.difference(names))
+        return {}
+    stated = {entry.name: entry.sha256 for entry in load_manifest(store).shards}
+    lost = sorted(stated.keys() - set(names))
     if lost:
         raise InputError(
             f"dataset {store.url}: {MANIFEST} states {lost[0]}, which is not there ({len(lost)} "
             "such); the command that made the dataset makes it again"
         )
+    return stated
 
 
 def load_shard_manifest(store: Store, name: str) -> ShardManifest:

@@ -265,7 +265,8 @@ def load_followed(
         check: refuses a file's config whose facts the student's options do not fit.
 
     Raises:
-        InputError: it is missing, a student itself, or of another system, shape or noise process.
+        InputError: it is missing, a student itself, or of another system, shape or noise process,
+            or `check` refuses it.
     """
     if weights is None:
         raise InputError(

@@ -124,9 +124,8 @@ class Book:
         return {result["number"]: result for result in sorted(found, key=lambda r: r["number"])}
 
     def points(self) -> list[dict[str, Any]]:
-        """Return the point of each trial that has begun or ended."""
-        files = ("trial.json", "result.json")
-        return [found["point"] for file in files for found in self._each(file)]
+        """Return the point of each trial that has begun."""
+        return [begun["point"] for begun in self._each("trial.json")]
 
     def begun(self, number: int) -> dict[str, Any] | None:
         """Return the facts that were written before a trial began; None if it never began."""

@@ -117,6 +117,7 @@ def test_tpe_draws_each_point_once_as_long_as_there_is_another(tmp_path):
     book, drawn = Book(Store(tmp_path), searched), []
     for number in range(8):
         drawn.append(json.dumps(point := tpe(searched, book, number, any_point)))
+        book.note(number, {"number": number, "point": point})
         end(book, number, json.loads(json.dumps(point)), 0.9 if point["kind"] == "good" else 0.1)
     assert len(set(drawn[:6])) == len(set(drawn)) == 6
 
